@@ -1,0 +1,218 @@
+"""The devices a user can name, their properties, and how `-device DRIVER,property=value,…` is read.
+
+The tables are the truth: what is parsed, what `-device DRIVER,help` and `vmm devices` print, and what a property is
+when nobody names it.  Names are QEMU's where QEMU has the property.  A property that QEMU has and this version does not
+is listed with the only value it can have here, so that a line written for QEMU is accepted where it means the same,
+and refused in one sentence where it does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from devices.errors import ConfigError
+
+Kind = Literal["name", "slot", "flag", "fixed"]
+
+FIRST_SLOT, LAST_SLOT = 3, 31  # PCI device numbers on bus 0; lower ones are the board's own
+DEFAULT_DEVICE = "virtio-balloon-pci,id=balloon0"
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One property: `default` as the user would write it; a "fixed" one can only have its default."""
+
+    name: str
+    kind: Kind
+    default: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A kind of device: `driver` is what the user writes, `stem` begins the names given to those without an id."""
+
+    driver: str
+    stem: str
+    summary: str
+    properties: tuple[Property, ...]
+
+    def find(self, name: str) -> Property | None:
+        return next((prop for prop in self.properties if prop.name == name), None)
+
+
+_COMMON = (
+    Property("id", "name", "", "the device's name in every answer"),
+    Property("addr", "slot", "", "PCI device number on bus 0, hexadecimal, 3 to 1f (default: the first free one)"),
+    Property("indirect_desc", "flag", "on", "offer VIRTIO_F_INDIRECT_DESC"),
+    Property("event_idx", "flag", "on", "offer VIRTIO_F_EVENT_IDX"),
+)
+_FIXED = (
+    Property("packed", "fixed", "off", "the packed ring"),
+    Property("in_order", "fixed", "off", "buffers used in the order offered"),
+    Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),
+    Property("disable-legacy", "fixed", "on", "the device is a modern one"),
+    Property("disable-modern", "fixed", "off", "the device is a modern one"),
+)
+
+MODELS = (
+    Model(
+        "virtio-balloon-pci",
+        "balloon",
+        "memory balloon: inflate, deflate, statistics",
+        (
+            *_COMMON,
+            Property(
+                "must-tell-host", "flag", "on", "offer VIRTIO_BALLOON_F_MUST_TELL_HOST (QEMU has no such property)"
+            ),
+            Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),
+            Property("deflate-on-oom", "fixed", "off", "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
+            Property("free-page-hint", "fixed", "off", "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
+            Property("page-poison", "fixed", "off", "VIRTIO_BALLOON_F_PAGE_POISON"),
+            Property("free-page-reporting", "fixed", "off", "VIRTIO_BALLOON_F_REPORTING"),
+            *_FIXED,
+        ),
+    ),
+    Model("virtio-rng-pci", "rng", "source of random bytes", (*_COMMON, *_FIXED)),
+)
+_ALIASES = {"virtio-balloon": "virtio-balloon-pci", "virtio-rng": "virtio-rng-pci"}
+_FLAGS = {"on": "on", "yes": "on", "true": "on", "off": "off", "no": "off", "false": "off"}
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """One device: `properties` are (name, value) in the order of their names: every flag of the model as "on" or "off",
+    and "addr", its PCI device number in hexadecimal."""
+
+    driver: str
+    id: str
+    properties: tuple[tuple[str, str], ...] = ()
+
+    def flag(self, name: str) -> bool:
+        """Whether the property `name` is on; KeyError when the model has no such flag."""
+        given = dict(self.properties)
+        if name in given:
+            return given[name] == "on"
+        prop = find_model(self.driver).find(name)
+        if prop is None or prop.kind not in ("flag", "fixed"):
+            raise KeyError(name)
+        return prop.default == "on"
+
+    @property
+    def slot(self) -> int:
+        """The PCI device number on bus 0."""
+        return int(dict(self.properties)["addr"], 16)
+
+
+def find_model(driver: str) -> Model:
+    """The model that a user calls `driver`.  ConfigError, with the nearest name, when there is none."""
+    name = _ALIASES.get(driver, driver)
+    for model in MODELS:
+        if model.driver == name:
+            return model
+    names = [model.driver for model in MODELS]
+    if suggest(driver, names) is None:
+        raise ConfigError(f"There is no device {driver!r}, only {' and '.join(names)}.")
+    raise ConfigError(f"There is no device {driver!r}{did_you_mean(driver, names)}")
+
+
+def parse_devices(texts: Sequence[str]) -> tuple[DeviceConfig, ...]:
+    """The devices in the order given, each with an id and a PCI address of its own.
+
+    ConfigError for two with the same id or address, or more devices than the bus has room for.
+    """
+    found: list[DeviceConfig] = []
+    for text in texts:
+        device = parse_device(text, taken=[other.id for other in found])
+        if any(other.id == device.id for other in found):
+            raise ConfigError(f"Two devices must not have the same id {device.id!r}.")
+        if device.driver == "virtio-balloon-pci" and any(other.driver == device.driver for other in found):
+            raise ConfigError(f"A machine must not have more than one balloon; {device.id!r} is the second.")
+        found.append(device)
+    return tuple(_give_addresses(found))
+
+
+def _give_addresses(devices: Iterable[DeviceConfig]) -> Iterable[DeviceConfig]:
+    """Each device with an address: the one it asked for, or the first that nobody has or asked for."""
+    devices = list(devices)
+    wanted = [dict(device.properties)["addr"] for device in devices if "addr" in dict(device.properties)]
+    for address in wanted:
+        if wanted.count(address) > 1:
+            raise ConfigError(f"Two devices must not have the same PCI address 0x{address}.")
+    free = [f"{slot:x}" for slot in range(FIRST_SLOT, LAST_SLOT + 1) if f"{slot:x}" not in wanted]
+    for device in devices:
+        properties = dict(device.properties)
+        if "addr" not in properties and not free:
+            raise ConfigError(
+                f"The PCI bus has no room for {device.id!r}: it takes {LAST_SLOT - FIRST_SLOT + 1} devices."
+            )
+        properties.setdefault("addr", free[0] if free else "")
+        if properties["addr"] in free:
+            free.remove(properties["addr"])
+        yield replace(device, properties=tuple(sorted(properties.items())))
+
+
+def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
+    """The device that `DRIVER,property=value,…` describes, without an address unless it names one.
+
+    Without an id it gets a name that is not in `taken`.
+    """
+    driver, *settings = (part.strip() for part in text.split(","))
+    model = find_model(driver)
+    values: dict[str, str] = {prop.name: prop.default for prop in model.properties if prop.kind == "flag"}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        prop = model.find(name)
+        if prop is None:
+            hint = did_you_mean(name, [known.name for known in model.properties])
+            raise ConfigError(f"{model.driver} has no property {name!r}{hint}")
+        values[name] = _parse_value(model, prop, value if equals else "on")
+    name = values.pop("id", "") or _free_name(model.stem, set(taken))
+    return DeviceConfig(model.driver, name, tuple(sorted(values.items())))
+
+
+def _parse_value(model: Model, prop: Property, text: str) -> str:
+    if prop.kind == "name":
+        if not _ID.fullmatch(text):
+            raise ConfigError(
+                f"A device's id must begin with a letter and have letters, digits, -, . and _ only, not {text!r}."
+            )
+        return text
+    if prop.kind == "slot":
+        match = _SLOT.fullmatch(text)
+        if match is None or not FIRST_SLOT <= int(match[1], 16) <= LAST_SLOT:
+            raise ConfigError(
+                f"{model.driver}: addr must be a PCI device number from 3 to 1f (hexadecimal), not {text!r}."
+            )
+        return f"{int(match[1], 16):x}"
+    value = _FLAGS.get(text.lower())
+    if value is None:
+        raise ConfigError(f"{model.driver}: {prop.name} must be on or off, not {text!r}.")
+    if prop.kind == "fixed" and value != prop.default:
+        raise ConfigError(f"{model.driver}: {prop.name} can only be {prop.default} in this version ({prop.help}).")
+    return value
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    number = 0
+    while f"{stem}{number}" in taken:
+        number += 1
+    return f"{stem}{number}"
+
+
+def suggest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `word` was probably meant to be, or None."""
+    import difflib  # only when something is wrong already
+
+    return next(iter(difflib.get_close_matches(word, list(candidates), 1, 0.6)), None)
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: "; did you mean 'X'?", or "." when nothing is near."""
+    found = suggest(word, candidates)
+    return "." if found is None else f"; did you mean {found!r}?"
