@@ -1,0 +1,42 @@
+# What this project can be asked to do.  Every target makes the environment it needs in .venv, once.
+
+GUEST ?= stats
+ARGS ?=
+PYTHON_IN_VENV := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help boot test lint bench images clean boot-environment test-environment
+
+help:
+	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
+	@echo 'make test     lint, then every test'
+	@echo 'make lint     ruff and mypy --strict'
+	@echo 'make bench    the benchmarks'
+	@echo 'make images   build firmware and guests from their sources again'
+	@echo 'make clean    remove the environment and everything that was made'
+
+boot: boot-environment
+	@$(PYTHON_IN_VENV) -m vmm boot $(GUEST) $(ARGS)
+
+test: lint
+	$(PYTHON_IN_VENV) -m pytest -n 2 $(ARGS)
+
+lint: test-environment
+	$(PYTHON_IN_VENV) -m ruff check .
+	$(PYTHON_IN_VENV) -m ruff format --check .
+	$(PYTHON_IN_VENV) -m mypy
+
+bench: test-environment
+	$(PYTHON_IN_VENV) -m pytest bench --benchmark-only $(ARGS)
+
+images: test-environment
+	$(PYTHON_IN_VENV) -m firmware.build
+	$(PYTHON_IN_VENV) -m guests.build
+
+# tools/environment does nothing when the environment is what pyproject.toml asks for.
+boot-environment test-environment: %-environment:
+	@tools/environment $*
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find vmm devices firmware guests tests -name __pycache__ -type d -prune -exec rm -rf {} +
