@@ -1,0 +1,128 @@
+"""A driver for the memory balloon (§5.5) that keeps its rules: it inflates, deflates, follows num_pages and posts
+statistics, and it knows which pages it has given away.
+
+Page frame numbers are of 4096-byte pages and may come as any iterable of integers.  The wrong things (a page outside
+RAM, an odd length) can be sent too: what a payload says is the test's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from devices.virtio import spec
+from vmm.testing.driver import Driver
+from vmm.testing.pages import PAGE_BYTES
+from vmm.testing.protocols import Transport
+from vmm.testing.ring import Used
+
+MUST_TELL_HOST = 1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
+STATS_VQ = 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
+
+INFLATEQ, DEFLATEQ, STATSQ = 0, 1, 2
+NUM_PAGES, ACTUAL = 0, 4  # offsets in struct virtio_balloon_config (§5.5.4)
+PFNS_PER_BUFFER = 256  # as many as Linux puts into one
+
+_TAG_OF_NAME = {stat.name: tag for tag, stat in spec.BALLOON_STATS.items()}
+
+Stats = Mapping[int | str, int] | Iterable[tuple[int, int]]
+
+
+def pfn_bytes(pfns: Iterable[int]) -> bytes:
+    """The payload of an inflate or deflate buffer: little-endian 32-bit page frame numbers (§5.5.6)."""
+    return np.array(list(pfns), "<u4").tobytes()
+
+
+def stats_bytes(stats: Stats) -> bytes:
+    """The payload of a statistics buffer: packed {le16 tag, le64 val} in the order given (§5.5.6.3).
+
+    Tags are numbers or QEMU's names for them."""
+    pairs = stats.items() if isinstance(stats, Mapping) else stats
+    entries = [(_TAG_OF_NAME[tag] if isinstance(tag, str) else tag, value) for tag, value in pairs]
+    return np.array(entries, spec.virtio_balloon_stat).tobytes()
+
+
+class BalloonDriver(Driver):
+    """Drives one balloon.  `held_pfns` are the pages now in the balloon, oldest first."""
+
+    supported = Driver.supported | MUST_TELL_HOST | STATS_VQ
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self.held_pfns: list[int] = []
+
+    def reset(self) -> None:
+        super().reset()
+        self.held_pfns = []
+
+    # -- pages ---------------------------------------------------------------------------------------------------------
+
+    def inflate(self, pfns: Iterable[int], *, per_buffer: int = PFNS_PER_BUFFER) -> list[Used]:
+        """Give pages to the balloon, `per_buffer` in each buffer; the buffers that the device returned."""
+        pfns = list(pfns)
+        used = self._send(INFLATEQ, pfns, per_buffer)
+        self.held_pfns += pfns
+        return used
+
+    def deflate(self, pfns: Iterable[int], *, per_buffer: int = PFNS_PER_BUFFER) -> list[Used]:
+        """Tell the device which pages leave the balloon; the buffers that it returned."""
+        pfns = list(pfns)
+        used = self._send(DEFLATEQ, pfns, per_buffer)
+        leaving = set(pfns)
+        self.held_pfns = [pfn for pfn in self.held_pfns if pfn not in leaving]
+        return used
+
+    def _send(self, queue: int, pfns: list[int], per_buffer: int) -> list[Used]:
+        used: list[Used] = []
+        for start in range(0, len(pfns), per_buffer):
+            if self.queues[queue].free_descriptors == 0:
+                self.kick(queue)
+                used += self.collect(queue)
+            self.offer(queue, readable=[pfn_bytes(pfns[start : start + per_buffer])])
+        self.kick(queue)
+        return used + self.collect(queue)
+
+    def follow_target(self) -> int:
+        """Inflate or deflate until the balloon holds num_pages, then write `actual` (§5.5.6); the pages it holds.
+
+        Pages come from the transport's allocator and go back to it; OutOfPages when it has no more."""
+        difference = self.num_pages - len(self.held_pfns)
+        if difference > 0:
+            self.inflate([self.pages.take() // PAGE_BYTES for _ in range(difference)])
+        elif difference < 0:
+            leaving = self.held_pfns[difference:]
+            self.deflate(leaving)
+            for pfn in leaving:
+                self.pages.give(pfn * PAGE_BYTES)
+        self.actual = len(self.held_pfns)
+        return len(self.held_pfns)
+
+    @property
+    def num_pages(self) -> int:
+        """How many pages the device wants in the balloon."""
+        return self.read_config(NUM_PAGES, 4)
+
+    @property
+    def actual(self) -> int:
+        """How many pages the driver last said are in the balloon."""
+        return self.read_config(ACTUAL, 4)
+
+    @actual.setter
+    def actual(self, value: int) -> None:
+        self.write_config(ACTUAL, 4, value)
+
+    # -- statistics ----------------------------------------------------------------------------------------------------
+
+    def post_stats(self, stats: Stats | bytes = ()) -> int:
+        """Make one statistics buffer available and notify the device, which keeps it until it wants the next.
+
+        Bytes are sent as they are.  The head is returned."""
+        payload = stats if isinstance(stats, bytes) else stats_bytes(stats)
+        head = self.offer(STATSQ, readable=[payload])
+        self.kick(STATSQ)
+        return head
+
+    def stats_wanted(self) -> bool:
+        """Whether the device returned the statistics buffer, which is its request for a new one (§5.5.6.3)."""
+        return bool(self.collect(STATSQ))

@@ -1,0 +1,174 @@
+"""A machine without a CPU: buses, RAM, one device and the guest time, held together for a test.
+
+`BenchBus` is a `Bus` over two address spaces; it carries out what accesses bring about: messages reach their listeners
+(or RAM, where they point there), lines are remembered, events collected.  `DirectBench` and `PciBench` give the host's
+side of a device the same three verbs over both ways in: `host(...)` delivers what a host command returned, `advance`
+lets guest time pass with every deadline on the way, `events` is what watchers were told.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from vmm.testing.direct import DirectTransport
+from vmm.testing.protocols import EventLike, Memory, NotificationsLike, VirtioDevice
+from vmm.testing.ring import DeviceViolation
+from vmm.testing.virtio_pci import PciTransport
+
+
+class EffectsLike(Protocol):
+    """What one access asks for: interrupt messages (address, data), lines (name, level) and events."""
+
+    @property
+    def messages(self) -> Sequence[tuple[int, int]]: ...
+
+    @property
+    def lines(self) -> Sequence[tuple[str, bool]]: ...
+
+    @property
+    def events(self) -> Sequence[EventLike]: ...
+
+
+class Space(Protocol):
+    """An address space: ports, or memory that is not RAM."""
+
+    def read(self, address: int, size: int, now_ns: int) -> tuple[int, EffectsLike]: ...
+
+    def write(self, address: int, size: int, value: int, now_ns: int) -> EffectsLike: ...
+
+
+class BenchMemory(Memory, Protocol):
+    """RAM that can say what is part of it."""
+
+    def contains(self, gpa: int, length: int) -> bool: ...
+
+
+class BenchBus:
+    """A `Bus` of `memory`, `ports` and `mmio`.  `now_ns` is the guest time of the next access."""
+
+    def __init__(self, memory: BenchMemory, ports: Space, mmio: Space) -> None:
+        self.memory = memory
+        self.ports = ports
+        self.mmio = mmio
+        self.now_ns = 0
+        self.messages: list[tuple[int, int]] = []
+        self.events: list[EventLike] = []
+        self._lines: dict[str, bool] = {}
+        self._listeners: defaultdict[int, list[Callable[[int], None]]] = defaultdict(list)
+
+    def port_read(self, port: int, size: int) -> int:
+        return self._result(self.ports.read(port, size, self.now_ns))
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        self.deliver(self.ports.write(port, size, value, self.now_ns))
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        return self._result(self.mmio.read(gpa, size, self.now_ns))
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        self.deliver(self.mmio.write(gpa, size, value, self.now_ns))
+
+    def _result(self, answer: tuple[int, EffectsLike]) -> int:
+        self.deliver(answer[1])
+        return answer[0]
+
+    def deliver(self, effects: EffectsLike) -> None:
+        """Carry out what a call brought about."""
+        for address, data in effects.messages:
+            self.messages.append((address, data))
+            if self.memory.contains(address, 4):
+                self.memory.write(address, data.to_bytes(4, "little"))
+            for callback in self._listeners[address]:
+                callback(data)
+        self._lines.update(effects.lines)
+        self.events.extend(effects.events)
+
+    def listen(self, address: int, callback: Callable[[int], None]) -> None:
+        self._listeners[address].append(callback)
+
+    def line_level(self, name: str) -> bool:
+        return self._lines.get(name, False)
+
+
+class TimedDevice(VirtioDevice, Protocol):
+    """A virtio device with deadlines of its own."""
+
+    def next_deadline_ns(self) -> int | None: ...
+
+    def advance(self, now_ns: int) -> NotificationsLike: ...
+
+
+class TransportFunction(Protocol):
+    """The device's end of the PCI transport."""
+
+    def signal(self, notifications: NotificationsLike) -> EffectsLike: ...
+
+    def next_deadline_ns(self) -> int | None: ...
+
+    def advance(self, now_ns: int) -> EffectsLike: ...
+
+
+class DirectBench:
+    """One device, reached directly."""
+
+    def __init__(self, transport: DirectTransport, device: TimedDevice) -> None:
+        self.transport = transport
+        self.device = device
+
+    @property
+    def now_ns(self) -> int:
+        return self.transport.now_ns
+
+    @property
+    def events(self) -> list[EventLike]:
+        return self.transport.events
+
+    def host(self, notifications: NotificationsLike) -> None:
+        """Deliver what a command on the host's side returned."""
+        self.transport.deliver(notifications)
+
+    def advance(self, duration_ns: int) -> None:
+        """Let guest time pass, with every deadline on the way."""
+        end = self.now_ns + duration_ns
+        while (deadline := self.device.next_deadline_ns()) is not None and deadline <= end:
+            self.transport.now_ns = max(deadline, self.now_ns)
+            self.transport.deliver(self.device.advance(self.now_ns))
+            _check_progress(deadline, self.device.next_deadline_ns())
+        self.transport.now_ns = end
+
+
+class PciBench:
+    """One device behind its PCI function on a bench bus."""
+
+    def __init__(self, bus: BenchBus, transport: PciTransport, function: TransportFunction) -> None:
+        self.bus = bus
+        self.transport = transport
+        self.function = function
+
+    @property
+    def now_ns(self) -> int:
+        return self.bus.now_ns
+
+    @property
+    def events(self) -> list[EventLike]:
+        return self.bus.events
+
+    def host(self, notifications: NotificationsLike) -> None:
+        """Deliver what a command on the host's side returned."""
+        self.bus.deliver(self.function.signal(notifications))
+
+    def advance(self, duration_ns: int) -> None:
+        """Let guest time pass, with every deadline on the way."""
+        end = self.now_ns + duration_ns
+        while (deadline := self.function.next_deadline_ns()) is not None and deadline <= end:
+            self.bus.now_ns = max(deadline, self.now_ns)
+            self.bus.deliver(self.function.advance(self.now_ns))
+            _check_progress(deadline, self.function.next_deadline_ns())
+        self.bus.now_ns = end
+
+
+def _check_progress(before_ns: int, after_ns: int | None) -> None:
+    if after_ns is not None and after_ns <= before_ns:
+        raise DeviceViolation(f"the deadline stays at {after_ns} ns after it was served")
