@@ -1,0 +1,127 @@
+"""The words of the command line, matched whole before any parser sees them.
+
+QEMU's options are single-dash words, and an ordinary parser reads an unknown one as a cluster of letters: `-smp 2` would
+become `-s -m p`.  So every word that begins with a dash is looked up here first.  A word that means the same in both
+programs becomes the option of `vmm boot`; one that QEMU has and this program does not gets one sentence that says what
+is so instead; anything else gets one with the nearest word that exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from devices.errors import ConfigError
+from vmm.models import did_you_mean
+
+GUEST = ""  # the "option" of a word whose value is the guest itself
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word that is understood: the option it becomes (None: nothing is to do), and whether a value follows it.
+
+    `only` is the one value that needs no action, for words such as `-display none`.
+    """
+
+    option: str | None
+    has_value: bool = True
+    only: str | None = None
+
+
+WORDS: dict[str, Word] = {
+    "-m": Word("--memory"),
+    "--memory": Word("--memory"),
+    "--target": Word("--target"),
+    "--poll": Word("--poll"),
+    "--for": Word("--for"),
+    "--clock": Word("--clock"),
+    "--serial": Word("--serial"),
+    "-serial": Word("--serial"),
+    "--report": Word("--report"),
+    "--json": Word("--json", has_value=False),
+    "--param": Word("--param"),
+    "-append": Word("--param"),
+    "--device": Word("--device"),
+    "-device": Word("--device"),
+    "-kernel": Word(GUEST),
+    "-h": Word("--help", has_value=False),
+    "-help": Word("--help", has_value=False),
+    "--help": Word("--help", has_value=False),
+    # What a QEMU user adds out of habit, and what is so here anyway.
+    "-nographic": Word(None, has_value=False),
+    "-nodefaults": Word(None, has_value=False),
+    "-no-user-config": Word(None, has_value=False),
+    "-no-reboot": Word(None, has_value=False),
+    "-display": Word(None, only="none"),
+    "-vga": Word(None, only="none"),
+    "-nic": Word(None, only="none"),
+    "-net": Word(None, only="none"),
+    "-smp": Word(None, only="1"),
+    "-accel": Word(None, only="tcg"),
+}
+
+_NO_DISKS = "this machine has no disks; the guest is one ELF or flat image"
+_NO_MONITOR = "this version has no monitor, debugger or trace; use the Python interface"
+_ONE_BOARD = "there is one board and one CPU model"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("-machine", "-M", "-cpu", "-global"), _ONE_BOARD),
+    **dict.fromkeys(("-enable-kvm", "-icount"), "the CPU is always the emulator; see --clock for its time"),
+    **dict.fromkeys(("-drive", "-blockdev", "-hda", "-hdb", "-cdrom", "-boot", "-snapshot", "-virtfs"), _NO_DISKS),
+    **dict.fromkeys(("-initrd", "-dtb"), "this version does not boot Linux; the guest is one ELF or flat image"),
+    **dict.fromkeys(("-bios", "-pflash", "-L"), "the firmware is this project's own"),
+    **dict.fromkeys(("-netdev",), "this machine has no network"),
+    **dict.fromkeys(("-vnc", "-spice", "-audio", "-usb", "-usbdevice"), "this machine has a serial console only"),
+    **dict.fromkeys(("-object", "-chardev", "-numa", "-mem-path", "-mem-prealloc"), "RAM is one memory file; see -m"),
+    **dict.fromkeys(("-qmp", "-mon", "-monitor", "-gdb", "-s", "-S", "-trace", "-d", "-D"), _NO_MONITOR),
+    **dict.fromkeys(("-daemonize", "-pidfile", "-name", "-uuid", "-sandbox", "-runas"), "vmm runs in the foreground"),
+    "-rtc": "the guest's date is fixed with the virtual clock and the host's with the realtime clock",
+}
+
+
+def translate(words: Sequence[str]) -> list[str]:
+    """The arguments of `vmm boot` that `words` mean.  ConfigError, one sentence, for a word that cannot be used."""
+    result: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return [*result, word, *rest]
+        if word.startswith("-") and word != "-":
+            result += _translate_option(word, rest)
+        else:
+            result.append(word)
+    return result
+
+
+def _translate_option(given: str, rest: Iterator[str]) -> list[str]:
+    name, equals, value = given.partition("=") if given.startswith("--") else (given, "", "")
+    word = WORDS.get(name)
+    if word is None:
+        raise ConfigError(_why_not(name))
+    if not word.has_value:
+        if equals:
+            raise ConfigError(f"The option {name} takes no value, not {value!r}.")
+        return [] if word.option is None else [word.option]
+    if not equals:
+        try:
+            value = next(rest)
+        except StopIteration:
+            raise ConfigError(f"The option {name} needs a value.") from None
+    if word.option is None:
+        if value != word.only:
+            raise ConfigError(f"The option {name} can only be {word.only!r} here, not {value!r}.")
+        return []
+    if word.option == GUEST:
+        return [value]
+    # One word, so that a value that begins with a dash stays a value.
+    return [f"{word.option}={value.removeprefix('size=') if name == '-m' else value}"]
+
+
+def _why_not(name: str) -> str:
+    if name in REFUSED:
+        return f"The option {name} is QEMU's and not supported: {REFUSED[name]}."
+    if name.startswith("-m") and name[2:3].isdigit():
+        return f"There is no option {name!r}; did you mean '-m {name[2:]}'?"
+    if name[1:2].isdigit():
+        return f"There is no option {name!r}; a size or a time must not be negative."
+    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, *REFUSED])}"
