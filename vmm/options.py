@@ -1,9 +1,9 @@
 """The words of the command line, matched whole before any parser sees them.
 
-QEMU's options are single-dash words, and an ordinary parser reads an unknown one as a cluster of letters: `-smp 2` would
-become `-s -m p`.  So every word that begins with a dash is looked up here first.  A word that means the same in both
-programs becomes the option of `vmm boot`; one that QEMU has and this program does not gets one sentence that says what
-is so instead; anything else gets one with the nearest word that exists.
+QEMU's options are single-dash words, and an ordinary parser reads an unknown one as a cluster of letters: `-smp 2`
+would become `-s -m p`.  So every word that begins with a dash is looked up here first.  A word that means the same in
+both programs becomes the option of `vmm boot`; one that QEMU has and this program does not gets one sentence that says
+what is so instead; anything else gets one with the nearest word that exists.
 """
 
 from __future__ import annotations
