@@ -1,0 +1,90 @@
+/* What the parts of the firmware share.
+ *
+ * The code runs in place from the ROM.  Everything it writes is in `struct low_ram`, in the 64 KiB of RAM that the
+ * board's memory map gives to the firmware:
+ *
+ *   1000h - 6FFFh   bootstrap page tables (reset.S), unused once paging_start() has run
+ *   7000h - BFFFh   struct low_ram
+ *   C000h - FFFFh   stack
+ */
+#pragma once
+
+#include "../guests/lib/boot_info.h"
+#include "../guests/lib/types.h"
+
+#define LOW_RAM_BASE 0x7000ul
+#define LOW_RAM_LIMIT 0xc000ul
+#define FIRMWARE_RAM_END 0x10000ul
+#define ROM_BASE 0xffff0000ul
+#define FOUR_GIB 0x100000000ul
+
+enum { MAX_MEMORY_RANGES = 64, MAX_SEGMENTS = 16, MAX_CMDLINE = 2048 };
+
+/* Exit codes of the firmware itself, written to the exit port (firmware/__init__.py names them for the host). */
+enum { EXIT_BAD_BOARD = 120, EXIT_BAD_PAYLOAD = 121 };
+
+enum segment_flags { SEGMENT_EXECUTABLE = 1, SEGMENT_WRITABLE = 2, SEGMENT_READABLE = 4 };
+
+struct segment {
+    u64 base;
+    u64 length;
+    u32 flags;
+    u32 zero;
+};
+
+struct payload {
+    u64 entry;
+    u32 segment_count;
+    struct segment segments[MAX_SEGMENTS + 1]; /* the last one used is the ROM itself, see paging.c */
+};
+
+struct idt_gate {
+    u16 offset_low;
+    u16 selector;
+    u16 flags;
+    u16 offset_middle;
+    u32 offset_high;
+    u32 zero;
+};
+
+struct low_ram {
+    struct boot_info boot_info;
+    struct memory_range memory_map[MAX_MEMORY_RANGES];
+    u32 memory_map_entries;
+    struct payload payload;
+    u64 tables_base, tables_end; /* page tables are allocated downwards from the end of low RAM */
+    struct idt_gate idt[32];
+    char cmdline[MAX_CMDLINE];
+};
+_Static_assert(sizeof(struct low_ram) <= LOW_RAM_LIMIT - LOW_RAM_BASE, "struct low_ram does not fit");
+
+#define LOW ((struct low_ram *)LOW_RAM_BASE)
+
+/* main.c */
+__attribute__((noreturn)) void fail(u8 exit_code, const char *sentence);
+
+/* fw_cfg.c: the host's named files.  `fw_cfg_open` gives the file's size and selects it, or -1 if there is none. */
+void fw_cfg_check(void);
+s64 fw_cfg_open(const char *name);
+void fw_cfg_read(void *to, u64 length);
+
+/* memory.c */
+void memory_map_read(void);
+void memory_map_carve(u64 base, u64 end, u32 type);
+void memory_map_merge(void);
+u64 memory_map_total(u32 type);
+
+/* payload.c */
+void payload_read(void);
+
+/* paging.c */
+void paging_start(void);
+
+/* pci.c: returns how many functions there are. */
+u32 pci_scan(void);
+
+/* exceptions.c */
+void exceptions_start(void);
+
+/* reset.S */
+u32 enter_guest(u64 entry, const struct boot_info *boot_info);

@@ -1,0 +1,114 @@
+/* The page tables a guest is entered with: all RAM, and everything from C0000000h to 4 GiB, one to one.
+ *
+ * Pages of 2 MiB wherever all of one may be treated alike, tables of 4 KiB pages where a segment's edge runs through.
+ * A page that belongs to a segment has the segment's rights; every other page is writable and no-execute.
+ */
+#include "firmware.h"
+#include "../guests/lib/io.h"
+#include "../guests/lib/string.h"
+
+#define LARGE_PAGE 0x200000ul
+#define WINDOW_BASE 0xc0000000ul /* PCI memory, the local APIC, the ROM */
+
+#define PRESENT (1ul << 0)
+#define WRITABLE (1ul << 1)
+#define USER (1ul << 2)
+#define UNCACHED (3ul << 3)
+#define LARGE (1ul << 7)
+#define NO_EXECUTE (1ul << 63)
+#define ADDRESS 0x000ffffffffff000ul
+
+static u64 allocate_table(void)
+{
+    u64 table = LOW->tables_base - PAGE_SIZE;
+    for (u32 i = 0; i < LOW->memory_map_entries; i++) {
+        const struct memory_range *range = &LOW->memory_map[i];
+        if (range->type == MEMORY_USABLE && table >= range->base && table < range->base + range->length) {
+            LOW->tables_base = table;
+            memset((void *)table, 0, PAGE_SIZE);
+            return table;
+        }
+    }
+    fail(EXIT_BAD_PAYLOAD, "the guest leaves no room for page tables at the end of RAM below 4 GiB");
+}
+
+/* The table behind an entry, made if there is none.  Rights are decided by the last level alone. */
+static u64 *table_of(u64 *entry)
+{
+    if (!(*entry & PRESENT))
+        *entry = allocate_table() | PRESENT | WRITABLE | USER;
+    return (u64 *)(*entry & ADDRESS);
+}
+
+/* Rights for [gpa, gpa + length): those of all segments in it together.  `uniform` tells if one entry can say it. */
+static u64 rights(u64 gpa, u64 length, int *uniform)
+{
+    u32 flags = 0;
+    int touched = 0;
+    *uniform = 1;
+    for (u32 i = 0; i <= LOW->payload.segment_count; i++) {
+        const struct segment *segment = &LOW->payload.segments[i];
+        u64 from = max_u64(gpa, segment->base), to = min_u64(gpa + length, segment->base + segment->length);
+        if (from >= to)
+            continue;
+        flags |= segment->flags;
+        touched++;
+        *uniform &= touched == 1 && to - from == length;
+    }
+    if (!touched)
+        flags = SEGMENT_WRITABLE;
+    u64 cache = gpa >= LOW->tables_end && gpa < FOUR_GIB ? UNCACHED : 0;
+    return gpa | PRESENT | cache | (flags & SEGMENT_WRITABLE ? WRITABLE : 0) |
+           (flags & SEGMENT_EXECUTABLE ? 0 : NO_EXECUTE);
+}
+
+static void map_large_page(u64 *pml4, u64 gpa)
+{
+    u64 *pdpt = table_of(&pml4[gpa >> 39 & 511]);
+    u64 *directory = table_of(&pdpt[gpa >> 30 & 511]);
+    u64 *entry = &directory[gpa >> 21 & 511];
+    int uniform;
+    u64 bits = rights(gpa, LARGE_PAGE, &uniform);
+    if (uniform) {
+        *entry = bits | LARGE;
+        return;
+    }
+    u64 *table = table_of(entry);
+    for (u32 i = 0; i < 512; i++)
+        table[i] = rights(gpa + i * PAGE_SIZE, PAGE_SIZE, &uniform);
+}
+
+static void map_range(u64 *pml4, u64 base, u64 end)
+{
+    for (u64 gpa = align_down(base, LARGE_PAGE); gpa < end; gpa += LARGE_PAGE)
+        map_large_page(pml4, gpa);
+}
+
+static u64 end_of_low_ram(void)
+{
+    u64 end = 0;
+    for (u32 i = 0; i < LOW->memory_map_entries; i++) {
+        const struct memory_range *range = &LOW->memory_map[i];
+        if (range->type == MEMORY_USABLE && range->base < FOUR_GIB)
+            end = range->base + range->length;
+    }
+    return end;
+}
+
+void paging_start(void)
+{
+    struct payload *payload = &LOW->payload;
+    payload->segments[payload->segment_count] =
+        (struct segment){.base = ROM_BASE, .length = FOUR_GIB - ROM_BASE, .flags = SEGMENT_EXECUTABLE};
+
+    LOW->tables_end = LOW->tables_base = end_of_low_ram();
+    u64 *pml4 = (u64 *)allocate_table();
+    for (u32 i = 0; i < LOW->memory_map_entries; i++) {
+        const struct memory_range *range = &LOW->memory_map[i];
+        if (range->type != MEMORY_RESERVED || range->base < LOW->tables_end)
+            map_range(pml4, range->base, range->base + range->length);
+    }
+    map_range(pml4, WINDOW_BASE, FOUR_GIB);
+    memory_map_carve(LOW->tables_base, LOW->tables_end, MEMORY_PAGE_TABLES);
+    write_cr3((u64)pml4);
+}

@@ -1,0 +1,64 @@
+/* The guest: the host has loaded its segments into RAM and describes them in a fw_cfg file.  Nothing of the description
+ * is believed before it is checked against the memory map. */
+#include "firmware.h"
+#include "../guests/lib/string.h"
+
+struct header {
+    char magic[8];
+    u64 entry;
+    u32 segment_count;
+    u32 flags;
+};
+
+static int is_ram(u64 base, u64 length)
+{
+    u64 found = 0;
+    for (u32 i = 0; i < LOW->memory_map_entries; i++) {
+        const struct memory_range *range = &LOW->memory_map[i];
+        u64 from = max_u64(base, range->base), to = min_u64(base + length, range->base + range->length);
+        /* A page shared by two segments is taken by the first of them already. */
+        if (from < to && (range->type == MEMORY_USABLE || range->type == MEMORY_IMAGE))
+            found += to - from;
+    }
+    return base + length >= base && found == length;
+}
+
+static int is_executable(u64 address)
+{
+    for (u32 i = 0; i < LOW->payload.segment_count; i++) {
+        const struct segment *segment = &LOW->payload.segments[i];
+        if (address - segment->base < segment->length && segment->flags & SEGMENT_EXECUTABLE)
+            return 1;
+    }
+    return 0;
+}
+
+void payload_read(void)
+{
+    struct payload *payload = &LOW->payload;
+    struct header header;
+    s64 size = fw_cfg_open("opt/balloon-vmm/payload");
+    if (size < 0)
+        fail(EXIT_BAD_PAYLOAD, "there is no guest, since the fw_cfg file opt/balloon-vmm/payload is missing");
+    if (size < (s64)sizeof(header))
+        fail(EXIT_BAD_PAYLOAD, "the description of the guest is too short");
+    fw_cfg_read(&header, sizeof(header));
+    if (memcmp(header.magic, "BVMMPAY1", sizeof(header.magic)) != 0 || header.flags != 0)
+        fail(EXIT_BAD_PAYLOAD, "the description of the guest has an unknown format");
+    if (header.segment_count == 0 || header.segment_count > MAX_SEGMENTS)
+        fail(EXIT_BAD_PAYLOAD, "the guest must have 1 to 16 segments");
+    if ((u64)size < sizeof(header) + header.segment_count * sizeof(struct segment))
+        fail(EXIT_BAD_PAYLOAD, "the description of the guest is cut off");
+
+    payload->entry = header.entry;
+    payload->segment_count = header.segment_count;
+    fw_cfg_read(payload->segments, header.segment_count * sizeof(struct segment));
+    for (u32 i = 0; i < payload->segment_count; i++) {
+        const struct segment *segment = &payload->segments[i];
+        if (!is_ram(segment->base, segment->length))
+            fail(EXIT_BAD_PAYLOAD, "the guest's segments must lie in RAM above the first 64 KiB");
+        memory_map_carve(segment->base, segment->base + segment->length, MEMORY_IMAGE);
+    }
+    if (!is_executable(payload->entry))
+        fail(EXIT_BAD_PAYLOAD, "the guest's entry point must lie in an executable segment");
+}

@@ -1,0 +1,34 @@
+#include "guest.h"
+#include "console.h"
+#include "io.h"
+#include "ports.h"
+
+enum { PANICKED = 1 };
+
+/* Called by crt0.S. */
+__attribute__((noreturn)) void guest_start(const struct boot_info *boot_info)
+{
+    console_start();
+    if (boot_info->magic != BOOT_INFO_MAGIC || boot_info->version != BOOT_INFO_VERSION)
+        panic("the boot information block at %lxh is not one", (u64)boot_info);
+    exit(guest_main(boot_info));
+}
+
+void exit(int code)
+{
+    out32(PORT_EXIT, (u32)code);
+    halt_for_ever();
+}
+
+void panic(const char *format, ...)
+{
+    __builtin_va_list arguments;
+    interrupts_off();
+    print("panic: ");
+    __builtin_va_start(arguments, format);
+    print_list(format, arguments);
+    __builtin_va_end(arguments);
+    print("\n");
+    out8(PORT_PVPANIC, PANICKED);
+    halt_for_ever();
+}

@@ -1,0 +1,73 @@
+"""The bundled guests: what each is for, how it is shown, and what it must print.
+
+Owns the rows only.  Tests boot every row and hold the guest to `prints`; the command line lists them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRow:
+    """One bundled guest.
+
+    `memory` is the RAM it gets if nobody says otherwise, `minimum_memory` the least it runs in.  `demo_target` is the
+    schedule of a demonstration (RAM left to the guest @ guest time), `demo_poll` the seconds between two requests for
+    statistics (0: none) and `demo_for` the guest time after which the host ends it; empty where the guest ends by
+    itself.  `parameters` documents the words of its command line.  `prints` are regular expressions that lines of its
+    console match, in this order, when it runs its demonstration.
+    """
+
+    name: str
+    summary: str
+    memory: str
+    minimum_memory: str
+    demo_target: str
+    demo_poll: float
+    demo_for: str
+    parameters: tuple[tuple[str, str], ...]
+    prints: tuple[str, ...]
+
+    def image(self) -> bytes:
+        """The ELF64 file that is loaded."""
+        return self._file("elf")
+
+    def symbols(self) -> bytes:
+        """The same program with symbols and debug information."""
+        return self._file("debug")
+
+    @property
+    def image_path(self) -> str:
+        """Where the image lies, below the package `guests`."""
+        return f"{self.name}/{self.name}.elf"
+
+    @property
+    def symbols_path(self) -> str:
+        """Where the file for a debugger lies, below the package `guests`."""
+        return f"{self.name}/{self.name}.debug"
+
+    def _file(self, suffix: str) -> bytes:
+        return files("guests").joinpath(self.name, f"{self.name}.{suffix}").read_bytes()
+
+
+HELLO = GuestRow(
+    name="hello",
+    summary="greets, tells the memory map and the parameter it was given, and ends",
+    memory="64M",
+    minimum_memory="1M",
+    demo_target="",
+    demo_poll=0.0,
+    demo_for="",
+    parameters=(),
+    prints=(
+        r"^hello: hello from a guest in long mode$",
+        r"^hello: \d+ KiB of RAM, \d+ PCI functions$",
+        r"^hello: 000010000h - [0-9a-f]{9}h this guest$",
+        r"^hello: [0-9a-f]{9}h - [0-9a-f]{9}h page tables$",
+        r'^hello: my parameter is ".*"$',
+    ),
+)
+
+GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO,)}
