@@ -171,6 +171,8 @@ class PciFunction:
 
     def request_interrupt(self, requested: bool) -> Effects:
         """Ask for INTA, or no longer; the pin stays low while MSI-X is enabled or INTx disabled (PCI 3.0 §6.2.2)."""
+        if requested == self._interrupt_requested:
+            return NOTHING
         self._interrupt_requested = requested
         return self._update_inta()
 
