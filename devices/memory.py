@@ -8,6 +8,10 @@ The law of the ring core: gather once, validate the copy, never read again; the 
 Looking from outside the guest goes through `peek`, never through a view: reading a hole through a mapping would
 allocate it and undo the balloon.
 
+Every address and length may be hostile.  Nothing is added to a number that was not found to be inside RAM before.
+Arrays are measured from the start of a region, modulo 2^64: what lies below it becomes larger than any region, since
+RAM ends below 2^63.
+
 Every write made on the host's side is remembered until `take_writes()`, so that the CPU can drop translations of code
 that was overwritten.
 """
@@ -16,21 +20,27 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from devices import hostcalls
 from devices.errors import ConfigError, OutsideRam
+from devices.writes import WriteLog
 
 PAGE_BYTES = 4096
 PAGE_SHIFT = 12
 
-Bytes = NDArray[np.uint8]
-U64 = NDArray[np.uint64]
+Bytes: TypeAlias = NDArray[np.uint8]
+U64: TypeAlias = NDArray[np.uint64]
+Integers: TypeAlias = NDArray[np.unsignedinteger[Any]] | Sequence[int]
+Buffer: TypeAlias = bytes | bytearray | memoryview | NDArray[Any]
+
+_FEW_RUNS = 8  # up to here one madvise a run is cheaper than building vectors for process_madvise
 
 
 class Run(NamedTuple):
@@ -42,32 +52,39 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """`size` bytes of RAM at `gpa`.  `array` is a uint8 view of all of it; `address` is where the host mapped it."""
+    """`size` bytes of RAM at `gpa`.  `array` is a uint8 view of all of it; `address` is where the host mapped it;
+    `end` is the first address behind it."""
 
     gpa: int
     size: int
     mapping: mmap.mmap
     array: Bytes
     address: int
-
-    @property
-    def end(self) -> int:
-        return self.gpa + self.size
+    end: int
 
 
 class GuestMemory:
     """RAM regions at ascending guest-physical addresses.
 
-    `layout` is a sequence of (gpa, size_bytes), page-aligned, ascending and disjoint.  ConfigError when the host cannot
-    give that much address space.  `size_bytes` is the sum of the regions.
+    `layout` is a sequence of (gpa, size_bytes), ascending, disjoint and in whole pages of the host (ValueError
+    otherwise).  ConfigError when the host cannot give that much address space.  `size_bytes` is the sum of the regions,
+    `fd` the memory file or None.  Usable as a context manager.
     """
 
     def __init__(self, layout: Sequence[tuple[int, int]], name: str = "guest-ram") -> None:
+        _check_layout(layout)
         self.name = name
+        self.size_bytes = sum(size for _, size in layout)
+        self.regions: tuple[Region, ...] = ()
         self.fd = hostcalls.create_memory_file(name, layout[-1][0] + layout[-1][1])
-        self.regions: tuple[Region, ...] = tuple(self._map(gpa, size) for gpa, size in layout)
-        self.size_bytes = sum(region.size for region in self.regions)
-        self._writes: list[tuple[int, int]] = []
+        self._release = weakref.finalize(self, os.close, self.fd) if self.fd is not None else None
+        try:
+            self.regions = tuple(self._map(gpa, size) for gpa, size in layout)
+        except ConfigError:
+            self.close()
+            raise
+        self._spans = _spans(layout)
+        self._writes = WriteLog()
 
     def _map(self, gpa: int, size: int) -> Region:
         try:
@@ -75,60 +92,79 @@ class GuestMemory:
         except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(f"the host cannot map {size >> 20} MiB of guest RAM: {error}") from error
         array = np.frombuffer(mapping, np.uint8)
-        return Region(gpa, size, mapping, array, array.ctypes.data)
+        return Region(gpa, size, mapping, array, array.ctypes.data, gpa + size)
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
     def region_of(self, gpa: int, length: int) -> Region | None:
-        """The region that wholly holds `length` bytes at `gpa`, or None."""
+        """The region that wholly holds `length` bytes at `gpa`, or None.  `gpa` must be RAM even if length is 0."""
         for region in self.regions:
-            if region.gpa <= gpa and gpa + length <= region.end:
-                return region
+            if region.gpa <= gpa < region.end:
+                return region if 0 <= length <= region.end - gpa else None
         return None
 
     def contains(self, gpa: int, length: int) -> bool:
-        """Whether all `length` bytes at `gpa` are RAM (they may cross adjoining regions)."""
-        if length < 0:
-            return False
-        position, end = gpa, gpa + length
-        for region in self.regions:
-            if region.gpa <= position < region.end:
-                position = min(end, region.end)
-        return position >= end and (length > 0 or any(r.gpa <= gpa < r.end for r in self.regions))
+        """Whether all `length` bytes at `gpa` are RAM (they may cross adjoining regions).  `gpa` must be RAM even for
+        no bytes at all."""
+        return any(start <= gpa < end and 0 <= length <= end - gpa for start, end in self._spans)
 
-    def are_ram_pages(self, pfns: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
-        """For each page frame number whether the whole page is RAM; shape and order as given."""
-        wide = pfns.astype(np.uint64, copy=False)
-        result = np.zeros(wide.shape, np.bool_)
-        for region in self.regions:
-            first, last = region.gpa >> PAGE_SHIFT, region.end >> PAGE_SHIFT
-            result |= (wide >= np.uint64(first)) & (wide < np.uint64(last))
+    def are_ram(self, gpas: U64, lengths: U64) -> NDArray[np.bool_]:
+        """`contains` for arrays of one shape, element by element."""
+        result = np.zeros(gpas.shape, np.bool_)
+        for start, end in self._spans:
+            offsets, size = gpas - np.uint64(start), np.uint64(end - start)
+            result |= (offsets < size) & (lengths <= size - offsets)
         return result
 
-    # -- reading and writing -----------------------------------------------------------------------------------------
+    def are_ram_pages(self, pfns: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
+        """For each page frame number whether the whole page is RAM; shape and order as given."""
+        result = np.zeros(pfns.shape, np.bool_)
+        wide = pfns.astype(np.uint64, copy=False)
+        for start, end in self._spans:
+            result |= wide - np.uint64(start >> PAGE_SHIFT) < np.uint64((end - start) >> PAGE_SHIFT)
+        return result
+
+    # -- one place ---------------------------------------------------------------------------------------------------
 
     def view(self, gpa: int, length: int) -> Bytes:
         """A uint8 array of shape (length,) that aliases RAM.  OutsideRam unless one region holds it all.
 
         Reading and writing it is the guest's own view: use it for DMA.  After writing call `wrote`."""
-        region = self.region_of(gpa, length)
-        if region is None:
-            raise OutsideRam(gpa, length)
-        start = gpa - region.gpa
-        return region.array[start : start + length]
+        for region in self.regions:
+            if region.gpa <= gpa < region.end and 0 <= length <= region.end - gpa:
+                start = gpa - region.gpa
+                return region.array[start : start + length]
+        raise OutsideRam(gpa, length)
+
+    def view_records(self, gpa: int, dtype: DTypeLike, count: int) -> NDArray[Any]:
+        """An array of shape (count,) of any fixed-size `dtype` that aliases RAM; the byte order is the dtype's.
+        OutsideRam unless one region holds it all.  After writing call `wrote`."""
+        record = np.dtype(dtype)
+        return self.view(gpa, count * record.itemsize).view(record)
+
+    def gather_records(self, gpa: int, dtype: DTypeLike, count: int) -> NDArray[Any]:
+        """A copy of `count` records of `dtype` at `gpa`, across adjoining regions; nobody else sees or changes it."""
+        record = np.dtype(dtype)
+        return np.frombuffer(bytearray(self.read(gpa, count * record.itemsize)), record)
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of `length` bytes at `gpa`, across adjoining regions.  OutsideRam if any is not RAM."""
+        region = self.region_of(gpa, length)
+        if region is not None:
+            start = gpa - region.gpa
+            return region.mapping[start : start + length]
         return b"".join(piece.tobytes() for piece in self._pieces(gpa, length))
 
-    def write(self, gpa: int, data: bytes | bytearray | memoryview | Bytes) -> None:
-        """Store `data` at `gpa`: all of it, or OutsideRam and nothing."""
-        source = np.frombuffer(data, np.uint8)
-        position = 0
-        for piece in self._pieces(gpa, len(source)):
-            piece[:] = source[position : position + len(piece)]
-            position += len(piece)
-        self.wrote(gpa, len(source))
+    def write(self, gpa: int, data: Buffer) -> None:
+        """Store the bytes of `data` (contiguous) at `gpa`: all of them, or OutsideRam and nothing."""
+        if isinstance(data, bytes) and (region := self.region_of(gpa, len(data))) is not None:
+            start = gpa - region.gpa
+            region.mapping[start : start + len(data)] = data
+            self._writes.add(gpa, len(data))
+            return
+        source = _as_bytes(data)
+        _fill(self._pieces(gpa, len(source)), source)
+        self._writes.add(gpa, len(source))
 
     def read_int(self, gpa: int, size: int) -> int:
         """The little-endian integer of `size` bytes at `gpa`."""
@@ -139,14 +175,75 @@ class GuestMemory:
         self.write(gpa, value.to_bytes(size, "little"))
 
     def _pieces(self, gpa: int, length: int) -> list[Bytes]:
+        """Views that together are `length` bytes at `gpa`, one a region.  OutsideRam if any byte is not RAM."""
+        return [region.array[start : start + size] for region, start, size in self._places(gpa, length)]
+
+    def _places(self, gpa: int, length: int) -> list[tuple[Region, int, int]]:
+        """A range cut at region borders: (region, offset in it, bytes).  OutsideRam if any byte is not RAM."""
+        region = self.region_of(gpa, length)
+        if region is not None:
+            return [(region, gpa - region.gpa, length)]
         if not self.contains(gpa, length):
             raise OutsideRam(gpa, length)
-        end = gpa + length
-        return [
-            region.array[max(gpa, region.gpa) - region.gpa : min(end, region.end) - region.gpa]
-            for region in self.regions
-            if region.gpa < end and gpa < region.end
-        ]
+        cuts = ((region, max(gpa, region.gpa), min(gpa + length, region.end)) for region in self.regions)
+        return [(region, start - region.gpa, end - start) for region, start, end in cuts if start < end]
+
+    # -- many places at once -------------------------------------------------------------------------------------------
+
+    def gather(self, gpas: Integers, lengths: Integers) -> Bytes:
+        """A copy of `lengths[i]` bytes at `gpas[i]`, one after the other: shape (sum(lengths),), dtype uint8.
+
+        OutsideRam names the first that is not all RAM.  The caller bounds the sum.  Equal lengths in one region are one
+        numpy operation; take records out of them with `.view(dtype)`."""
+        starts, sizes = _pair(gpas, lengths)
+        parts = self._rows(starts, sizes)
+        if not parts:
+            pieces = [piece for place in _zip(starts, sizes) for piece in self._pieces(*place)]
+            return np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+        if len(parts) == 1:
+            _, rows, offsets = parts[0]
+            picked: Bytes = rows[offsets].view(np.uint8)
+            return picked
+        result = np.empty(len(starts), f"V{sizes[0]}")
+        for chosen, rows, offsets in parts:
+            result[chosen] = rows[offsets]
+        return result.view(np.uint8)
+
+    def scatter(self, gpas: Integers, lengths: Integers, data: Buffer) -> None:
+        """Store `data` piece by piece: the first `lengths[0]` bytes at `gpas[0]`, and so on; where pieces overlap the
+        later one stays.  All of it, or OutsideRam (naming the first that is not all RAM) and nothing.
+
+        ValueError unless `data` is sum(lengths) bytes; it must not alias RAM."""
+        starts, sizes = _pair(gpas, lengths)
+        places, source = _zip(starts, sizes), _as_bytes(data)
+        if len(source) != sum(length for _, length in places):
+            raise ValueError(f"data must be {sum(length for _, length in places)} bytes, not {len(source)}")
+        parts = self._rows(starts, sizes)
+        if len(parts) == 1:
+            _, rows, offsets = parts[0]
+            rows[offsets] = source.view(rows.dtype)
+        else:
+            _fill([piece for place in places for piece in self._pieces(*place)], source)
+        self._writes.add_many(places)
+
+    def _rows(self, gpas: U64, sizes: U64) -> list[tuple[NDArray[np.bool_], NDArray[np.void], U64]]:
+        """Regions as overlapping rows, one starting at each byte, with which pieces are rows of that region and where.
+        Picking rows is one numpy operation without an index for each byte.
+
+        Nothing where that does not fit: different sizes, large ones, or a piece that no single region holds."""
+        length = int(sizes[0]) if len(sizes) > 1 else 0
+        if not 0 < length <= PAGE_BYTES or (sizes != length).any():
+            return []
+        parts, left = [], len(gpas)
+        for region in self.regions:
+            offsets = gpas - np.uint64(region.gpa)
+            chosen = offsets <= np.uint64(region.size - length)
+            count = int(np.count_nonzero(chosen))
+            if count:
+                rows = np.ndarray((region.size - length + 1,), np.dtype(f"V{length}"), region.array, strides=(1,))
+                parts.append((chosen, rows, offsets if count == len(gpas) else offsets[chosen]))
+                left -= count
+        return parts if left == 0 else []
 
     def fence(self) -> None:
         """Order the stores before it against the loads after it.
@@ -155,57 +252,129 @@ class GuestMemory:
 
     # -- giving memory back --------------------------------------------------------------------------------------------
 
-    def discard(self, runs: Iterable[Run]) -> int:
-        """Give whole pages back to the host; they read as zero afterwards.  Returns the bytes in `runs`.
+    def discard(self, runs: Iterable[Run] | Integers, counts_pages: Integers | None = None) -> int:
+        """Give whole pages back to the host; they read as zero afterwards.  Returns the bytes in all runs.
 
-        OutsideRam, and nothing done for that run, if a run is not all RAM.  Discarding a hole is no error."""
-        total = 0
-        for pfn, count_pages in runs:
-            gpa, length = pfn << PAGE_SHIFT, count_pages << PAGE_SHIFT
-            if not self.contains(gpa, length):
-                raise OutsideRam(gpa, length)
-            for region in self.regions:
-                start, end = max(gpa, region.gpa), min(gpa + length, region.end)
-                if start < end:
-                    self._discard_in(region, start, end - start)
-            self.wrote(gpa, length)
-            total += length
-        return total
-
-    def _discard_in(self, region: Region, gpa: int, length: int) -> None:
-        if self.fd is not None:
-            hostcalls.punch_hole(self.fd, gpa, length)
+        `runs` are `Run`s; or, with `counts_pages`, the first page frame numbers and the counts are two arrays of shape
+        (n,).  OutsideRam, and nothing done, if any run is not all RAM.  Discarding a hole is no error, an empty run
+        neither."""
+        pairs: object = runs
+        if counts_pages is not None:
+            pairs = zip(np.asarray(runs).tolist(), np.asarray(counts_pages).tolist(), strict=True)
+        ranges = [(pfn << PAGE_SHIFT, count << PAGE_SHIFT) for pfn, count in cast(Iterable[tuple[int, int]], pairs)]
+        places = [place for gpa, length in ranges for place in self._places(gpa, length)]
+        if self.fd is None:
+            _discard_anonymous(places)
         else:
-            region.mapping.madvise(mmap.MADV_DONTNEED, gpa - region.gpa, length)
+            for region, offset, length in places:
+                hostcalls.discard_file(self.fd, region.mapping, region.gpa + offset, offset, length)
+        self._writes.add_many(ranges)
+        return sum(length for _, length in ranges)
 
     def backed_bytes(self) -> int:
         """How much host memory really stands behind the guest's RAM now."""
         if self.fd is not None:
             return hostcalls.allocated_bytes(self.fd)
-        raise ConfigError("how much host memory backs anonymous guest RAM cannot be told")
+        pages = sum(int(hostcalls.resident_pages(region.address, region.size).sum()) for region in self.regions)
+        return pages * hostcalls.PAGE_BYTES
 
     def peek(self, gpa: int, length: int) -> bytes:
         """`length` bytes at `gpa` without bringing discarded pages back.  OutsideRam if any is not RAM."""
-        if not self.contains(gpa, length):
-            raise OutsideRam(gpa, length)
-        if self.fd is None:
-            return self.read(gpa, length)
-        return os.pread(self.fd, length, gpa)
+        places = self._places(gpa, length)
+        if self.fd is not None:
+            return hostcalls.read_file(self.fd, gpa, length)
+        return b"".join(_peek_anonymous(*place) for place in places)
 
     # -- who wrote what ------------------------------------------------------------------------------------------------
 
     def wrote(self, gpa: int, length: int) -> None:
         """Remember that the host's side changed `length` bytes at `gpa`."""
-        self._writes.append((gpa, length))
+        self._writes.add(gpa, length)
 
     def take_writes(self) -> list[tuple[int, int]]:
-        """The (gpa, length) of every change since the last call, in order."""
-        writes, self._writes = self._writes, []
-        return writes
+        """(gpa, length) ranges that cover every change since the last call.
+
+        Ranges that touch are joined.  If nobody asked for long, the list names what lies between them too."""
+        return self._writes.take()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give all of it back.  Views that are still alive keep their part mapped until they go."""
-        self.regions = ()
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        """Give all of it back; a second time is no error.  Nothing is RAM afterwards.  Views that are still alive keep
+        their region mapped until they go."""
+        self.regions = self._spans = ()
+        self.fd = None
+        if self._release is not None:
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def _check_layout(layout: Sequence[tuple[int, int]]) -> None:
+    end = 0
+    for gpa, size in layout:
+        if gpa % hostcalls.PAGE_BYTES or size % hostcalls.PAGE_BYTES:
+            raise ValueError(
+                f"RAM at {gpa:#x} must be whole pages of {hostcalls.PAGE_BYTES} bytes, not {size:#x} bytes"
+            )
+        if size <= 0 or gpa < end:
+            raise ValueError(f"RAM at {gpa:#x} must follow what ends at {end:#x} and not be empty")
+        end = gpa + size
+    if not 0 < end <= 1 << 63:
+        raise ValueError(f"RAM must end between 1 byte and 8 EiB, not at {end:#x}")
+
+
+def _spans(layout: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ascending (start, end) of RAM without a hole: adjoining regions are one span."""
+    spans: list[tuple[int, int]] = []
+    for gpa, size in layout:
+        start = spans.pop()[0] if spans and spans[-1][1] == gpa else gpa
+        spans.append((start, gpa + size))
+    return tuple(spans)
+
+
+def _pair(gpas: Integers, lengths: Integers) -> tuple[U64, U64]:
+    starts, sizes = np.asarray(gpas, np.uint64), np.asarray(lengths, np.uint64)
+    if starts.shape != sizes.shape or starts.ndim != 1:
+        raise ValueError(f"gpas and lengths must be two lists of one length, not {starts.shape} and {sizes.shape}")
+    return starts, sizes
+
+
+def _zip(starts: U64, sizes: U64) -> list[tuple[int, int]]:
+    return list(zip(starts.tolist(), sizes.tolist(), strict=True))
+
+
+def _as_bytes(data: Buffer) -> Bytes:
+    return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
+
+
+def _fill(pieces: list[Bytes], source: Bytes) -> None:
+    position = 0
+    for piece in pieces:
+        piece[:] = source[position : position + len(piece)]
+        position += len(piece)
+
+
+def _discard_anonymous(places: list[tuple[Region, int, int]]) -> None:
+    if len(places) > _FEW_RUNS:
+        addresses = np.array([region.address + offset for region, offset, _ in places], np.uint64)
+        if hostcalls.discard_anonymous_ranges(addresses, np.array([length for *_, length in places], np.uint64)):
+            return
+    for region, offset, length in places:
+        hostcalls.discard_anonymous(region.mapping, offset, length)
+
+
+def _peek_anonymous(region: Region, offset: int, length: int) -> bytes:
+    """Copy only the pages that are there: what is not reads as zero and stays away."""
+    page = hostcalls.PAGE_BYTES
+    first = offset // page * page
+    answer = bytearray(offset + length - first)
+    present = hostcalls.resident_pages(region.address + first, len(answer))
+    for index in np.flatnonzero(present).tolist():
+        end = min((index + 1) * page, len(answer))
+        answer[index * page : end] = region.mapping[first + index * page : first + end]
+    return bytes(answer[offset - first :])
