@@ -1,0 +1,57 @@
+"""balloon-vmm: a virtual machine monitor whose memory balloon can be seen at work.
+
+    with vmm.boot("stats", memory="64M") as m:
+        m.balloon.set_target("32M")
+        m.run(until=lambda m: m.balloon.actual_pages == m.balloon.target_pages)
+        print(m.stats.values["stat-free-memory"])
+
+The command line is a client of this interface.  Importing `vmm` is cheap: the CPU emulator and numpy are loaded by the
+first `boot`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from vmm.machine import Machine
+
+__version__ = "0.1.0"
+
+
+def boot(
+    guest: str | PathLike[str],
+    *,
+    memory: str | int = "64M",
+    clock: str = "virtual",
+    targets: str = "",
+    poll: str | float = 0,
+    duration: str | None = None,
+    parameter: str = "",
+    devices: Sequence[str] = ("virtio-balloon-pci,id=balloon0",),
+) -> Machine:
+    """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
+
+    `memory` is a size such as "64M", or bytes; `targets` a schedule such as "32M@2s,64M@4s"; `poll` the seconds of
+    guest time between two requests for statistics (0: none); `duration` the guest time after which the run ends;
+    `parameter` reaches the guest; `devices` are written as for QEMU's -device.  ConfigError with one sentence when
+    something of it cannot be.
+    """
+    from vmm.config import make_config
+    from vmm.machine import Machine
+
+    return Machine(
+        make_config(
+            guest=str(guest),
+            memory=memory,
+            clock=clock,
+            targets=targets,
+            poll=poll,
+            duration=duration,
+            parameter=parameter,
+            devices=tuple(devices),
+        )
+    )

@@ -1,0 +1,71 @@
+"""The two clocks of a machine, as strategies for "what time is it", "how far may the CPU run" and "nothing to do".
+
+With `VirtualClock` time is a function of the blocks that the CPU executed, and an idle guest jumps to its next
+deadline: two runs are identical to the byte, however fast the host is and however often the run is stopped.  With
+`RealtimeClock` time is the host's, from the machine's start on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+BLOCK_NS = 10  # guest nanoseconds a block; near what a block costs on a current host
+SLICE_BLOCKS = 1_000_000  # how long the CPU may run before the machine looks up (about 10 ms of wall time)
+REALTIME_SLICE_BLOCKS = 50_000
+
+
+class Clock(Protocol):
+    """`blocks` is the CPU's count of executed blocks; times are guest nanoseconds since power-on."""
+
+    def now_ns(self, blocks: int) -> int: ...
+
+    def budget(self, blocks: int, deadline_ns: int | None) -> int:
+        """How many blocks to run, at least 1, so as not to pass the deadline by more than a block."""
+        ...
+
+    def idle_until(self, blocks: int, deadline_ns: int) -> None:
+        """The CPU sleeps: let the time come nearer to the deadline."""
+        ...
+
+
+class VirtualClock:
+    """BLOCK_NS a block, plus what idle guests skipped."""
+
+    def __init__(self) -> None:
+        self.skipped_ns = 0
+
+    def now_ns(self, blocks: int) -> int:
+        return blocks * BLOCK_NS + self.skipped_ns
+
+    def budget(self, blocks: int, deadline_ns: int | None) -> int:
+        if deadline_ns is None:
+            return SLICE_BLOCKS
+        remaining_ns = deadline_ns - self.now_ns(blocks)
+        return min(max(-(-remaining_ns // BLOCK_NS), 1), SLICE_BLOCKS)
+
+    def idle_until(self, blocks: int, deadline_ns: int) -> None:
+        self.skipped_ns += max(deadline_ns - self.now_ns(blocks), 0)
+
+
+class RealtimeClock:
+    """The host's monotonic clock, zero at power-on."""
+
+    LONGEST_SLEEP_NS = 20_000_000  # so that an interrupt from the keyboard is noticed
+
+    def __init__(self) -> None:
+        self._start_ns = time.monotonic_ns()
+
+    def now_ns(self, blocks: int) -> int:
+        return time.monotonic_ns() - self._start_ns
+
+    def budget(self, blocks: int, deadline_ns: int | None) -> int:
+        if deadline_ns is None:
+            return REALTIME_SLICE_BLOCKS
+        remaining_ns = deadline_ns - self.now_ns(blocks)
+        return min(max(remaining_ns // BLOCK_NS, 1), REALTIME_SLICE_BLOCKS)
+
+    def idle_until(self, blocks: int, deadline_ns: int) -> None:
+        remaining_ns = min(deadline_ns - self.now_ns(blocks), self.LONGEST_SLEEP_NS)
+        if remaining_ns > 0:
+            time.sleep(remaining_ns / 1e9)
