@@ -159,7 +159,7 @@ def check_mapping(bus: Board, memory: GuestMemory) -> None:
     ram = {("memory", region.gpa, region.size, "RAM") for region in memory.regions}
     mapped = {region for region in present if region[3] not in FIXED}
     assert mapped <= decoded
-    assert FIXED <= {owner for _, _, _, owner in present}
+    assert {owner for _, _, _, owner in present} >= FIXED
     assert not any(overlap(a, b) for a in mapped for b in ram)
     for region in decoded - mapped:
         in_the_way = any(overlap(region, other) for other in present | ram)
