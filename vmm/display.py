@@ -8,10 +8,9 @@ unfiltered: control characters are shown as escapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from devices.errors import ConfigError
 from devices.virtio import spec
@@ -19,33 +18,44 @@ from vmm.config import PAGE_BYTES, format_size
 
 if TYPE_CHECKING:
     from devices.effects import Event
-    from vmm.machine import Machine, Outcome
+    from vmm.machine import Machine
 
 LONGEST_LINE = 500  # characters of one line of the guest's that are kept; the rest is another line
 _UNIT_OF = {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
 
 
-class OutputGone(Exception):
-    """Nobody reads the output any more."""
+class TextOut(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str) -> object: ...
 
 
-class Display(Protocol):
-    """Somebody who shows a run: an observer of the machine, told where it begins and how it ended."""
+class Silent:
+    """A display that shows nothing, and the base of those that show something.
 
-    def begin(self) -> None: ...
+    It is an observer of the machine that is told besides where the run begins and how it ended.
+    """
 
-    def on_event(self, now_ns: int, event: Event) -> None: ...
+    def begin(self) -> None:
+        """The machine stands at its reset vector."""
 
-    def on_console(self, data: bytes) -> None: ...
+    def on_event(self, now_ns: int, event: Event) -> None:
+        """A device tells of something."""
 
-    def on_stats(self, now_ns: int) -> None: ...
+    def on_console(self, data: bytes) -> None:
+        """The guest wrote on its serial console."""
 
-    def on_target(self, now_ns: int) -> None: ...
+    def on_stats(self, now_ns: int) -> None:
+        """The guest's statistics have come."""
+
+    def on_target(self, now_ns: int) -> None:
+        """The host set a new target."""
 
     def waiting(self, now_ns: int) -> None:
         """The run is held back so that it can be watched; guest time is shown as `now_ns`."""
 
-    def end(self, outcome: Outcome, report: Mapping[str, Any]) -> None: ...
+    def end(self, report: Mapping[str, Any]) -> None:
+        """The run is over; `report` is what `--json` prints."""
 
     def close(self) -> None:
         """Leave the terminal as it was found; also called when the run broke off."""
@@ -218,13 +228,13 @@ def _clean(line: str) -> str:
 # -- plain lines ---------------------------------------------------------------------------------------------------
 
 
-class PlainDisplay:
+class PlainDisplay(Silent):
     """One line per happening on `out`; for pipes, files and terminals that cannot be drawn on.
 
-    OutputGone when the reader has gone, ConfigError when the output cannot be written.
+    Errors of writing to `out` are the caller's to judge.
     """
 
-    def __init__(self, machine: Machine, out: TextIO, *, show_console: bool = True) -> None:
+    def __init__(self, machine: Machine, out: TextOut, *, show_console: bool = True) -> None:
         self._machine = machine
         self._out = out
         self._show_console = show_console
@@ -247,37 +257,14 @@ class PlainDisplay:
     def on_target(self, now_ns: int) -> None:
         self._print(f"{format_time(now_ns)}  {target_line(read_gauges(self._machine))}")
 
-    def waiting(self, now_ns: int) -> None:
-        self._flush()
-
-    def end(self, outcome: Outcome, report: Mapping[str, Any]) -> None:
+    def end(self, report: Mapping[str, Any]) -> None:
         for line in self._lines.flush():
             self._print(f"{format_time(self._machine.now_ns)}  | {line}")
         for what, how_much in summary(report):
             self._print(f"{what:<12} {how_much}")
-        self._flush()
-
-    def close(self) -> None:
-        """Nothing was changed that has to be put back."""
 
     def _print(self, text: str) -> None:
-        with _guarded():
-            self._out.write(text + "\n")
-
-    def _flush(self) -> None:
-        with _guarded():
-            self._out.flush()
-
-
-@contextmanager
-def _guarded() -> Iterator[None]:
-    """Turns failing output into the two things it can mean."""
-    try:
-        yield
-    except BrokenPipeError as error:
-        raise OutputGone from error
-    except OSError as error:
-        raise ConfigError(f"The output cannot be written: {error.strerror}.") from error
+        self._out.write(text + "\n")
 
 
 def headline(machine: Machine) -> str:

@@ -21,6 +21,7 @@ from vmm.config import format_size
 from vmm.display import (
     ConsoleLines,
     Gauges,
+    Silent,
     format_backed,
     format_time,
     headline,
@@ -32,14 +33,14 @@ from vmm.display import (
 
 if TYPE_CHECKING:
     from devices.effects import Event
-    from vmm.machine import Machine, Outcome
+    from vmm.machine import Machine
 
 REDRAW_S = 0.1
 BAR_COLUMNS = 24
 SIDE_BY_SIDE_COLUMNS = 92  # from this width on both tables fit beside each other
 
 
-class LiveDisplay:
+class LiveDisplay(Silent):
     """The live view on the terminal `out`."""
 
     def __init__(self, machine: Machine, out: TextIO, *, show_console: bool = True) -> None:
@@ -71,7 +72,7 @@ class LiveDisplay:
     def waiting(self, now_ns: int) -> None:
         self._draw(now_ns)
 
-    def end(self, outcome: Outcome, report: Mapping[str, Any]) -> None:
+    def end(self, report: Mapping[str, Any]) -> None:
         for line in self._lines.flush():
             self._say(self._machine.now_ns, Text(f"| {line}", "green"))
         self._draw(self._machine.now_ns, at_once=True)

@@ -1,0 +1,124 @@
+"""Where a run's output goes besides the display: the serial console's file and the report's file.
+
+Both are opened before the machine is built, so that a wrong name is refused at once and not after the run.  The report
+appears whole or not at all: it is written beside its place and then moved there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from devices.errors import ConfigError
+from vmm.display import Silent
+from vmm.models import did_you_mean
+
+
+class OutputGone(Exception):
+    """Nobody reads the output any more."""
+
+
+@contextmanager
+def guarded(what: str = "The output") -> Iterator[None]:
+    """Turns a failure to write into the two things it can mean: OutputGone, or a ConfigError about `what`."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise OutputGone from error
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be written: {error.strerror}.") from error
+
+
+class GuardedText:
+    """A text stream, written at once, whose failures are OutputGone or a ConfigError."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        with guarded():
+            self._out.write(text)
+            self._out.flush()
+
+
+# -- the serial console --------------------------------------------------------------------------------------------
+
+
+class SerialSink(Silent):
+    """Every byte of the guest's console, unchanged and at once, to `out`."""
+
+    def __init__(self, out: BinaryIO, what: str) -> None:
+        self._out = out
+        self._what = what
+
+    def on_console(self, data: bytes) -> None:
+        with guarded(self._what):
+            self._out.write(data)
+            self._out.flush()
+
+
+def serial_path(text: str) -> Path | None:
+    """The file that `--serial TEXT` names, None for "stdio".  ConfigError for anything else."""
+    kind, _, path = text.partition(":")
+    if text == "stdio":
+        return None
+    if kind == "file" and path:
+        return Path(path)
+    raise ConfigError(
+        f"The serial console must go to stdio or file:PATH, not {text!r}{did_you_mean(kind, ('stdio', 'file'))}"
+    )
+
+
+@contextmanager
+def serial_file(path: Path) -> Iterator[SerialSink]:
+    """A sink that writes a new file at `path`."""
+    what = f"The serial file {path}"
+    with guarded(what), open(path, "wb", buffering=0) as out:
+        yield SerialSink(out, what)
+
+
+# -- the report ----------------------------------------------------------------------------------------------------
+
+
+class ReportFile:
+    """The place of one report.  Make it before the run, `write` after it; `discard` when there is nothing to write.
+
+    ConfigError at once when nothing can be written there.  A place that is no ordinary file, such as a pipe or
+    /dev/null, is written to directly.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._what = f"The report {path}"
+        self._place = Path(os.path.realpath(path))
+        self._draft: str | None = None
+        with guarded(self._what):
+            if self._place.is_dir():
+                raise IsADirectoryError(0, "it is a directory")
+            if not self._place.exists() or stat.S_ISREG(self._place.stat().st_mode):
+                fd, self._draft = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
+                os.fchmod(fd, 0o666 & ~_umask())
+                os.close(fd)
+
+    def write(self, text: str) -> None:
+        with guarded(self._what):
+            Path(self._draft or self._place).write_text(text, encoding="utf-8")
+            if self._draft is not None:
+                os.replace(self._draft, self._place)
+                self._draft = None
+
+    def discard(self) -> None:
+        if self._draft is not None:
+            with suppress(OSError):
+                os.unlink(self._draft)
+            self._draft = None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

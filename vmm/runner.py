@@ -1,0 +1,181 @@
+"""One run for the command line: build the machine, show it, hold it to a watchable pace, and say how it ended.
+
+The machine knows nothing of terminals, signals or wall time; this module does, and does nothing else.  Ctrl-C and
+SIGTERM end the run at the next opportunity and not in the middle of something, so the report is still written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vmm.display import PlainDisplay, Silent
+from vmm.outputs import GuardedText, OutputGone, ReportFile, SerialSink, serial_file, serial_path
+
+if TYPE_CHECKING:
+    from vmm.config import MachineConfig
+    from vmm.machine import Machine
+
+LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for besides the machine itself.  `serial` is "", "stdio" or "file:PATH"."""
+
+    config: MachineConfig
+    serial: str = ""
+    report: str = ""
+    json: bool = False
+
+
+def run(request: Request) -> int:
+    """Carry out `request` on this process's terminal and signals; returns the exit status."""
+    start_s = time.perf_counter()
+    with ExitStack() as stack:
+        report_file = ReportFile(Path(request.report)) if request.report else None
+        if report_file is not None:
+            stack.callback(report_file.discard)
+        sink = _serial_sink(request, stack)
+
+        from vmm.machine import Machine  # numpy and the CPU emulator: not before everything cheap was checked
+
+        machine = stack.enter_context(Machine(request.config))
+        display = _display(request, machine)
+        stack.callback(display.close)
+        machine.observers += [display] if sink is None else [sink, display]
+        _run_to_the_end(machine, display)
+        report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
+        text = json.dumps(report) + "\n"
+        if report_file is not None:
+            report_file.write(text)
+        try:
+            display.end(report)
+            if request.json:
+                GuardedText(sys.stdout).write(text)
+        except OutputGone:
+            _forget_stdout()
+        return int(report["exit_code"])
+
+
+def _run_to_the_end(machine: Machine, display: Silent) -> None:
+    """Until there is an outcome; a reader that went away interrupts the run as Ctrl-C does."""
+    pacer = Pacer(display.waiting, hold=machine.config.clock == "virtual") if sys.stdout.isatty() else None
+    with _interrupting(machine, pacer):
+        try:
+            display.begin()
+            machine.run(pace=pacer)
+        except OutputGone:
+            _forget_stdout()
+            machine.observers.clear()
+            machine.interrupt()
+            machine.run()
+
+
+def _serial_sink(request: Request, stack: ExitStack) -> SerialSink | None:
+    if not request.serial:
+        return None
+    path = serial_path(request.serial)
+    if path is not None:
+        return stack.enter_context(serial_file(path))
+    # With --json nothing but the object may reach the standard output.
+    out = sys.stderr if request.json else sys.stdout
+    return SerialSink(out.buffer, "The output")
+
+
+def _display(request: Request, machine: Machine) -> Silent:
+    """The display that fits where the output goes.  Raw console bytes and a display never share a stream."""
+    if request.json:
+        return Silent()
+    if request.serial == "stdio":
+        return PlainDisplay(machine, GuardedText(sys.stderr), show_console=False)
+    show_console = not request.serial
+    if can_draw(sys.stdout):
+        from vmm.live import LiveDisplay  # a drawing library, only where it is used
+
+        return LiveDisplay(machine, sys.stdout, show_console=show_console)
+    return PlainDisplay(machine, GuardedText(sys.stdout), show_console=show_console)
+
+
+def can_draw(out: TextIO) -> bool:
+    """Whether `out` is a terminal that can move its cursor."""
+    return out.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+
+
+def _with_wall_time(report: dict[str, Any], wall_s: float) -> dict[str, Any]:
+    """The report with the one figure that differs from run to run, beside the guest's time."""
+    result: dict[str, Any] = {}
+    for key, value in report.items():
+        result[key] = value
+        if key == "clock_ns":
+            result["wall_s"] = round(wall_s, 3)
+    return result
+
+
+def _forget_stdout() -> None:
+    """Nobody reads it: let the interpreter's own last flush go nowhere instead of failing."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+@contextmanager
+def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks the machine to end, a second one is Python's own."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        machine.interrupt()
+        if pacer is not None:
+            pacer.stop()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])
+
+
+class Pacer:
+    """Holds a run back to one guest second per second, and lets a display draw meanwhile.
+
+    `waiting(now_ns)` is called with the guest time to show: it grows smoothly while the guest sleeps, although the
+    machine jumps.  With `hold` false only that is done.
+    """
+
+    def __init__(
+        self,
+        waiting: Callable[[int], None],
+        *,
+        hold: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._waiting = waiting
+        self._hold = hold
+        self._clock = clock
+        self._sleep = sleep
+        self._start_s: float | None = None
+
+    def __call__(self, now_ns: int) -> None:
+        if self._start_s is None:
+            self._start_s = self._clock() - now_ns / 1e9
+        while self._hold and (ahead_s := now_ns / 1e9 - (self._clock() - self._start_s)) > 0:
+            self._waiting(now_ns - int(ahead_s * 1e9))
+            self._sleep(min(ahead_s, LONGEST_WAIT_S))
+        self._waiting(now_ns)
+
+    def stop(self) -> None:
+        """Hold no more; may be called from a signal handler."""
+        self._hold = False
