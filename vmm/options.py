@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from devices.errors import ConfigError
 from vmm.models import did_you_mean
 
-GUEST = ""  # the "option" of a word whose value is the guest itself
-
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -44,7 +42,6 @@ WORDS: dict[str, Word] = {
     "-append": Word("--param"),
     "--device": Word("--device"),
     "-device": Word("--device"),
-    "-kernel": Word(GUEST),
     "-h": Word("--help", has_value=False),
     "-help": Word("--help", has_value=False),
     "--help": Word("--help", has_value=False),
@@ -81,16 +78,28 @@ REFUSED: dict[str, str] = {
 
 def translate(words: Sequence[str]) -> list[str]:
     """The arguments of `vmm boot` that `words` mean.  ConfigError, one sentence, for a word that cannot be used."""
-    result: list[str] = []
+    options: list[str] = []
+    guests: list[str] = []
     rest = iter(words)
     for word in rest:
         if word == "--":
-            return [*result, word, *rest]
-        if word.startswith("-") and word != "-":
-            result += _translate_option(word, rest)
+            guests += rest
+        elif word == "-kernel":
+            guests.append(_value_after(word, rest))
+        elif word.startswith("-") and word != "-":
+            options += _translate_option(word, rest)
         else:
-            result.append(word)
-    return result
+            guests.append(word)
+    if len(guests) > 1:
+        raise ConfigError(f"There can be one guest only, not {' and '.join(map(repr, guests))}.")
+    return [*options, "--", *guests] if guests else options
+
+
+def _value_after(name: str, rest: Iterator[str]) -> str:
+    try:
+        return next(rest)
+    except StopIteration:
+        raise ConfigError(f"The option {name} needs a value.") from None
 
 
 def _translate_option(given: str, rest: Iterator[str]) -> list[str]:
@@ -103,16 +112,11 @@ def _translate_option(given: str, rest: Iterator[str]) -> list[str]:
             raise ConfigError(f"The option {name} takes no value, not {value!r}.")
         return [] if word.option is None else [word.option]
     if not equals:
-        try:
-            value = next(rest)
-        except StopIteration:
-            raise ConfigError(f"The option {name} needs a value.") from None
+        value = _value_after(name, rest)
     if word.option is None:
         if value != word.only:
             raise ConfigError(f"The option {name} can only be {word.only!r} here, not {value!r}.")
         return []
-    if word.option == GUEST:
-        return [value]
     # One word, so that a value that begins with a dash stays a value.
     return [f"{word.option}={value.removeprefix('size=') if name == '-m' else value}"]
 
@@ -124,4 +128,4 @@ def _why_not(name: str) -> str:
         return f"There is no option {name!r}; did you mean '-m {name[2:]}'?"
     if name[1:2].isdigit():
         return f"There is no option {name!r}; a size or a time must not be negative."
-    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, *REFUSED])}"
+    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, *REFUSED, '-kernel'])}"

@@ -1,0 +1,46 @@
+"""`vmm` and `python -m vmm`: sees that the four packages belong together, then starts the command line."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def shadowed() -> str | None:
+    """What is wrong with where the packages are found, as one sentence, or None.
+
+    Their names are ordinary words: another `devices` in the current folder or on PYTHONPATH would be taken instead.
+    """
+    home = Path(__file__).resolve().parent.parent
+    for name in ("devices", "firmware", "guests"):
+        spec = find_spec(name)
+        if spec is None:
+            return f"The package {name!r} is missing beside {home / 'vmm'}; install balloon-vmm again."
+        found = Path(spec.origin).parent if spec.origin else Path(next(iter(spec.submodule_search_locations or [""])))
+        if found.resolve() != home / name:
+            return (
+                f"The package {name!r} of balloon-vmm at {home} is shadowed by {found}; "
+                "start vmm from another folder, or without that one on PYTHONPATH."
+            )
+    return None
+
+
+def main() -> int:
+    """The console script's entry; returns the exit status."""
+    problem = shadowed()
+    if problem is not None:
+        print(f"vmm: {problem}", file=sys.stderr)
+        return 2
+    if sys.argv[1:] in (["--version"], ["-version"]):
+        from vmm import __version__
+
+        print(f"vmm {__version__} (balloon-vmm)")
+        return 0
+    from vmm.cli import main as run_command_line
+
+    return run_command_line(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

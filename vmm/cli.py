@@ -1,0 +1,315 @@
+"""The command `vmm`: words in, one exit status out.
+
+A client of the Python interface and nothing more: it turns words into a `MachineConfig`, hands it to `vmm.runner`, and
+answers every mistake of the user with one sentence and status 2.  Whatever happens, nobody sees a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from devices.errors import ConfigError
+from vmm import __version__
+from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, make_config, parse_size, parse_targets
+from vmm.models import DEFAULT_DEVICE, MODELS, did_you_mean, find_model
+from vmm.options import translate
+
+if TYPE_CHECKING:
+    from guests import GuestRow
+
+EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+DEFAULT_GUEST, DEFAULT_MEMORY = "stats", "64M"
+COMMANDS = ("boot", "guests", "devices")
+
+EXIT_STATUSES = (
+    ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
+    ("N", "the guest ended with its own exit code N"),
+    ("2", "a wrong option, size, guest or file, told in one sentence"),
+    ("3", "the guest reported a panic"),
+    ("4", "triple fault: the vector, CS:RIP and the registers are told"),
+    ("5", "a device was left needing a reset when the guest ended"),
+    ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),
+    ("130", "interrupted by Ctrl-C or SIGTERM, or nobody reads the output any more"),
+)
+
+BOOT_HELP = """Boot a guest and watch its balloon.
+
+    GUEST is a bundled guest (`vmm guests` lists them; stats if none is named), FILE an ELF64 executable or a flat image
+    of your own. A bundled guest brings a demonstration along: targets, polling and an end, each used unless you give
+    your own. On a terminal the run is held to one guest second per second; elsewhere it is as fast as it can be, and
+    the same things happen.
+    """
+
+_STATUS_LINES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in EXIT_STATUSES)
+BOOT_EPILOG = f"""\b
+Examples:
+  vmm boot                                  the stats guest and its demonstration
+  vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
+  vmm boot balloon --target balloon=16M --for 2s --json
+  vmm boot ./mine.elf --param "two words" --serial file:console.txt
+  vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci
+
+\b
+Sizes: 64M, 1.5G, 512K; a number alone is MiB. Times: 2s, 500ms; a number alone
+is seconds. A target is the RAM left to the guest, as in QEMU; balloon=SIZE is
+the balloon's own size. Every answer gives both.
+
+\b
+Exit status:
+{_STATUS_LINES}
+"""
+
+app = typer.Typer(
+    name="vmm",
+    help="A virtual machine monitor whose memory balloon can be seen at work.\n\nBegin with: vmm boot",
+    epilog="Try `vmm boot --help`: it explains sizes, times and exit statuses, with examples.",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(version_text())
+        raise typer.Exit
+
+
+@app.callback()
+def _vmm(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that belong to no command."""
+
+
+@app.command("boot", help=BOOT_HELP, epilog=BOOT_EPILOG)
+def boot_command(
+    guest: Annotated[
+        str, typer.Argument(metavar="GUEST|FILE", help="What to boot: a bundled guest's name or a file (stats).")
+    ] = DEFAULT_GUEST,
+    memory: Annotated[
+        str, typer.Option("--memory", "-m", metavar="SIZE", help="RAM of the machine (64M).", show_default=False)
+    ] = "",
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE[@TIME],…", help="RAM left to the guest from that guest time on, or balloon=SIZE."),
+    ] = None,
+    poll: Annotated[
+        str | None, typer.Option(metavar="SECONDS", help="Ask for statistics that often, in guest time; 0: never.")
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option("--for", metavar="GUEST-TIME", help="End the run after this much guest time.")
+    ] = None,
+    clock: Annotated[
+        str,
+        typer.Option(
+            metavar="virtual|realtime",
+            help="virtual: time follows the executed blocks, every run is the same; realtime: the host's clock.",
+        ),
+    ] = "virtual",
+    serial: Annotated[
+        str,
+        typer.Option(
+            metavar="stdio|file:PATH",
+            help="Where the guest's console goes, unchanged; by default its lines are shown among the others.",
+            show_default=False,
+        ),
+    ] = "",
+    report: Annotated[
+        str, typer.Option(metavar="FILE.json", help="Also write what --json prints to a file.", show_default=False)
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the run and nothing else.")] = False,
+    param: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A parameter for the guest (also -append).", show_default=False)
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DRIVER[,NAME=VALUE]…",
+            help="A device, as for QEMU's -device; instead of the one balloon. DRIVER,help lists its properties.",
+        ),
+    ] = None,
+) -> int:
+    devices = device or [DEFAULT_DEVICE]
+    if _show_device_help(devices):
+        return 0
+    config = _configure(guest, memory, target, poll, duration, clock, param or "", devices)
+
+    from vmm.runner import Request, run
+
+    return run(Request(config, serial, report, json))
+
+
+@app.command("guests")
+def guests_command() -> None:
+    """List the bundled guests."""
+    from guests import GUESTS
+
+    for row in GUESTS.values():
+        print(f"{row.name:<10} {row.summary}")
+        for text in _demonstration(row):
+            print(f"{'':<10} {text}")
+
+
+@app.command("devices")
+def devices_command() -> None:
+    """List the devices and their properties."""
+    for index, model in enumerate(MODELS):
+        print("\n" * bool(index) + describe_device(model.driver))
+
+
+# -- what the words mean -------------------------------------------------------------------------------------------
+
+
+def _configure(
+    guest: str,
+    memory: str,
+    target: str | None,
+    poll: str | None,
+    duration: str | None,
+    clock: str,
+    param: str,
+    devices: Sequence[str],
+) -> MachineConfig:
+    """The configuration, completed from the guest's demonstration where the user said nothing."""
+    from guests import GUESTS
+
+    row = GUESTS.get(guest)
+    config = make_config(
+        guest,
+        memory=memory or (row.memory if row else DEFAULT_MEMORY),
+        clock=clock,
+        targets=target or "",
+        poll=poll or 0,
+        duration=duration,
+        parameter=param,
+        devices=devices,
+    )
+    if row is None:
+        return config
+    if target is None and config.has_balloon:
+        config = replace(config, targets=_demo_targets(row, config.memory_bytes))
+    demo = make_config(guest, poll=row.demo_poll, duration=row.demo_for or None)
+    if poll is None and config.has_balloon:
+        config = replace(config, poll_ns=demo.poll_ns)
+    if duration is None:
+        config = replace(config, for_ns=demo.for_ns)
+    return config
+
+
+def _demo_targets(row: GuestRow, memory_bytes: int) -> tuple[TargetStep, ...]:
+    """The demonstration's targets, in proportion to the machine's RAM."""
+    planned_bytes = parse_size(row.memory)
+
+    def scale(size: int | None) -> int | None:
+        return None if size is None else size * memory_bytes // planned_bytes // PAGE_BYTES * PAGE_BYTES
+
+    steps = parse_targets(row.demo_target)
+    return tuple(TargetStep(step.time_ns, scale(step.ram_bytes), scale(step.balloon_bytes)) for step in steps)
+
+
+def _demonstration(row: GuestRow) -> list[str]:
+    words = [f"-m {row.memory}"]
+    words += [f"--target {row.demo_target}"] if row.demo_target else []
+    words += [f"--poll {row.demo_poll:g}"] if row.demo_poll else []
+    words += [f"--for {row.demo_for}"] if row.demo_for else []
+    return ["demonstration: " + " ".join(words)] + [f"parameter {name}: {what}" for name, what in row.parameters]
+
+
+def _show_device_help(devices: Sequence[str]) -> bool:
+    """`-device help` and `-device DRIVER,help`, as in QEMU."""
+    for text in devices:
+        driver, *settings = text.split(",")
+        if driver in ("help", "?"):
+            devices_command()
+            return True
+        if "help" in settings or "?" in settings:
+            print(describe_device(driver))
+            return True
+    return False
+
+
+def describe_device(driver: str) -> str:
+    """The properties of `driver` as lines of text.  ConfigError when there is no such device."""
+    model = find_model(driver)
+    lines = [f"{model.driver}: {model.summary}"]
+    for prop in model.properties:
+        values = {"flag": "on|off", "fixed": prop.default}.get(prop.kind, "VALUE")
+        default = f" (default: {prop.default})" if prop.kind == "flag" else ""
+        what = f"{prop.help}: only this value in this version" if prop.kind == "fixed" else prop.help
+        lines.append(f"  {prop.name + '=' + values:<28} {what}{default}")
+    return "\n".join(lines)
+
+
+# -- the outermost frame -------------------------------------------------------------------------------------------
+
+
+def version_text() -> str:
+    return f"vmm {__version__} (balloon-vmm)"
+
+
+def main(words: Sequence[str]) -> int:
+    """Carry out `vmm WORDS…`; returns the exit status.  Every error has become a sentence on the standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks must not end the run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        status = _dispatch(list(words))
+        sys.stdout.flush()
+        return status
+    except ConfigError as error:
+        return _complain(str(error), EXIT_USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        return _complain(f"{error.strerror or error}.", EXIT_USAGE)
+    except Exception as error:
+        complaint = getattr(error, "format_message", None)  # the parser's own errors have it
+        if complaint is not None:
+            return _complain(complaint().rstrip(".") + ".", EXIT_USAGE)
+        if os.environ.get("VMM_TRACEBACK"):
+            raise
+        return _complain(f"A mistake in vmm itself: {type(error).__name__}: {error}", EXIT_BUG)
+
+
+def _complain(sentence: str, status: int) -> int:
+    print(f"vmm: {sentence}", file=sys.stderr)
+    return status
+
+
+def _dispatch(words: list[str]) -> int:
+    result = app(_rewrite(words), prog_name="vmm", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _rewrite(words: list[str]) -> list[str]:
+    """Put the words into the parser's spelling.  ConfigError for a first word that is no command."""
+    if not words or words[0] in ("-h", "-help", "--help", "help"):
+        return ["--help"]
+    first, *rest = words
+    if first in ("-version", "--version"):
+        return ["--version"]
+    if first == "boot":
+        return [first, *translate(rest)]
+    if first in COMMANDS:
+        return words
+    if first.startswith("-"):
+        raise ConfigError(f"A command must come first: vmm boot {' '.join(words)}")
+    from guests import GUESTS
+
+    if first in GUESTS or os.path.exists(first):
+        raise ConfigError(f"There is no command {first!r}; did you mean 'vmm boot {first}'?")
+    raise ConfigError(f"There is no command {first!r}{did_you_mean(first, COMMANDS)}")
