@@ -123,6 +123,13 @@ BALLOON_FEATURE_NAMES: Final = {
     VIRTIO_BALLOON_F_PAGE_REPORTING: "VIRTIO_BALLOON_F_PAGE_REPORTING",
 }
 
+
+def feature_names(features: int, device_id: int) -> list[str]:
+    """The names of the bits set in the mask `features`, ascending; a bit without a name is "bit N"."""
+    names = FEATURE_NAMES | (BALLOON_FEATURE_NAMES if device_id == DeviceId.BALLOON else {})
+    return [names.get(bit, f"bit {bit}") for bit in range(features.bit_length()) if features >> bit & 1]
+
+
 VIRTIO_BALLOON_PFN_SHIFT: Final = 12  # §5.5.6: always 4096-byte pages, whatever the guest's page size is
 
 # §5.5.4; little-endian even for a legacy driver

@@ -1,0 +1,260 @@
+"""The balloon device: inflate, deflate, statistics, and the target the host sets (virtio 1.3 §5.5).
+
+Owns the balloon's queues and registers and what the host may ask of it.  Page arithmetic is `pages`', the statistics
+are `stats`'.
+
+A wrong *payload* is no broken ring: a page that is not RAM, an array that ends within an entry, an unknown tag are
+skipped, counted and reported, and the request is completed.  Resetting the device for them would leave a driver waiting
+for ever.  All discards of a batch happen before it is acknowledged, never afterwards: from then on the driver may use
+the pages again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from devices.memory import PAGE_SHIFT, GuestMemory, Run
+from devices.registers import Register, RegisterMap
+from devices.virtio import spec
+from devices.virtio.balloon import stats
+from devices.virtio.balloon.pages import BalloonPages, PageSet, Pfns, page_set
+from devices.virtio.balloon.stats import Statistics, StatsConversation
+from devices.virtio.chains import Chains
+from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+
+_PFN_BYTES = 4
+_MIN_PFN_LIMIT = 65536
+
+# §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up.
+_QUEUES: Final = (
+    ("inflateq", None),
+    ("deflateq", None),
+    ("statsq", spec.VIRTIO_BALLOON_F_STATS_VQ),
+)
+
+SUPPORTED_FEATURES: Final = (
+    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
+    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
+    | 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
+    | 1 << spec.VIRTIO_F_INDIRECT_DESC
+    | 1 << spec.VIRTIO_F_EVENT_IDX
+    | 1 << spec.VIRTIO_F_VERSION_1
+)
+DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
+
+
+class Balloon(VirtioDevice):
+    """A balloon for `memory`.  ValueError when `features` has a bit that is not supported.
+
+    Pages are always 4096 bytes.  `num_pages` is how many the host wants in the balloon, `actual` how many the driver
+    says are.  Counters run on over resets: `inflated_pages` and `deflated_pages` count pages that went in and came out,
+    `discarded_bytes` what was given back to the host, `bad_pfns` entries that named no page of RAM, `stray_pages` pages
+    deflated without being in the balloon, `ignored_bytes` parts of requests that meant nothing, `failed_discards`
+    runs that the host would not take back.
+    """
+
+    device_id = spec.DeviceId.BALLOON
+    config = RegisterMap("balloon", 8, (Register(0, 4, "num_pages", "ro"), Register(4, 4, "actual", "rw")))
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        *,
+        name: str = "balloon0",
+        features: int = DEFAULT_FEATURES,
+        queue_size: int = 128,
+    ) -> None:
+        if features & ~SUPPORTED_FEATURES:
+            unknown = ", ".join(spec.feature_names(features & ~SUPPORTED_FEATURES, self.device_id))
+            raise ValueError(f"{name}: the balloon does not support {unknown}")
+        offered = [QueueSpec(name, queue_size, bit) for name, bit in _QUEUES if bit is None or features >> bit & 1]
+        super().__init__(memory, name, features, offered)
+        self.num_pages = 0
+        self.actual = 0
+        self.inflated_pages = self.deflated_pages = self.discarded_bytes = 0
+        self.bad_pfns = self.stray_pages = self.ignored_bytes = self.failed_discards = 0
+        self._ram_pages = memory.size_bytes >> PAGE_SHIFT
+        # More entries than RAM has pages repeat themselves: that is where reading one batch ends.
+        self._pfn_limit = max(self._ram_pages, _MIN_PFN_LIMIT)
+        self._pages = BalloonPages(memory)
+        self._stats = StatsConversation()
+        self._held: Chains | None = None
+        self._told_actual = 0
+        self._handlers = {"inflateq": self._inflate, "deflateq": self._deflate, "statsq": self._take_stats}
+        self._stats_queue = next((queue for queue in self.queues if queue.name == "statsq"), None)
+
+    # -- the host's side -------------------------------------------------------------------------------------------
+
+    @property
+    def target_pages(self) -> int:
+        """Pages wanted in the balloon."""
+        return self.num_pages
+
+    @property
+    def actual_pages(self) -> int:
+        """Pages in the balloon, as the driver says."""
+        return self.actual
+
+    @property
+    def balloon_pages(self) -> int:
+        """Pages in the balloon, as inflate and deflate requests made it; a reset empties it."""
+        return self._pages.count
+
+    @property
+    def stats_reports(self) -> int:
+        """Statistics buffers ever received."""
+        return self._stats.reports
+
+    @property
+    def polling_interval_ns(self) -> int:
+        """0 when statistics are not polled."""
+        return self._stats.interval_ns
+
+    def set_target(self, pages: int, now_ns: int) -> Notifications:
+        """Ask for `pages` in the balloon, at most all of RAM.  It survives a reset."""
+        wanted = min(max(pages, 0), self._ram_pages)
+        if wanted == self.num_pages:
+            return NO_NOTIFICATIONS
+        self.num_pages = wanted
+        return self.config_changed() | self.event("target", f"the balloon shall have {wanted} pages")
+
+    def request_stats(self, now_ns: int) -> Notifications:
+        """Ask the driver for statistics.  If no buffer is held the request waits for the next; if one is under way
+        already, its reply is the answer."""
+        if not self._stats.under_way:
+            self._stats.wanted = True
+        return self._ask_for_stats(now_ns)
+
+    def set_polling_interval(self, interval_ns: int, now_ns: int) -> Notifications:
+        """Ask for statistics every `interval_ns`, the first time at once; 0 stops.  It survives a reset."""
+        self._stats.set_interval(max(interval_ns, 0))
+        return self._ask_for_stats(now_ns) | Notifications(deadline=True)
+
+    def statistics(self, now_ns: int) -> Statistics:
+        """The latest statistics, or why there are none."""
+        exists = self._stats_queue is not None and self.has_feature(spec.VIRTIO_BALLOON_F_STATS_VQ)
+        return self._stats.statistics(exists, self.is_ready, now_ns)
+
+    # -- the driver's side -----------------------------------------------------------------------------------------
+
+    def process(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
+        return self._handlers[queue.name](queue, chains, now_ns)
+
+    def _inflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
+        pages, told = self._named_pages(queue, chains)
+        self.inflated_pages += self._pages.add(pages)
+        if pages.pages:
+            told |= self._discard(pages)
+        return told | self.complete(queue, chains)
+
+    def _deflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
+        pages, told = self._named_pages(queue, chains)
+        removed = self._pages.remove(pages)
+        self.deflated_pages += removed
+        self.stray_pages += pages.pages - removed
+        return told | self.complete(queue, chains)
+
+    def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
+        """The pages that all arrays of a batch name, and what is wrong with the rest."""
+        pfns, ignored = self._pfns(chains)
+        pages = page_set(pfns, self.memory)
+        if not ignored and not pages.bad:
+            return pages, NO_NOTIFICATIONS
+        self.bad_pfns += pages.bad
+        self.ignored_bytes += ignored
+        told = NO_NOTIFICATIONS
+        if pages.bad:
+            told |= self.event("bad-pfns", f"{queue.name}: {pages.bad} page frame numbers are outside guest RAM")
+        if ignored:
+            told |= self.event("ignored-bytes", f"{queue.name}: {ignored} bytes are no page frame numbers, or too many")
+        return pages, told
+
+    def _pfns(self, chains: Chains) -> tuple[Pfns, int]:
+        """All le32 arrays, one after the other, and how many bytes of the batch were not used.
+
+        Each array ends with its last whole entry; together they end at the limit."""
+        limit = self._pfn_limit * _PFN_BYTES
+        sizes = chains.readable_bytes()
+        total = sum(sizes)
+        if not any(size % _PFN_BYTES for size in sizes):
+            payload = chains.gather_readable(self.memory, limit)
+        else:
+            parts, left = [], limit
+            for index, size in enumerate(sizes):
+                part = chains.only(index).gather_readable(self.memory, min(size // _PFN_BYTES * _PFN_BYTES, left))
+                parts.append(part)
+                left -= len(part)
+            payload = np.concatenate(parts)
+        return payload.view("<u4"), total - len(payload)
+
+    def _discard(self, pages: PageSet) -> Notifications:
+        try:
+            self.discarded_bytes += self.memory.discard(pages.starts, pages.counts)
+            return NO_NOTIFICATIONS
+        except OSError as error:
+            # Giving memory back is a favour to the host.  What it refuses stays, and the driver loses nothing by it.
+            self._discard_singly(pages)
+            return self.event("discard-failed", f"the host refused to take pages back: {error}")
+
+    def _discard_singly(self, pages: PageSet) -> None:
+        for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
+            try:
+                self.discarded_bytes += self.memory.discard([Run(start, count)])
+            except OSError:
+                self.failed_discards += 1
+
+    def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
+        """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""
+        told = NO_NOTIFICATIONS
+        if self._held is not None:
+            told |= self.complete(queue, self._held)
+        for index in range(len(chains) - 1):
+            told |= self.complete(queue, chains.only(index))
+        self._held = chains.only(len(chains) - 1)
+        sent_bytes = self._held.readable_bytes()[0]
+        payload = self._held.gather_readable(self.memory, stats.MAX_ENTRIES * stats.ENTRY_BYTES)
+        report = stats.parse(payload, sent_bytes)
+        self.ignored_bytes += report.ignored_bytes
+        self._stats.received(report, now_ns)
+        told |= Notifications(deadline=True)
+        told |= self.event("stats", f"the driver reported {len(report.raw)} statistics")
+        return told | self._ask_for_stats(now_ns)
+
+    def _ask_for_stats(self, now_ns: int) -> Notifications:
+        """Return the held buffer if statistics are wanted now."""
+        held, queue = self._held, self._stats_queue
+        if held is None or queue is None or not self.is_live or not self._stats.should_ask(now_ns):
+            return NO_NOTIFICATIONS
+        self._held = None
+        self._stats.asked()
+        return self.complete(queue, held) | Notifications(deadline=True)
+
+    # -- the device's life -----------------------------------------------------------------------------------------
+
+    def live(self, now_ns: int) -> Notifications:
+        return self._ask_for_stats(now_ns)
+
+    def lost(self) -> None:
+        self.actual = self._told_actual = 0
+        self._pages.clear()
+        self._held = None
+        self._stats.driver_lost()
+
+    def deadline_ns(self) -> int | None:
+        polling = self._held is not None and self._stats.interval_ns > 0
+        return self._stats.next_poll_ns if polling else None
+
+    def deadline_reached(self, now_ns: int) -> Notifications:
+        return self._ask_for_stats(now_ns)
+
+    def config_written(self, now_ns: int) -> Notifications:
+        if self.actual == self._told_actual:
+            return NO_NOTIFICATIONS
+        self._told_actual = self.actual
+        return self.event("actual", f"the driver has {self.actual} pages in the balloon")
+
+    def settings(self) -> tuple[object, ...]:
+        held = None if self._held is None else self._held.head.tolist()
+        return self.num_pages, self.actual, self._pages, held, self._stats.settings()

@@ -1,0 +1,113 @@
+"""The guest's memory statistics (virtio 1.3 §5.5.6.3): what a buffer says, and when to ask for the next.
+
+Owns the meaning of a statistics buffer and the state of the conversation.  Refuses to know the queue: the device gives
+it the bytes of a buffer and asks whether to return the one it holds.
+
+The conversation runs in reverse.  The driver posts one buffer with fresh figures and the device keeps it; returning it
+asks for the next.  So a request can be *wanted* (nothing is held to be returned yet), or *under way* (returned, and the
+reply has not come).  There is never silence without a reason: see `Statistics.reason`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from devices.memory import Bytes
+from devices.virtio import spec
+
+Reason = Literal["ok", "not negotiated", "never posted", "stale"]
+
+ENTRY_BYTES = spec.virtio_balloon_stat.itemsize
+MAX_ENTRIES = 1024
+"""More entries of one buffer are not looked at; Linux sends 16."""
+STALE_AFTER_INTERVALS = 3
+
+
+class Report(NamedTuple):
+    """What one buffer said.  `raw` are its (tag, value) pairs in the order sent, `values` those with a known tag by
+    QEMU's name (the last wins), `ignored_bytes` what was left over at the end or beyond the bound."""
+
+    raw: tuple[tuple[int, int], ...]
+    values: dict[str, int]
+    ignored_bytes: int
+
+
+def parse(payload: Bytes, sent_bytes: int) -> Report:
+    """`payload` holds the first bytes of a buffer of `sent_bytes`; entries are 10 bytes, packed, in any order."""
+    count = min(len(payload) // ENTRY_BYTES, MAX_ENTRIES)
+    entries = payload[: count * ENTRY_BYTES].view(spec.virtio_balloon_stat)
+    raw = tuple(zip(entries["tag"].tolist(), entries["val"].tolist(), strict=True))
+    values = {known.name: value for tag, value in raw if (known := spec.BALLOON_STATS.get(tag)) is not None}
+    return Report(raw, values, sent_bytes - count * ENTRY_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What is known of the guest's memory.
+
+    `reason` is "ok", or why there is nothing or nothing fresh: "not negotiated", "never posted", "stale" (older than
+    three polling intervals, or from before the driver reset the device).  `age_ns` is None if nothing was ever
+    reported.  `values` maps QEMU's names to numbers, `raw` is every (tag, value) in the order sent."""
+
+    reason: Reason
+    age_ns: int | None = None
+    values: dict[str, int] = field(default_factory=dict)
+    raw: tuple[tuple[int, int], ...] = ()
+
+
+class StatsConversation:
+    """When to ask.  `interval_ns` is the polling interval, 0 for none; `reports` counts the reports ever received.
+
+    `next_poll_ns` is when the next poll is due; 0 means at once."""
+
+    def __init__(self) -> None:
+        self.interval_ns = 0
+        self.reports = 0
+        self._last: Report | None = None
+        self._last_ns = 0
+        self._outdated = False
+        self.driver_lost()
+
+    def driver_lost(self) -> None:
+        """The driver is gone; its last report stays, as a stale one."""
+        self.next_poll_ns = 0
+        self.wanted = False
+        self.under_way = False
+        self._outdated = self._last is not None
+
+    def set_interval(self, interval_ns: int) -> None:
+        """Poll every `interval_ns` from now on, the first time at once; 0 stops."""
+        self.interval_ns = interval_ns
+        self.next_poll_ns = 0
+
+    def received(self, report: Report, now_ns: int) -> None:
+        """A buffer arrived.  A reply re-arms the poll; the first buffer of all is nobody's reply."""
+        if self.under_way:
+            self.next_poll_ns = now_ns + self.interval_ns
+        self.under_way = False
+        self.reports += 1
+        self._last, self._last_ns, self._outdated = report, now_ns, False
+
+    def should_ask(self, now_ns: int) -> bool:
+        """Whether a held buffer is to be returned now."""
+        return self.wanted or (self.interval_ns > 0 and self.next_poll_ns <= now_ns)
+
+    def asked(self) -> None:
+        """The held buffer was returned."""
+        self.wanted = False
+        self.under_way = True
+
+    def settings(self) -> tuple[object, ...]:
+        """What decides how it goes on."""
+        return self.interval_ns, self.next_poll_ns, self.wanted, self.under_way
+
+    def statistics(self, exists: bool, driver_ready: bool, now_ns: int) -> Statistics:
+        """What is known now.  `exists` tells whether the driver negotiated the queue, `driver_ready` whether it has
+        finished negotiating at all."""
+        if self._last is None or (driver_ready and not exists):
+            return Statistics("never posted" if exists else "not negotiated")
+        age_ns = now_ns - self._last_ns
+        too_old = 0 < self.interval_ns * STALE_AFTER_INTERVALS < age_ns
+        reason: Reason = "stale" if self._outdated or too_old else "ok"
+        return Statistics(reason, age_ns, dict(self._last.values), self._last.raw)

@@ -1,0 +1,121 @@
+"""What a device receives: descriptor chains, checked, as a structure of arrays.
+
+A `Chains` value is a snapshot.  Its descriptors were copied out of the ring once and every rule was checked on the
+copy, so that nothing the driver writes afterwards can change what a device sees: each buffer is inside guest RAM, none
+is empty, and within a chain the device-readable ones come first.  The buffers' *contents* are still the driver's: take
+them with one gather, check the copy, and never look at the buffer again.
+
+It refuses to know the ring format: a split and a packed ring make the same value, which is why a chain has a
+`buffer_id` and a number of `slots` beside its head.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.memory import Bytes, GuestMemory
+
+Heads = NDArray[np.uint16]
+Index = NDArray[np.intp]
+U64 = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
+
+
+class Chains:
+    """n chains of m descriptors in all.
+
+    head        (n,) uint16   index of each chain's first descriptor in the descriptor table
+    buffer_id   (n,) uint16   what the used element names; the head in a split ring
+    slots       (n,) intp     entries of the descriptor table the chain occupies (1 for an indirect table)
+    first       (n + 1,) intp chain i has the descriptors first[i] .. first[i + 1] - 1
+    addr        (m,) uint64   guest-physical address of each buffer
+    length      (m,) uint64   its bytes, never 0
+    writable    (m,) bool     device-writable; otherwise device-readable
+    """
+
+    __slots__ = ("addr", "buffer_id", "first", "head", "length", "slots", "writable")
+
+    def __init__(self, head: Heads, slots: Index, first: Index, addr: U64, length: U64, writable: Flags) -> None:
+        self.head = self.buffer_id = head
+        self.slots = slots
+        self.first = first
+        self.addr = addr
+        self.length = length
+        self.writable = writable
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+    def only(self, index: int) -> Self:
+        """Chain `index` alone, so that a device can hold it while the others are completed."""
+        start, end = int(self.first[index]), int(self.first[index + 1])
+        return type(self)(
+            self.head[index : index + 1],
+            self.slots[index : index + 1],
+            np.array([0, end - start]),
+            self.addr[start:end],
+            self.length[start:end],
+            self.writable[start:end],
+        )
+
+    def readable_bytes(self) -> list[int]:
+        """Bytes of device-readable buffers in each chain."""
+        return self._sums(~self.writable)
+
+    def writable_bytes(self) -> list[int]:
+        """Bytes of device-writable buffers in each chain."""
+        return self._sums(self.writable)
+
+    def _sums(self, wanted: Flags) -> list[int]:
+        if len(self.addr) == 1:
+            return [self.length.item(0) if wanted.item(0) else 0]
+        sums: list[int] = np.add.reduceat(self.length * wanted, self.first[:-1]).tolist()
+        return sums
+
+    def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> Bytes:
+        """A copy of the device-readable bytes of all chains, in order, shape (k,), at most the first `limit_bytes`.
+
+        The caller names the limit because the driver chooses the lengths: up to 4 GiB a chain."""
+        if len(self.addr) == 1:
+            if self.writable.item(0):
+                return np.empty(0, np.uint8)
+            return _copy(memory, self.addr.item(0), min(self.length.item(0), limit_bytes))
+        addr, length = self.addr[~self.writable], self.length[~self.writable]
+        ends = np.cumsum(length)
+        if len(ends) and ends[-1] > limit_bytes:
+            kept = int(np.searchsorted(ends, limit_bytes, "left")) + 1
+            addr, length = addr[:kept], length[:kept].copy()
+            length[-1] -= ends[kept - 1] - np.uint64(limit_bytes)
+        return memory.gather(addr, length)
+
+    def scatter_writable(self, memory: GuestMemory, index: int, data: bytes) -> int:
+        """Write `data` into the device-writable buffers of chain `index`, from the first on; what does not fit is left
+        out.  Returns the bytes written, which is the used length (§2.7.8.2)."""
+        position = 0
+        for i in range(int(self.first[index]), int(self.first[index + 1])):
+            if self.writable[i] and position < len(data):
+                piece = data[position : position + int(self.length[i])]
+                memory.write(int(self.addr[i]), piece)
+                position += len(piece)
+        return position
+
+
+def no_chains() -> Chains:
+    """The empty value."""
+    none = np.empty(0, np.intp)
+    return Chains(np.empty(0, np.uint16), none, np.zeros(1, np.intp), *_no_buffers())
+
+
+def _no_buffers() -> tuple[U64, U64, Flags]:
+    return np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.bool_)
+
+
+def _copy(memory: GuestMemory, gpa: int, length: int) -> Bytes:
+    region = memory.region_of(gpa, length)
+    if region is None:
+        return memory.gather([gpa], [length])
+    start = gpa - region.gpa
+    return region.array[start : start + length].copy()

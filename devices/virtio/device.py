@@ -1,0 +1,368 @@
+"""What every virtio device has: status, features, configuration space and queues (virtio 1.3 chapters 2 and 3).
+
+Owns the device's life from reset to DRIVER_OK and what may happen when.  Refuses to know how the driver reaches it (the
+transports call what is public here) and what its queues are for (a subclass answers `process`).
+
+A subclass gives its `device_id`, its `config` registers (attributes of its own) and its queues, and overrides
+`process`; the other hooks are `live`, `lost`, `deadline_ns`, `deadline_reached`, `config_written` and `settings`.
+
+Invariants
+- Nothing is consumed before DRIVER_OK, with bus mastering off, after FAILED, DEVICE_NEEDS_RESET or a reset; a kick that
+  came too early is not forgotten: whenever a queue becomes usable it is looked at as if it had been notified.
+- A chain is completed when the device says so, not when `notify` returns: a device may hold chains and complete them
+  from a deadline or a host command.
+- `DriverError` is caught in one place, `_contained`.  It costs the driver its device and nobody anything else.
+- The work of one call is bounded (`WORK_LIMIT`); what is left is carried on with at a deadline that has come already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import ClassVar, ParamSpec
+
+from devices.effects import Event
+from devices.errors import DriverError
+from devices.memory import GuestMemory
+from devices.registers import RegisterMap
+from devices.virtio import spec, status
+from devices.virtio.chains import Chains
+from devices.virtio.queue import Queue, QueueSpec
+from devices.virtio.spec import Status
+from devices.virtio.split import SplitQueue
+
+__all__ = ["NO_NOTIFICATIONS", "Notifications", "Queue", "QueueSpec", "VirtioDevice"]
+
+WORK_LIMIT = 65536
+"""After so many descriptors in one call the rest has to wait: a queue of 256 entries is always emptied in one."""
+
+# Plain integers: the arithmetic of enum flags is slow, and these are asked for on every kick.
+_DRIVER_OK, _FEATURES_OK = int(Status.DRIVER_OK), int(Status.FEATURES_OK)
+_NEEDS_RESET, _FAILED = int(Status.DEVICE_NEEDS_RESET), int(Status.FAILED)
+_LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
+
+Arguments = ParamSpec("Arguments")
+
+
+@dataclass(frozen=True, slots=True)
+class Notifications:
+    """What a device wants its driver, its timer and its watchers to hear.
+
+    `queues` are the indices of queues with a used-buffer notification, ascending, without duplicates; `config` is a
+    configuration-change notification; `deadline` says that `next_deadline_ns()` may have changed."""
+
+    queues: tuple[int, ...] = ()
+    config: bool = False
+    deadline: bool = False
+    events: tuple[Event, ...] = ()
+
+    def __or__(self, later: Notifications) -> Notifications:
+        """Both, this one first."""
+        if self is NO_NOTIFICATIONS:
+            return later
+        if later is NO_NOTIFICATIONS:
+            return self
+        return Notifications(
+            tuple(sorted({*self.queues, *later.queues})),
+            self.config or later.config,
+            self.deadline or later.deadline,
+            self.events + later.events,
+        )
+
+    def __bool__(self) -> bool:
+        return self != NO_NOTIFICATIONS
+
+
+NO_NOTIFICATIONS = Notifications()
+
+
+class VirtioDevice:
+    """A device with the given queues, offering the feature bits of the mask `features`.
+
+    `dma_enabled` follows the bus (PCI bus mastering) and starts off.  Two devices are equal (`==`) when a driver could
+    not tell them apart and they would go on alike: counters for people are left out, what the host set is not."""
+
+    device_id: ClassVar[int]
+    config: ClassVar[RegisterMap]
+    feature_requires: ClassVar[Mapping[int, int]] = {}
+    """Feature bit -> the bit it cannot be without (§2.2.1)."""
+
+    def __init__(self, memory: GuestMemory, name: str, features: int, queues: Sequence[QueueSpec]) -> None:
+        self.memory = memory
+        self.name = name
+        self.device_features = features
+        self.driver_features = 0
+        self.status = 0
+        self.config_generation = 0
+        self.dma_enabled = False
+        self.queues = [Queue(index, *offered) for index, offered in enumerate(queues)]
+        self._used = [Notifications(queues=(index,)) for index in range(len(queues))]
+        self._carry_on_ns: int | None = None
+        self._budget = 0
+
+    # -- what a transport uses -------------------------------------------------------------------------------------
+
+    @property
+    def config_size(self) -> int:
+        """Bytes of device-specific configuration."""
+        return self.config.size
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether the driver broke the device: DEVICE_NEEDS_RESET is set."""
+        return bool(self.status & _NEEDS_RESET)
+
+    def write_driver_features(self, value: int) -> None:
+        """The features the driver accepts.  Ignored once FEATURES_OK is set: only a reset reopens negotiation."""
+        if not self.status & _FEATURES_OK:
+            self.driver_features = value & (1 << 64) - 1
+
+    def write_status(self, value: int, now_ns: int) -> Notifications:
+        """§2.1: 0 resets; otherwise bits are set, in order, and none is cleared."""
+        if not value & 0xFF:
+            return self._reset_by_driver()
+        objections: list[str] = []
+        if value & ~self.status & _FEATURES_OK:
+            mine, theirs = self.device_features, self.driver_features
+            objections += status.feature_objections(mine, theirs, self.feature_requires, self.device_id)
+        before = self.status
+        self.status = status.next_status(before, value, not objections)
+        new = self.status & ~before
+        notifications = self._status_events(new, objections)
+        if new & _DRIVER_OK:
+            # The driver may not have seen what went wrong while it set the device up.
+            notifications |= Notifications(config=self.needs_reset)
+            notifications |= self._become_live(now_ns)
+        return notifications
+
+    def write_queue(self, index: int, field: str, value: int, now_ns: int) -> Notifications:
+        """`field` is "size", "desc_gpa", "driver_gpa", "device_gpa" or "enabled".
+
+        Refused silently, as a register would: a queue that does not exist, any change of an enabled queue, a size that
+        is no power of two or too large (§4.1.4.3.2), enabling before FEATURES_OK or without the queue's feature."""
+        queue = self.queues[index] if 0 <= index < len(self.queues) else None
+        if queue is None or queue.enabled:
+            return NO_NOTIFICATIONS
+        if field == "enabled":
+            return self._enable(queue, now_ns) if value == 1 else NO_NOTIFICATIONS
+        queue.write(field, value)
+        return NO_NOTIFICATIONS
+
+    def notify(self, index: int, now_ns: int) -> Notifications:
+        """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored."""
+        if 0 <= index < len(self.queues):
+            return self._look_at(self.queues[index : index + 1], now_ns)
+        return NO_NOTIFICATIONS
+
+    def read_config(self, offset: int, size: int) -> int:
+        """The little-endian value of `size` bytes of device configuration; behind its end they are zero."""
+        return self.config.read(self, offset, size)[0]
+
+    def write_config(self, offset: int, size: int, value: int, now_ns: int) -> Notifications:
+        """The driver writes device configuration; fields that are not its to write keep their value."""
+        self.config.write(self, offset, size, value)
+        return self.config_written(now_ns)
+
+    def set_dma_enabled(self, enabled: bool, now_ns: int) -> Notifications:
+        """Bus mastering goes on or off; off, the device touches no memory and keeps what it holds."""
+        was, self.dma_enabled = self.dma_enabled, enabled
+        return self._become_live(now_ns) if enabled and not was else Notifications(deadline=was != enabled)
+
+    def next_deadline_ns(self) -> int | None:
+        """When `advance` has something to do, in absolute guest time."""
+        if not self.is_live:
+            return None
+        own = self.deadline_ns()
+        if self._carry_on_ns is None or own is None:
+            return own if self._carry_on_ns is None else self._carry_on_ns
+        return min(own, self._carry_on_ns)
+
+    def advance(self, now_ns: int) -> Notifications:
+        """Do what has come due."""
+        notifications = NO_NOTIFICATIONS
+        if self._carry_on_ns is not None and self._carry_on_ns <= now_ns:
+            self._carry_on_ns = None
+            notifications |= self._look_at(self.queues, now_ns)
+        if self.is_live and (own := self.deadline_ns()) is not None and own <= now_ns:
+            notifications |= self._contained(None, self.deadline_reached, now_ns)
+        return notifications
+
+    def reset(self) -> None:
+        """Power-on: as freshly built.  What the host set (see `settings`) stays, and so do counters."""
+        self.dma_enabled = False
+        self._forget_driver()
+
+    # -- for subclasses --------------------------------------------------------------------------------------------
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the device may use its queues now."""
+        return self.dma_enabled and self.status & _LIVE_MASK == _DRIVER_OK
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the driver has set DRIVER_OK."""
+        return bool(self.status & _DRIVER_OK)
+
+    def has_feature(self, bit: int) -> bool:
+        """Whether feature `bit` was negotiated."""
+        return bool(self.status & _FEATURES_OK and self.driver_features >> bit & 1)
+
+    def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
+        """Return chains to the driver.  Only while the device is live."""
+        if queue.ring is None or not self.is_live:
+            raise RuntimeError(f"{self.name}: {queue.name} cannot be used now")
+        queue.ring.put_used(chains, written)
+        return self._used[queue.index] if queue.ring.needs_notification() else NO_NOTIFICATIONS
+
+    def config_changed(self) -> Notifications:
+        """The device changed its configuration space (§2.5): the generation changes, and a live driver is told."""
+        self.config_generation = self.config_generation + 1 & 0xFF
+        return Notifications(config=bool(self.status & _DRIVER_OK))
+
+    def event(self, kind: str, text: str) -> Notifications:
+        """One event for the watchers."""
+        return Notifications(events=(Event(self.name, kind, text),))
+
+    def process(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
+        """Chains that the driver made available: complete them, or hold them and complete them later."""
+        raise NotImplementedError
+
+    def live(self, now_ns: int) -> Notifications:
+        """The device has become live (DRIVER_OK, or bus mastering back on), and every queue was looked at."""
+        return NO_NOTIFICATIONS
+
+    def lost(self) -> None:
+        """The driver is gone: forget what it brought, and every chain held."""
+
+    def deadline_ns(self) -> int | None:
+        """When the device itself wants `deadline_reached` to be called.  Asked only while it is live."""
+        return None
+
+    def deadline_reached(self, now_ns: int) -> Notifications:
+        """The deadline has come."""
+        return NO_NOTIFICATIONS
+
+    def config_written(self, now_ns: int) -> Notifications:
+        """The driver wrote to the configuration space."""
+        return NO_NOTIFICATIONS
+
+    def settings(self) -> tuple[object, ...]:
+        """Whatever else two equal devices must have in common: what the driver brought and what the host set."""
+        return ()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _reset_by_driver(self) -> Notifications:
+        self._forget_driver()
+        return Notifications(deadline=True, events=(Event(self.name, "reset", "the driver reset the device"),))
+
+    def _forget_driver(self) -> None:
+        self.status = 0
+        self.driver_features = 0
+        self.config_generation = 0
+        self._carry_on_ns = None
+        for queue in self.queues:
+            queue.reset()
+        self.lost()
+
+    def _status_events(self, new: int, objections: list[str]) -> Notifications:
+        if objections:
+            return self.event("features-refused", "FEATURES_OK is refused: " + "; ".join(objections))
+        notifications = NO_NOTIFICATIONS
+        if new & _FEATURES_OK:
+            names = spec.feature_names(self.driver_features, self.device_id)
+            notifications |= self.event("features", "negotiated " + ", ".join(names))
+        if new & _DRIVER_OK:
+            notifications |= self.event("driver-ok", "the driver is ready")
+        if new & _FAILED:
+            notifications |= self.event("failed", "the driver has given up on the device")
+        return notifications
+
+    def _enable(self, queue: Queue, now_ns: int) -> Notifications:
+        if not self.status & _FEATURES_OK or self.needs_reset or not self._exists(queue):
+            return NO_NOTIFICATIONS
+        return self._contained(queue, self._set_up, queue) | self._look_at([queue], now_ns)
+
+    def _set_up(self, queue: Queue) -> Notifications:
+        queue.ring = SplitQueue(
+            self.memory,
+            queue.size,
+            queue.desc_gpa,
+            queue.driver_gpa,
+            queue.device_gpa,
+            indirect=self.has_feature(spec.VIRTIO_F_INDIRECT_DESC),
+            event_idx=self.has_feature(spec.VIRTIO_F_EVENT_IDX),
+        )
+        queue.enabled = True
+        return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
+
+    def _exists(self, queue: Queue) -> bool:
+        return queue.feature is None or bool(self.driver_features >> queue.feature & 1)
+
+    def _become_live(self, now_ns: int) -> Notifications:
+        """Look at every queue, since kicks may have come too early, and let the subclass catch up."""
+        notifications = self._look_at(self.queues, now_ns)
+        if self.is_live:
+            notifications |= self._contained(None, self.live, now_ns)
+        return notifications | Notifications(deadline=True)
+
+    def _look_at(self, queues: Sequence[Queue], now_ns: int) -> Notifications:
+        """Process what is available in `queues`."""
+        told: list[Notifications] = []
+        self._budget = WORK_LIMIT
+        for queue in queues:
+            if queue.ring is not None and self.is_live:
+                told.append(self._contained(queue, self._drain, queue, queue.ring, now_ns, told))
+        return reduce(or_, told, NO_NOTIFICATIONS)
+
+    def _drain(self, queue: Queue, ring: SplitQueue, now_ns: int, told: list[Notifications]) -> Notifications:
+        """Process batch after batch until none is left.  What a batch brought about is appended to `told` at once, so
+        that an error in a later one does not take it back."""
+        while (chains := ring.take_available()) is not None:
+            queue.requests += len(chains)
+            told.append(self.process(queue, chains, now_ns))
+            self._budget -= len(chains.addr)
+            if self._budget <= 0:
+                self._carry_on_ns = now_ns
+                return Notifications(deadline=True)
+        return NO_NOTIFICATIONS
+
+    def _contained(
+        self,
+        queue: Queue | None,
+        work: Callable[Arguments, Notifications],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Notifications:
+        """The one place where a broken rule ends: the device needs reset, and the driver and the watchers are told."""
+        try:
+            return work(*args, **kwargs)
+        except DriverError as error:
+            self.status |= _NEEDS_RESET
+            if queue is not None:
+                error.queue = queue.index
+            text = (
+                f"queue {error.queue}, head {error.head}: {error}"
+                if error.head >= 0
+                else f"queue {error.queue}: {error}"
+            )
+            told = Event(self.name, "needs-reset", f"the device needs reset: {text}")
+            return Notifications(config=bool(self.status & _DRIVER_OK), deadline=True, events=(told,))
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, VirtioDevice) and self._state() == other._state()
+
+    def _state(self) -> tuple[object, ...]:
+        return (
+            self.name,
+            self.device_features,
+            self.driver_features,
+            self.status,
+            self.dma_enabled,
+            self._carry_on_ns,
+            self.queues,
+            self.settings(),
+        )

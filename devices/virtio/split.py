@@ -1,0 +1,167 @@
+"""The split virtqueue, the device's side (virtio 1.3 §2.7).
+
+Owns the available and the used ring: which chains are new, which are in flight, what was returned, and whether the
+driver wants to hear of it.  Refuses to know what a chain is for (`walk` knows what makes one valid) and what becomes of
+a `DriverError`.
+
+Invariants: the available index is read before the entries it covers; the used index is written after its elements, as
+one 16-bit store; every head is in flight from the moment it is taken until it is put, and no head twice.  After a
+`DriverError` the queue takes nothing more until it is set up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+
+import numpy as np
+
+from devices.errors import DriverError
+from devices.memory import GuestMemory
+from devices.virtio import spec
+from devices.virtio.chains import Chains
+from devices.virtio.walk import Walker
+
+LOCK_STEP_FROM_CHAINS = 16
+"""From so many chains on they are followed in lock-step (bench/bench_balloon.py)."""
+
+_USED_ELEM = Struct("<II")
+_RING = 4  # §2.7.6, §2.7.8: `ring` follows two 16-bit fields
+_FLAGS, _IDX = 0, 1  # 16-bit words of both rings
+
+
+class SplitQueue:
+    """A queue of `size` entries (a power of two up to 32768) whose parts are where the driver said.
+
+    `indirect` and `event_idx` tell whether VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX were negotiated.
+    DriverError when a part is misaligned (§2.7.1) or is not inside one region of RAM."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        size: int,
+        desc_gpa: int,
+        driver_gpa: int,
+        device_gpa: int,
+        *,
+        indirect: bool = False,
+        event_idx: bool = False,
+    ) -> None:
+        _check_alignment("descriptor table", desc_gpa, spec.VIRTQ_DESC_ALIGN)
+        _check_alignment("available ring", driver_gpa, spec.VIRTQ_AVAIL_ALIGN)
+        _check_alignment("used ring", device_gpa, spec.VIRTQ_USED_ALIGN)
+        self.size = size
+        self._memory = memory
+        self._event_idx = event_idx
+        self._walker = Walker(memory, desc_gpa, size, indirect)
+        # One more 16-bit word each for used_event and avail_event, which are there only with EVENT_IDX.
+        available = memory.view(driver_gpa, 4 + 2 * size + 2 * event_idx)
+        used = memory.view(device_gpa, 4 + 8 * size + 2 * event_idx)
+        self._available = available.view("<u2")
+        self._used = used.view("<u2")
+        self._used_bytes = used.data
+        self._used_ring = used[_RING : _RING + 8 * size].view(spec.virtq_used_elem)
+        self._used_gpa = device_gpa
+        self._next_available = 0
+        self._next_used = 0
+        self._notified_used = 0  # the used index when the driver was last asked whether it wants to hear
+        self._in_flight = bytearray(size)
+        self._heads_in_flight = np.frombuffer(self._in_flight, np.uint8)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both stand at the same place of the same rings."""
+        return isinstance(other, SplitQueue) and self._state() == other._state()
+
+    def _state(self) -> tuple[object, ...]:
+        return self.size, self._used_gpa, self._next_available, self._next_used, self._notified_used, self._in_flight
+
+    # -- taking ----------------------------------------------------------------------------------------------------
+
+    def take_available(self) -> Chains | None:
+        """The chains that the driver made available and nobody took yet, None if there are none.
+
+        At least one and at most as many as have no more descriptors than the queue size in all (indirect ones counted);
+        call again for the rest.  DriverError, and nothing taken, if any breaks a rule."""
+        index = self._available.item(_IDX)
+        pending = (index - self._next_available) & 0xFFFF
+        if not pending:
+            return None
+        if pending > self.size:
+            text = f"the available index {index} is {pending} entries ahead, more than the queue size {self.size}"
+            raise DriverError("2.7.13.3", text)
+        self._memory.fence()
+        chains = self._take(pending)
+        self._next_available = self._next_available + len(chains) & 0xFFFF
+        if self._event_idx:
+            self._ask_for_notification()
+        return chains
+
+    def _take(self, pending: int) -> Chains:
+        position = self._next_available & self.size - 1
+        if pending == 1:
+            return self._walker.one_by_one([self._available.item(2 + position)], self._in_flight)
+        ring = self._available[2 : 2 + self.size]
+        heads = np.concatenate((ring[position : position + pending], ring[: max(position + pending - self.size, 0)]))
+        if pending >= LOCK_STEP_FROM_CHAINS and self._are_new(heads):
+            chains = self._walker.in_lock_step(heads.astype(np.intp))
+            if chains is not None:
+                self._heads_in_flight[heads] = 1
+                return chains
+        return self._walker.one_by_one(heads.tolist(), self._in_flight)
+
+    def _are_new(self, heads: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> bool:
+        """Whether all are in range, different, and not in flight."""
+        if heads.max() >= self.size or self._heads_in_flight[heads].any():
+            return False
+        return int(np.bincount(heads).max()) == 1
+
+    def _ask_for_notification(self) -> None:
+        """§2.7.10.2: the next chain made available shall be notified.
+
+        Chains that came before this store are not: the caller must look once more."""
+        self._used[2 + 4 * self.size] = self._next_available
+        self._memory.wrote(self._used_gpa + 4 + 8 * self.size, 2)
+        self._memory.fence()
+
+    # -- putting ---------------------------------------------------------------------------------------------------
+
+    def put_used(self, chains: Chains, written: int | Sequence[int] = 0) -> None:
+        """Return `chains`; `written` is how many bytes were stored in the buffers of each (§2.7.8.2), or of all."""
+        count = len(chains)
+        position = self._next_used & self.size - 1
+        if count == 1:
+            head = chains.buffer_id.item(0)
+            length = written if isinstance(written, int) else written[0]
+            _USED_ELEM.pack_into(self._used_bytes, _RING + 8 * position, head, length)
+            self._in_flight[head] = 0
+            self._memory.wrote(self._used_gpa + _RING + 8 * position, 8)
+        else:
+            self._put_many(chains, written, position)
+        self._next_used = self._next_used + count & 0xFFFF
+        self._used[_IDX] = self._next_used
+        self._memory.wrote(self._used_gpa + 2, 2)
+
+    def _put_many(self, chains: Chains, written: int | Sequence[int], position: int) -> None:
+        count = len(chains)
+        places = np.arange(position, position + count) & self.size - 1
+        self._used_ring["id"][places] = chains.buffer_id
+        self._used_ring["len"][places] = written
+        self._heads_in_flight[chains.buffer_id] = 0
+        before_the_end = min(count, self.size - position)
+        self._memory.wrote(self._used_gpa + _RING + 8 * position, 8 * before_the_end)
+        self._memory.wrote(self._used_gpa + _RING, 8 * (count - before_the_end))
+
+    def needs_notification(self) -> bool:
+        """Whether the driver wants to hear of what was put since the last call (§2.7.7.2)."""
+        self._memory.fence()
+        old, self._notified_used = self._notified_used, self._next_used
+        if self._event_idx:
+            used_event: int = self._available.item(2 + self.size)
+            return (self._next_used - used_event - 1) & 0xFFFF < (self._next_used - old) & 0xFFFF
+        suppressed: int = self._available.item(_FLAGS) & spec.VIRTQ_AVAIL_F_NO_INTERRUPT
+        return self._next_used != old and not suppressed
+
+
+def _check_alignment(part: str, gpa: int, alignment: int) -> None:
+    if gpa % alignment:
+        raise DriverError("2.7.1", f"the {part} at {gpa:#x} must be aligned to {alignment} bytes")

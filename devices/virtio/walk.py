@@ -1,0 +1,213 @@
+"""Following descriptor chains through one descriptor table (virtio 1.3 §2.7.5), one by one or all in lock-step.
+
+Owns the rules of a chain.  Refuses to know the rings that say which chains there are.
+
+Two ways lead to the same `Chains`.  *One by one* is plain Python and quick for few chains, which is what drivers offer.
+*Lock-step* follows every chain at once, one numpy step a level, and is quick for many; it accepts only what breaks no
+rule, and otherwise says None and throws away what it saw, so that the first way finds the error and names it.
+Each descriptor is read once, and all decisions are made on that copy.  Nothing is followed for longer than the table is
+large, whatever the driver linked: the work of a call is bounded by the queue size.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.errors import DriverError, OutsideRam
+from devices.memory import GuestMemory
+from devices.virtio import spec
+from devices.virtio.chains import Chains, Index
+
+_DESC = Struct("<QIHH")
+_NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
+_DESC_BYTES = spec.virtq_desc.itemsize
+_MAX_CHAIN_BYTES = 1 << 32  # §2.7.5.2
+_REACHABLE_BYTES = 65536 * _DESC_BYTES  # `next` has 16 bits: no descriptor behind this can be reached
+
+Records = NDArray[Any]  # of dtype spec.virtq_desc
+
+
+class Walker:
+    """The descriptor table of `size` entries at `desc_gpa`, which the caller checked to be aligned.
+
+    `indirect` tells whether VIRTIO_F_INDIRECT_DESC was negotiated.  OutsideRam unless one RAM region holds the table.
+    """
+
+    def __init__(self, memory: GuestMemory, desc_gpa: int, size: int, indirect: bool) -> None:
+        self._memory = memory
+        self._size = size
+        self._indirect = indirect
+        view = memory.view(desc_gpa, size * _DESC_BYTES)
+        self._bytes = view.data
+        self._records: Records = view.view(spec.virtq_desc)
+
+    # -- one by one ------------------------------------------------------------------------------------------------
+
+    def one_by_one(self, heads: list[int], in_flight: bytearray) -> Chains:
+        """The first of the chains at `heads`, at least one, with no more descriptors than the queue size in all.
+
+        Marks them in `in_flight`, one byte a head.  DriverError at the first broken rule; then nothing is taken, and
+        the marks mean nothing any more."""
+        addr: list[int] = []
+        length: list[int] = []
+        writable: list[bool] = []
+        first = [0]
+        slots = []
+        for head in heads:
+            if head >= self._size:
+                raise DriverError("2.7.6", f"the head {head} is not below the queue size {self._size}", head=head)
+            if in_flight[head]:
+                raise DriverError("2.7.13.1", f"the head {head} is made available while in flight", head=head)
+            occupied = self._follow(head, addr, length, writable)
+            if len(addr) > self._size:
+                break
+            in_flight[head] = 1
+            slots.append(occupied)
+            first.append(len(addr))
+        taken, end = len(slots), first[-1]
+        return Chains(
+            np.array(heads[:taken], np.uint16),
+            np.array(slots),
+            np.array(first),
+            np.array(addr[:end], np.uint64),
+            np.array(length[:end], np.uint64),
+            np.array(writable[:end]),
+        )
+
+    def _follow(self, head: int, addr: list[int], length: list[int], writable: list[bool]) -> int:
+        """Append the buffers of the chain at `head`; returns the entries it occupies in the descriptor table."""
+        table, limit, index = self._bytes, self._size, head
+        left, slots, in_table, write, total = self._size, 0, False, False, 0
+        while True:
+            gpa, size, flags, link = _DESC.unpack_from(table, index * _DESC_BYTES)
+            slots += not in_table
+            if flags & _INDIRECT:
+                table = self._indirect_table(head, gpa, size, flags, in_table)
+                limit, index, in_table = size // _DESC_BYTES, 0, True
+                left = min(left, limit)
+            else:
+                if not left:
+                    raise DriverError("2.7.5.2", f"the chain at {head} has a loop or is too long", head=head)
+                left -= 1
+                if flags & _WRITE:
+                    write = True
+                elif write:
+                    raise DriverError("2.7.4.2", f"the chain at {head}: readable after writable", head=head)
+                self._check_buffer(head, gpa, size)
+                addr.append(gpa)
+                length.append(size)
+                writable.append(write)
+                total += size
+                if not flags & _NEXT:
+                    break
+                index = link
+                if index >= limit:
+                    raise DriverError("2.7.5", f"next is {index} in a table of {limit} descriptors", head=head)
+        if total > _MAX_CHAIN_BYTES:
+            raise DriverError("2.7.5.2", f"the chain at {head} has {total} bytes, more than 2^32", head=head)
+        return slots
+
+    def _check_buffer(self, head: int, gpa: int, size: int) -> None:
+        if not size:
+            raise DriverError("2.7.5", f"the chain at {head} has a descriptor of length 0", head=head)
+        if self._memory.region_of(gpa, size) is None and not self._memory.contains(gpa, size):
+            error = OutsideRam(gpa, size, "2.7.5")
+            error.head = head
+            raise error
+
+    def _indirect_table(self, head: int, gpa: int, size: int, flags: int, in_table: bool) -> memoryview:
+        """The table that an indirect descriptor refers to, checked (§2.7.5.3); its WRITE flag means nothing."""
+        wrong = ""
+        if not self._indirect:
+            wrong = "VIRTIO_F_INDIRECT_DESC was not negotiated"
+        elif in_table:
+            wrong = "an indirect table refers to another"
+        elif flags & _NEXT:
+            wrong = "an indirect descriptor has a next one"
+        if wrong:
+            raise DriverError("2.7.5.3.1", f"the chain at {head}: {wrong}", head=head)
+        if not size or size % _DESC_BYTES:
+            text = f"the chain at {head}: an indirect table of {size} bytes, which is no multiple of {_DESC_BYTES}"
+            raise DriverError("2.7.5.3", text, head=head)
+        self._check_buffer(head, gpa, size)
+        if self._memory.region_of(gpa, size) is not None:
+            return self._memory.view(gpa, size).data
+        return memoryview(self._memory.read(gpa, min(size, _REACHABLE_BYTES)))
+
+    # -- lock-step -------------------------------------------------------------------------------------------------
+
+    def in_lock_step(self, heads: Index) -> Chains | None:
+        """All chains at `heads`, shape (n,), each below the queue size; or None where a rule is broken or there are
+        more descriptors than the queue size in all."""
+        numbers = np.arange(len(heads))
+        start, end = np.zeros_like(heads), np.full_like(heads, self._size)
+        direct = _levels(self._records, numbers, heads, start, end, self._size)
+        if direct is None:
+            return None
+        chain, descriptors = direct
+        slots = np.bincount(chain, minlength=len(heads))
+        refers = (descriptors["flags"] & _INDIRECT) != 0
+        if refers.any():
+            tables = self._lock_step_tables(chain[refers], descriptors[refers])
+            if tables is None:
+                return None
+            chain = np.concatenate((chain[~refers], tables[0]))
+            descriptors = np.concatenate((descriptors[~refers], tables[1]))
+        order = np.argsort(chain, kind="stable")  # levels are in order already, so chains come out in theirs
+        return self._checked(heads, slots, chain[order], descriptors[order])
+
+    def _lock_step_tables(self, chain: Index, refers: Records) -> tuple[Index, Records] | None:
+        """What the indirect tables of the `refers` descriptors hold, followed in one table of them all."""
+        addr, length = refers["addr"], refers["len"].astype(np.uint64)
+        regular = self._indirect and not ((refers["flags"] & _NEXT) | (length % _DESC_BYTES) | (length == 0)).any()
+        # Copying costs time: where tables are larger than what can be taken from them, the other way reads less.
+        if not regular or length.sum() > self._size * _DESC_BYTES or not self._memory.are_ram(addr, length).all():
+            return None
+        tables: Records = self._memory.gather(addr, length).view(spec.virtq_desc)
+        ends = np.cumsum(length // _DESC_BYTES).astype(np.intp)
+        starts = np.concatenate((ends[:1] - ends[:1], ends[:-1]))
+        found = _levels(tables, chain, starts, starts, ends, self._size)
+        if found is None or (found[1]["flags"] & _INDIRECT).any():
+            return None
+        return found
+
+    def _checked(self, heads: Index, slots: Index, chain: Index, descriptors: Records) -> Chains | None:
+        """The `Chains` of descriptors sorted by chain, if they keep the rules."""
+        counts = np.bincount(chain, minlength=len(heads))
+        if len(chain) > self._size:
+            return None
+        first = np.concatenate((np.zeros(1, np.intp), np.cumsum(counts)))
+        addr, length = descriptors["addr"].copy(), descriptors["len"].astype(np.uint64)
+        writable = (descriptors["flags"] & _WRITE) != 0
+        turns_back = writable[:-1] & ~writable[1:] & (chain[:-1] == chain[1:])
+        if turns_back.any() or not length.all() or not self._memory.are_ram(addr, length).all():
+            return None
+        if (np.add.reduceat(length, first[:-1]) > _MAX_CHAIN_BYTES).any():
+            return None
+        return Chains(heads.astype(np.uint16), slots, first, addr, length, writable)
+
+
+def _levels(
+    table: Records, chain: Index, index: Index, start: Index, end: Index, budget: int
+) -> tuple[Index, Records] | None:
+    """Follow chains from `index` on, all one descriptor further at each step: which chain, which descriptor.
+
+    Chain i's `next` counts from start[i] and must stay below end[i].  None when it does not, or when more than `budget`
+    descriptors were seen, as with every loop.  An indirect descriptor ends its chain here."""
+    chains, found = [], []
+    while True:
+        budget -= len(chain)
+        if budget < 0 or (index >= end).any():
+            return None
+        descriptors = table[index]
+        chains.append(chain)
+        found.append(descriptors)
+        goes_on = (descriptors["flags"] & (_NEXT | _INDIRECT)) == _NEXT
+        if not goes_on.any():
+            return np.concatenate(chains), np.concatenate(found)
+        chain, start, end = chain[goes_on], start[goes_on], end[goes_on]
+        index = start + descriptors["next"][goes_on]
