@@ -1,0 +1,120 @@
+/* balloon: follows the host's target up and down, and checks what happens to the contents of its memory.
+ *
+ * Every free page holds a pattern made from its own address.  A page outside the balloon must keep it.  A page that
+ * comes back from the balloon must hold the pattern still (the host took nothing) or zeros (it did): anything else would
+ * be somebody else's data.  The guest sleeps between two changes; "targets=N" ends it after the N-th target reached.
+ */
+#include "../lib/apic.h"
+#include "../lib/balloon.h"
+#include "../lib/console.h"
+#include "../lib/guest.h"
+#include "../lib/interrupts.h"
+#include "../lib/io.h"
+#include "../lib/string.h"
+
+enum { WORDS = PAGE_SIZE / sizeof(u64), POLL_MICROSECONDS = 10000 };
+
+static u64 returned_old, returned_zero;
+
+static u64 pattern(u64 gpa, u64 word)
+{
+    return (gpa | word) * 0x9e3779b97f4a7c15ul | 1; /* never 0 */
+}
+
+static void fill(u64 gpa)
+{
+    u64 *words = (u64 *)gpa;
+    for (u64 i = 0; i < WORDS; i++)
+        words[i] = pattern(gpa, i);
+}
+
+static int holds_pattern(u64 gpa)
+{
+    const u64 *words = (const u64 *)gpa;
+    u64 difference = 0;
+    for (u64 i = 0; i < WORDS; i++)
+        difference |= words[i] ^ pattern(gpa, i);
+    return difference == 0;
+}
+
+static int holds_zeros(u64 gpa)
+{
+    const u64 *words = (const u64 *)gpa;
+    u64 any = 0;
+    for (u64 i = 0; i < WORDS; i++)
+        any |= words[i];
+    return any == 0;
+}
+
+static void check_kept(u64 gpa)
+{
+    if (!holds_pattern(gpa))
+        panic("page %lxh outside the balloon has lost its contents", gpa);
+}
+
+static void check_returned(u64 gpa)
+{
+    if (holds_zeros(gpa))
+        returned_zero++;
+    else if (holds_pattern(gpa))
+        returned_old++;
+    else
+        panic("page %lxh came back with strange contents", gpa);
+    fill(gpa);
+}
+
+static u64 for_each_free_page(void (*visit)(u64 gpa))
+{
+    u64 count = 0;
+    for (u64 gpa = page_set_next(pages_free_set(), 0); gpa != NO_PAGE;
+         gpa = page_set_next(pages_free_set(), gpa + PAGE_SIZE)) {
+        visit(gpa);
+        count++;
+    }
+    return count;
+}
+
+static void report(const struct balloon *balloon)
+{
+    u64 kept = for_each_free_page(check_kept);
+    print("balloon: target %u pages reached in %u requests, %lu pages kept their contents", balloon->target,
+          balloon->requests, kept);
+    print(", returned: %lu zeroed, %lu unchanged\n", returned_zero, returned_old);
+}
+
+int guest_main(const struct boot_info *boot_info)
+{
+    static struct balloon balloon;
+    static const struct balloon_guest hooks = {.before_inflate = check_kept, .after_deflate = check_returned};
+    u64 targets = parameter_u64((const char *)boot_info->cmdline, "targets", ~0ul);
+
+    interrupts_start();
+    apic_start();
+    pages_start(boot_info);
+    if (!balloon_start(&balloon, &hooks))
+        panic("there is no balloon");
+    u64 filled = for_each_free_page(fill);
+    print("balloon: %lu of %lu pages are free and hold a pattern\n", filled, pages_total());
+    if (!balloon_has_interrupts(&balloon))
+        apic_tick_every(POLL_MICROSECONDS);
+
+    /* A target of 0 is what every balloon begins with; it counts as reached once another one was. */
+    u32 reported = 0;
+    int said_short = 0;
+    while (targets) {
+        enum balloon_state state = balloon_step(&balloon);
+        if (state == BALLOON_REACHED && balloon.target != reported) {
+            report(&balloon);
+            reported = balloon.target;
+            said_short = 0;
+            targets--;
+        } else if (state == BALLOON_SHORT && !said_short) {
+            print("balloon: target %u pages is out of reach, all %lu I have are in the balloon\n", balloon.target,
+                  balloon.pages.count);
+            said_short = 1;
+        } else if (state != BALLOON_MOVING) {
+            sleep_until_interrupt();
+        }
+    }
+    return 0;
+}

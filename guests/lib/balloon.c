@@ -1,0 +1,152 @@
+#include "balloon.h"
+#include "console.h"
+#include "guest.h"
+#include "io.h"
+
+enum {
+    BALLOON_ID = 5,
+
+    FEATURE_MUST_TELL_HOST = 1 << 0,
+    FEATURE_STATS_VQ = 1 << 1,
+
+    CONFIG_NUM_PAGES = 0,
+    CONFIG_ACTUAL = 4,
+
+    QUEUE_INFLATE = 0,
+    QUEUE_DEFLATE = 1,
+    QUEUE_STATS = 2,
+
+    MSIX_CONFIG = 0,
+    MSIX_PAGES = 1, /* inflateq and deflateq */
+    MSIX_STATS = 2,
+};
+
+/* Buffers the device reads.  At most one request for pages and one statistics buffer are under way at any time. */
+static u32 pfns[BALLOON_REQUEST_PAGES];
+static struct balloon_stat stats[BALLOON_MAX_STATS];
+
+static void offer_stats(struct balloon *balloon)
+{
+    u32 count = balloon->guest.collect(stats);
+    virtqueue_add(&balloon->statsq, stats, count * sizeof(stats[0]), 0);
+    virtqueue_kick(&balloon->statsq);
+    balloon->reports++;
+}
+
+/* The statistics queue runs in reverse: the host keeps our buffer until it wants new numbers, and asks for them by
+ * returning it. */
+static void refill_stats(struct balloon *balloon)
+{
+    if (balloon->statsq.size && virtqueue_take_used(&balloon->statsq) >= 0)
+        offer_stats(balloon);
+}
+
+int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
+{
+    *balloon = (struct balloon){.guest = *guest};
+    if (!virtio_find(&balloon->device, BALLOON_ID))
+        return 0;
+    pages_new_set(&balloon->pages);
+
+    /* §3.1.1 steps 1 to 6: reset to FEATURES_OK. */
+    u64 understood = FEATURE_MUST_TELL_HOST | (guest->collect ? FEATURE_STATS_VQ : 0);
+    virtio_start(&balloon->device, understood);
+
+    /* Step 7: the queues (§5.5.5). */
+    virtio_set_config_vector(&balloon->device, MSIX_CONFIG);
+    virtio_set_up_queue(&balloon->device, &balloon->inflateq, QUEUE_INFLATE, MSIX_PAGES);
+    virtio_set_up_queue(&balloon->device, &balloon->deflateq, QUEUE_DEFLATE, MSIX_PAGES);
+    print("balloon: inflateq %u, deflateq %u", (u32)balloon->inflateq.size, (u32)balloon->deflateq.size);
+    if (balloon->device.features & FEATURE_STATS_VQ) {
+        virtio_set_up_queue(&balloon->device, &balloon->statsq, QUEUE_STATS, MSIX_STATS);
+        print(", statsq %u", (u32)balloon->statsq.size);
+    }
+    print(" entries; %s\n", balloon->device.msix ? "MSI-X" : "no MSI-X, a timer must wake this guest");
+
+    /* Step 8: live.  Only now may the device be notified of the first statistics buffer (§5.5.5 step 7). */
+    virtio_driver_ok(&balloon->device);
+    if (balloon->statsq.size)
+        offer_stats(balloon);
+    return 1;
+}
+
+/* Sends the first `count` PFNs and sleeps until the device has acknowledged them. */
+static void request(struct balloon *balloon, struct virtqueue *queue, u32 count)
+{
+    virtqueue_add(queue, pfns, count * sizeof(pfns[0]), 0);
+    virtqueue_kick(queue);
+    while (virtqueue_take_used(queue) < 0) {
+        virtio_check(&balloon->device);
+        sleep_until_interrupt();
+        refill_stats(balloon);
+    }
+    balloon->requests++;
+}
+
+static void update_actual(struct balloon *balloon)
+{
+    virtio_write_config32(&balloon->device, CONFIG_ACTUAL, (u32)balloon->pages.count);
+}
+
+static u64 find_page(struct balloon *balloon)
+{
+    u64 gpa = page_allocate();
+    while (gpa == NO_PAGE && balloon->guest.reclaim && balloon->guest.reclaim())
+        gpa = page_allocate();
+    return gpa;
+}
+
+/* §5.5.6: the pages stay ours until the device has acknowledged them, but we must not use them any more. */
+static u32 inflate(struct balloon *balloon, u32 wanted)
+{
+    u32 count = 0;
+    for (u64 gpa; count < wanted && (gpa = find_page(balloon)) != NO_PAGE; count++) {
+        if (balloon->guest.before_inflate)
+            balloon->guest.before_inflate(gpa);
+        page_leave();
+        page_set_put(&balloon->pages, gpa);
+        pfns[count] = (u32)(gpa / PAGE_SIZE);
+    }
+    if (count) {
+        request(balloon, &balloon->inflateq, count);
+        update_actual(balloon);
+    }
+    return count;
+}
+
+/* Tells the host first and uses the pages after its answer.  MUST_TELL_HOST demands that; without it, it is polite. */
+static void deflate(struct balloon *balloon, u32 count)
+{
+    for (u32 i = 0; i < count; i++)
+        pfns[i] = (u32)(page_set_take(&balloon->pages) / PAGE_SIZE);
+    request(balloon, &balloon->deflateq, count);
+    for (u32 i = 0; i < count; i++) {
+        u64 gpa = (u64)pfns[i] * PAGE_SIZE;
+        if (balloon->guest.after_deflate)
+            balloon->guest.after_deflate(gpa);
+        page_return();
+        page_free(gpa);
+    }
+    update_actual(balloon);
+}
+
+enum balloon_state balloon_step(struct balloon *balloon)
+{
+    virtio_check(&balloon->device);
+    refill_stats(balloon);
+    balloon->target = virtio_read_config32(&balloon->device, CONFIG_NUM_PAGES);
+    u64 held = balloon->pages.count;
+    if (held > balloon->target) {
+        deflate(balloon, (u32)min_u64(held - balloon->target, BALLOON_REQUEST_PAGES));
+        return BALLOON_MOVING;
+    }
+    if (held == balloon->target)
+        return BALLOON_REACHED;
+    u32 wanted = (u32)min_u64(balloon->target - held, BALLOON_REQUEST_PAGES);
+    return inflate(balloon, wanted) ? BALLOON_MOVING : BALLOON_SHORT;
+}
+
+int balloon_has_interrupts(const struct balloon *balloon)
+{
+    return balloon->device.msix != NULL;
+}

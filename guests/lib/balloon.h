@@ -1,0 +1,65 @@
+/* The balloon's driver (virtio 1.3 §5.5): gives pages to the host and takes them back, as the host asks.
+ *
+ * It never looks at why it was woken.  balloon_step() compares what the host wants (num_pages) with what the balloon
+ * holds (actual) and goes one request in that direction; it also refills the statistics buffer if the host has returned
+ * it.  So an interrupt only has to end a sleep, and none can be missed.
+ */
+#pragma once
+
+#include "pages.h"
+#include "virtio_pci.h"
+
+enum { BALLOON_MAX_STATS = 16, BALLOON_REQUEST_PAGES = 256 };
+
+/* §5.5.6.4, the tags of statistics. */
+enum balloon_tag {
+    STAT_SWAP_IN = 0,   /* bytes */
+    STAT_SWAP_OUT = 1,  /* bytes */
+    STAT_MAJOR_FAULTS = 2,
+    STAT_MINOR_FAULTS = 3,
+    STAT_FREE = 4,      /* bytes */
+    STAT_TOTAL = 5,     /* bytes */
+    STAT_AVAILABLE = 6, /* bytes */
+    STAT_CACHES = 7,    /* bytes */
+};
+
+struct balloon_stat {
+    u16 tag;
+    u64 value;
+} __attribute__((packed));
+
+/* What the guest decides.  Each may be NULL. */
+struct balloon_guest {
+    /* The page allocator is empty: gives some memory back to it; returns 0 if it cannot. */
+    int (*reclaim)(void);
+    /* A page is about to be offered to the host, or was taken back and is not yet free again. */
+    void (*before_inflate)(u64 gpa);
+    void (*after_deflate)(u64 gpa);
+    /* Writes the same tags in every call; returns how many.  NULL: no statistics. */
+    u32 (*collect)(struct balloon_stat stats[BALLOON_MAX_STATS]);
+};
+
+struct balloon {
+    struct virtio_device device;
+    struct balloon_guest guest;
+    struct virtqueue inflateq, deflateq, statsq;
+    struct page_set pages; /* what is in the balloon */
+    u32 target;            /* num_pages, as last read */
+    u32 requests;          /* inflate and deflate requests that were acknowledged */
+    u32 reports;           /* statistics buffers that were made available */
+};
+
+enum balloon_state {
+    BALLOON_MOVING,  /* one request was done, more to do */
+    BALLOON_SHORT,   /* the host wants pages, but there are none to give */
+    BALLOON_REACHED, /* the balloon holds what the host wants */
+};
+
+/* Finds the device and brings it to life; returns 0 if there is none. */
+int balloon_start(struct balloon *balloon, const struct balloon_guest *guest);
+
+/* Call it after every wake-up, and again at once while it says BALLOON_MOVING. */
+enum balloon_state balloon_step(struct balloon *balloon);
+
+/* Whether the device can wake a sleeping guest; if not, a timer must. */
+int balloon_has_interrupts(const struct balloon *balloon);
