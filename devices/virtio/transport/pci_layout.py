@@ -11,14 +11,12 @@ structures.  This is QEMU's arrangement, so a guest finds everything where it is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from devices.pci.config import Capability, Field
 from devices.registers import Access, Register, RegisterMap
 from devices.virtio import spec
-
-if TYPE_CHECKING:
-    from devices.virtio.device import VirtioDevice
+from devices.virtio.device import VirtioDevice
 
 MSIX_BAR: Final = 1
 MODERN_BAR: Final = 4

@@ -14,13 +14,12 @@ Invariant: after status 0 nothing is left of the old driver: no vector, no pendi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from devices.effects import NOTHING, Effects
 from devices.pci.config import Bar, BarKind, Identity
 from devices.pci.function import PciFunction
 from devices.pci.msix import MsixTable
 from devices.virtio import spec
+from devices.virtio.device import Notifications, Queue, VirtioDevice
 from devices.virtio.transport.pci_layout import (
     CLASS_OTHER,
     COMMON,
@@ -36,9 +35,6 @@ from devices.virtio.transport.pci_layout import (
     SUBSYSTEM_ID_BASE,
     virtio_capabilities,
 )
-
-if TYPE_CHECKING:
-    from devices.virtio.device import Notifications, Queue, VirtioDevice
 
 
 class VirtioPciModern(PciFunction):
