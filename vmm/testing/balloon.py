@@ -26,7 +26,7 @@ PFNS_PER_BUFFER = 256  # as many as Linux puts into one
 
 _TAG_OF_NAME = {stat.name: tag for tag, stat in spec.BALLOON_STATS.items()}
 
-Stats = Mapping[int | str, int] | Iterable[tuple[int, int]]
+Stats = Mapping[int, int] | Mapping[str, int] | Iterable[tuple[int, int]]
 
 
 def pfn_bytes(pfns: Iterable[int]) -> bytes:
@@ -55,6 +55,10 @@ class BalloonDriver(Driver):
     def reset(self) -> None:
         super().reset()
         self.held_pfns = []
+
+    def has_queue(self, index: int) -> bool:
+        """§5.5.2: statsq exists only with STATS_VQ."""
+        return index != STATSQ or bool(self.features & STATS_VQ)
 
     # -- pages ---------------------------------------------------------------------------------------------------------
 

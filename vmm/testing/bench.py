@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from vmm.testing.direct import DirectTransport
 from vmm.testing.protocols import EventLike, Memory, NotificationsLike, VirtioDevice
@@ -100,10 +100,13 @@ class TimedDevice(VirtioDevice, Protocol):
     def advance(self, now_ns: int) -> NotificationsLike: ...
 
 
-class TransportFunction(Protocol):
-    """The device's end of the PCI transport."""
+NotificationsT = TypeVar("NotificationsT", bound=NotificationsLike, contravariant=True)
 
-    def signal(self, notifications: NotificationsLike) -> EffectsLike: ...
+
+class TransportFunction(Protocol[NotificationsT]):
+    """The device's end of the PCI transport, for devices whose calls return a `NotificationsT`."""
+
+    def signal(self, notifications: NotificationsT) -> EffectsLike: ...
 
     def next_deadline_ns(self) -> int | None: ...
 
@@ -139,10 +142,10 @@ class DirectBench:
         self.transport.now_ns = end
 
 
-class PciBench:
+class PciBench(Generic[NotificationsT]):
     """One device behind its PCI function on a bench bus."""
 
-    def __init__(self, bus: BenchBus, transport: PciTransport, function: TransportFunction) -> None:
+    def __init__(self, bus: BenchBus, transport: PciTransport, function: TransportFunction[NotificationsT]) -> None:
         self.bus = bus
         self.transport = transport
         self.function = function
@@ -155,7 +158,7 @@ class PciBench:
     def events(self) -> list[EventLike]:
         return self.bus.events
 
-    def host(self, notifications: NotificationsLike) -> None:
+    def host(self, notifications: NotificationsT) -> None:
         """Deliver what a command on the host's side returned."""
         self.bus.deliver(self.function.signal(notifications))
 

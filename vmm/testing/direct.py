@@ -75,6 +75,9 @@ class DirectTransport:
     def write_config(self, offset: int, size: int, value: int) -> None:
         self.deliver(self.device.write_config(offset, size, value, self.now_ns))
 
+    def map_interrupts(self) -> None:
+        """Nothing to do: notifications come back by return value."""
+
     def queue_max_size(self, index: int) -> int:
         """The size the device shows now: its maximum until a driver chose a smaller one."""
         return self.device.queues[index].size

@@ -98,11 +98,16 @@ class Driver:
         """Step 7: rings for every queue the device has.
 
         `sizes` is one size for all, or one per index; by default, and at most, what the device offers."""
+        self.transport.map_interrupts()
         for index in range(self.transport.num_queues):
             largest = self.transport.queue_max_size(index)
-            if largest:
+            if largest and self.has_queue(index):
                 wanted = sizes.get(index, largest) if isinstance(sizes, Mapping) else sizes or largest
                 self.set_up_queue(index, min(wanted, largest))
+
+    def has_queue(self, index: int) -> bool:
+        """Whether the negotiated features leave queue `index` in existence; a device type may say otherwise."""
+        return True
 
     def set_up_queue(self, index: int, size: int) -> SplitQueue:
         """Rings of `size` entries for one queue, known to the device and enabled."""

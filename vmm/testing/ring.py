@@ -34,7 +34,7 @@ class RingFull(RuntimeError):
 class Used:
     """One buffer that came back: its head, the bytes the device says it wrote, and those bytes.
 
-    `data` holds the first `length` bytes of the device-writable pieces, in order (§2.7.8.2 forbids to look further)."""
+    `data` holds the first `length` bytes of the device-writable pieces, in order (§2.7.8.3 forbids to look further)."""
 
     head: int
     length: int

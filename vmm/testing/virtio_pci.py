@@ -206,10 +206,9 @@ class PciTransport:
         for vector in range(self.msix.table_size):
             self.msix.point(vector, address, vector)
         self.msix.enable()
-        self.map_config_vector()
 
-    def map_config_vector(self) -> None:
-        """Map the configuration change to its vector; a reset undoes it (§4.1.5.1.2)."""
+    def map_interrupts(self) -> None:
+        """Map the configuration change to its vector; a reset undid it (§4.1.5.1.2).  Queues map theirs when set up."""
         if self.interrupts == "msix":
             self._map_vector("config_msix_vector", CONFIG_VECTOR)
 

@@ -1,0 +1,143 @@
+"""Machines without a CPU for the tests: RAM, one virtio device, and the driver library on it, reached both ways.
+
+This is where the concrete device side meets `vmm.testing`, which knows none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.bus import AddressSpace
+from devices.memory import PAGE_BYTES, GuestMemory
+from devices.pci.host_bridge import HostBridge
+from devices.virtio.balloon import Balloon, Statistics
+from devices.virtio.device import Notifications
+from devices.virtio.transport.pci_modern import VirtioPciModern
+from vmm.testing import BalloonDriver, BenchBus, DirectBench, DirectTransport, PageAllocator, PciBench, PciTransport
+from vmm.testing.protocols import EventLike
+
+MIB = 1 << 20
+Way = Literal["direct", "pci", "pci-intx"]
+
+RAM_LAYOUT = ((0, 0xA0000), (0x100000, 3 * MIB), (1 << 32, MIB))
+"""Low RAM with the PC's hole above it, RAM above the hole, and some beyond 4 GiB."""
+DRIVER_RAM = (0x100000, 3 * MIB)
+BALLOON_SLOT = 3
+
+
+class BalloonMachine:
+    """A balloon and its driver on `layout`'s RAM; the driver takes its pages from 1 MiB on.
+
+    `way` is how the driver reaches the device.  Nothing is initialised until `driver.start()`.
+    """
+
+    def __init__(
+        self,
+        way: Way = "direct",
+        *,
+        memory: GuestMemory | None = None,
+        build: Callable[[GuestMemory], Balloon] = Balloon,
+    ) -> None:
+        self.way = way
+        self.memory = memory if memory is not None else GuestMemory(RAM_LAYOUT)
+        self.pages = PageAllocator(*DRIVER_RAM)
+        self.balloon = build(self.memory)
+        self.bench: DirectBench | PciBench[Notifications]
+        if way == "direct":
+            direct = DirectTransport(self.balloon, self.memory, self.pages)
+            self.bench = DirectBench(direct, self.balloon)
+            self.driver = BalloonDriver(direct)
+        else:
+            self.bus, self.function = self._plug()
+            interrupts: Literal["msix", "intx"] = "intx" if way == "pci-intx" else "msix"
+            over_pci = PciTransport.find(self.bus, self.balloon.device_id, self.pages, interrupts)
+            self.bench = PciBench(self.bus, over_pci, self.function)
+            self.driver = BalloonDriver(over_pci)
+
+    def _plug(self) -> tuple[BenchBus, VirtioPciModern]:
+        ports, mmio = AddressSpace("port", 16), AddressSpace("memory", 52)
+        bridge = HostBridge(ports, mmio, self.memory)
+        function = VirtioPciModern(self.balloon, BALLOON_SLOT)
+        bridge.plug(function)
+        return BenchBus(self.memory, ports, mmio), function
+
+    @property
+    def pci(self) -> PciTransport:
+        """The driver's end of the PCI transport."""
+        assert isinstance(self.driver.transport, PciTransport)
+        return self.driver.transport
+
+    # -- the host's side -----------------------------------------------------------------------------------------------
+
+    @property
+    def now_ns(self) -> int:
+        return self.bench.now_ns
+
+    def host(self, notifications: Notifications) -> None:
+        self.bench.host(notifications)
+
+    def set_target(self, pages: int) -> None:
+        self.host(self.balloon.set_target(pages, self.now_ns))
+
+    def request_stats(self) -> None:
+        self.host(self.balloon.request_stats(self.now_ns))
+
+    def set_polling_interval(self, interval_ns: int) -> None:
+        self.host(self.balloon.set_polling_interval(interval_ns, self.now_ns))
+
+    def statistics(self) -> Statistics:
+        return self.balloon.statistics(self.now_ns)
+
+    @property
+    def events(self) -> list[EventLike]:
+        return self.bench.events
+
+    # -- RAM -----------------------------------------------------------------------------------------------------------
+
+    def filled_pfns(self, count: int, byte: int = 0x5A) -> list[int]:
+        """`count` pages that nobody else uses, every byte of them set, so that it shows when they are discarded."""
+        gpas = [self.pages.take() for _ in range(count)]
+        for gpa in gpas:
+            self.memory.write(gpa, bytes([byte]) * PAGE_BYTES)
+        return [gpa // PAGE_BYTES for gpa in gpas]
+
+    def page(self, pfn: int) -> bytes:
+        return self.memory.peek(pfn * PAGE_BYTES, PAGE_BYTES)
+
+    def are_zero(self, pfns: Iterable[int]) -> bool:
+        return all(self.page(pfn) == bytes(PAGE_BYTES) for pfn in pfns)
+
+    def are_filled(self, pfns: Iterable[int], byte: int = 0x5A) -> bool:
+        return all(self.page(pfn) == bytes([byte]) * PAGE_BYTES for pfn in pfns)
+
+    def snapshot(self) -> Snapshot:
+        """All of RAM as it is now."""
+        return Snapshot(self.memory)
+
+    def close(self) -> None:
+        self.memory.close()
+
+
+class Snapshot:
+    """A copy of all RAM, to find out what somebody changed."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.memory = memory
+        self._before = {region.gpa: self._copy(region.gpa, region.size) for region in memory.regions}
+
+    def _copy(self, gpa: int, size: int) -> NDArray[np.uint8]:
+        return np.frombuffer(self.memory.peek(gpa, size), np.uint8)
+
+    def changed(self, *, outside: Iterable[tuple[int, int]] = ()) -> list[int]:
+        """The first addresses (at most 16) that hold another byte now and lie in none of the (gpa, length) ranges."""
+        found: list[int] = []
+        for gpa, before in self._before.items():
+            differs = before != self._copy(gpa, len(before))
+            for start, length in outside:
+                differs[max(start - gpa, 0) : max(start + length - gpa, 0)] = False
+            found += [gpa + int(offset) for offset in np.flatnonzero(differs)[:16]]
+        return found[:16]
