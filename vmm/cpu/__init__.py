@@ -1,0 +1,111 @@
+"""The processor: what a machine may ask of it, and what it asks of the machine.
+
+`Cpu` is the contract, `UnicornCpu` in `unicorn_cpu.py` the one implementation.  Importing this package does not import
+Unicorn; only modules of this package do.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Platform(Protocol):
+    """What a CPU asks of the machine while it runs.  Called on the CPU's thread, in the middle of an instruction."""
+
+    def port_read(self, port: int, size: int) -> int: ...
+    def port_write(self, port: int, size: int, value: int) -> None: ...
+    def mmio_read(self, gpa: int, size: int) -> int: ...
+    def mmio_write(self, gpa: int, size: int, value: int) -> None: ...
+
+    def tsc(self) -> int:
+        """The time-stamp counter that RDTSC and RDTSCP shall see."""
+        ...
+
+    def acknowledge_irq(self) -> int:
+        """The vector to deliver.  Called only while `set_irq(True)` is in force, which it ends.
+
+        If another interrupt waits already, call `set_irq(True)` again, here or later."""
+        ...
+
+
+class ExitReason(enum.Enum):
+    BUDGET = "budget"  # the blocks asked for are executed
+    REQUESTED = "requested"  # `request_exit` was called
+    HALTED = "halted"  # HLT, and no interrupt that it could take
+    TRIPLE_FAULT = "triple fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Why `run` came back.
+
+    `interrupts_enabled` (with HALTED) tells whether an interrupt can wake it.  `vector` (with TRIPLE_FAULT) is the
+    exception that could not be delivered first, `registers` are then the CPU's at that exception."""
+
+    reason: ExitReason
+    interrupts_enabled: bool = False
+    vector: int = -1
+    registers: dict[str, int] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """One sentence with vector, CS:RIP and the general registers, for a triple fault."""
+        values = self.registers
+        if self.reason is not ExitReason.TRIPLE_FAULT or not values:
+            return f"the run ended: {self.reason.value}"
+        names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)))
+        dump = " ".join(f"{name}={values[name]:#x}" for name in (*names, "rflags", "cr0", "cr2", "cr3", "cr4"))
+        return f"triple fault after exception {self.vector} at {values['cs']:04x}:{values['rip']:#x}, {dump}"
+
+
+class Cpu(Protocol):
+    """One processor.  Everything is called from one thread."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks executed so far, counting the delivery of an exception or interrupt as one.
+
+        Exact inside a callback too; never changed by observing or stopping."""
+        ...
+
+    def reset(self) -> None:
+        """To the reset vector, FFFFFFF0h in real mode.  `blocks` goes on."""
+        ...
+
+    def run(self, budget_blocks: int) -> Exit:
+        """Execute until `blocks` has grown by the budget or something else ends it.
+
+        It may grow by one or two more where no stop is possible: after a store into the block's own code, and when the
+        last block raises an exception."""
+        ...
+
+    def request_exit(self) -> None:
+        """From inside a callback: leave before the next block."""
+        ...
+
+    def set_irq(self, asserted: bool) -> None:
+        """Whether an interrupt waits; it is delivered at the first block boundary where the guest can take it."""
+        ...
+
+    @property
+    def irq_asserted(self) -> bool: ...
+
+    def registers(self) -> dict[str, int]:
+        """All registers by name: rax … r15, rip, rflags, cr0 …, cs, cs_base … (see `registers.py`)."""
+        ...
+
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Change some of them, between runs."""
+        ...
+
+    def translate(self, gva: int) -> int | None:
+        """The guest-physical address behind a linear one, or None."""
+        ...
+
+    def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
+        """Forget translated code at (gpa, length) ranges that somebody else than the guest has changed."""
+        ...
+
+    def close(self) -> None: ...

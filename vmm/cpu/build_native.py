@@ -1,0 +1,70 @@
+"""Compile native.c for every host architecture and write native_code.py (`python -m vmm.cpu.build_native`).
+
+Needs ziglang, which only developers and the tests have.  The same compiler gives the same bytes on every host.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+HERE = Path(__file__).parent
+TARGETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+SECTIONS = {"block": ".text.block", "translated": ".text.translated"}
+FLAGS = (
+    *("-Os", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fomit-frame-pointer"),
+    *("-fno-stack-protector", "-fno-sanitize=all", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
+)
+
+
+def compile_callbacks(target: str) -> dict[str, bytes]:
+    """The machine code of both callbacks for one compiler target, by the names of SECTIONS."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "native.o")
+        command = [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "cc",
+            "-target",
+            target,
+            *FLAGS,
+            "-c",
+            "native.c",
+            "-o",
+            str(output),
+        ]
+        subprocess.run(command, cwd=HERE, check=True)
+        with output.open("rb") as file:
+            elf = ELFFile(file)
+            for name in SECTIONS.values():
+                if elf.get_section_by_name(".rela" + name) is not None:
+                    raise SystemExit(f"{name} for {target} needs relocations and cannot be copied")
+            code = {key: elf.get_section_by_name(name) for key, name in SECTIONS.items()}
+            return {key: section.data() for key, section in code.items() if section is not None}
+
+
+def render() -> str:
+    """The text of native_code.py."""
+    lines = [
+        '"""Machine code of native.c, by `platform.machine()`.  Made by build_native.py; do not edit."""',
+        "",
+        "NATIVE_CODE: dict[str, dict[str, str]] = {",
+    ]
+    for machine, target in TARGETS.items():
+        lines.append(f'    "{machine}": {{')
+        for key, code in compile_callbacks(target).items():
+            lines.append(f'        "{key}": (')
+            text = code.hex()
+            lines += [f'            "{text[i : i + 96]}"' for i in range(0, len(text), 96)]
+            lines.append("        ),")
+        lines.append("    },")
+    return "\n".join([*lines, "}", ""])
+
+
+if __name__ == "__main__":
+    Path(HERE, "native_code.py").write_text(render())

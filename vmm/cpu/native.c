@@ -1,0 +1,97 @@
+/* The two callbacks that Unicorn calls too often for Python.
+ *
+ * Compiled once per host architecture by `python -m vmm.cpu.build_native`; the machine code is kept in native_code.py,
+ * so that no compiler is needed to install or run.  It must not call anything but the two function pointers it is
+ * given, and must need no relocation.
+ */
+typedef unsigned long long u64;
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+
+enum { INTERRUPT_FLAG_BYTE = 0x02, INHIBIT_INTERRUPTS = 0x08, LONGEST_INSTRUCTION = 15, PROT_EXECUTE = 4 };
+
+/* Shared with Python: vmm/cpu/native.py declares the same structure. */
+struct clock {
+    u64 executed;       /* blocks that were executed, and exceptions that were delivered */
+    u64 limit;          /* stop before the block that would make `executed` larger */
+    u64 previous_pc;    /* the last block that was executed */
+    u32 previous_size;
+    u32 irq;            /* an interrupt waits: stop as soon as the guest can take it */
+    u32 eflags_offset;  /* where Unicorn's CPU state keeps them */
+    u32 hflags_offset;
+    u64 stopped;        /* set by the stop below, cleared by Python */
+    int (*stop)(void *uc);
+    int (*translate)(void *uc, u64 gva, int prot, u64 *gpa);
+    u8 *code_pages;     /* one byte per page of guest-physical memory: 1 = code of this page was translated */
+    u64 code_pages_length;
+};
+
+struct translation {
+    u64 pc;
+    u16 instructions, size;
+};
+
+/* Unicorn keeps the address of its CPU state in this register while translated code runs. */
+static inline const u8 *cpu_state(void)
+{
+    const u8 *state;
+#if defined(__x86_64__)
+    __asm__ volatile("mov %%rbp, %0" : "=r"(state));
+#elif defined(__aarch64__)
+    __asm__ volatile("mov %0, x19" : "=r"(state));
+#else
+#error "no native callbacks for this architecture"
+#endif
+    return state;
+}
+
+static inline int can_take_interrupt(const struct clock *clock)
+{
+    const u8 *state = cpu_state();
+    return (state[clock->eflags_offset + 1] & INTERRUPT_FLAG_BYTE) &&
+           !(state[clock->hflags_offset] & INHIBIT_INTERRUPTS);
+}
+
+/* A store that changes the block it is in makes Unicorn leave the block and execute the store once more, in a block of
+ * its own.  Stopping before that block would forget that it is special, and the block count would depend on the stop.
+ * Such a block begins inside the one before it and is one instruction long; few others do, and none for long. */
+static inline int must_not_stop(const struct clock *clock, u64 pc, u32 size)
+{
+    u64 distance = pc - clock->previous_pc;
+    return size <= LONGEST_INSTRUCTION && distance < clock->previous_size &&
+           (distance != 0 || size != clock->previous_size);
+}
+
+/* UC_HOOK_BLOCK: before each block. */
+__attribute__((section(".text.block"))) void block_callback(void *uc, u64 pc, u32 size, struct clock *clock)
+{
+    int stop = clock->executed >= clock->limit || (clock->irq && can_take_interrupt(clock));
+    if (stop && !must_not_stop(clock, pc, size)) {
+        clock->stopped = 1;
+        clock->stop(uc);
+        return;
+    }
+    clock->executed++;
+    clock->previous_pc = pc;
+    clock->previous_size = size;
+}
+
+static inline void note_page(void *uc, u64 gva, struct clock *clock)
+{
+    u64 gpa;
+    if (clock->translate(uc, gva, PROT_EXECUTE, &gpa) == 0 && (gpa >> 12) < clock->code_pages_length)
+        clock->code_pages[gpa >> 12] = 1;
+}
+
+/* UC_HOOK_EDGE_GENERATED: after each translation, which lies in one page or in two that follow each other. */
+__attribute__((section(".text.translated"))) void translated_callback(void *uc, const struct translation *now,
+                                                                      const struct translation *before,
+                                                                      struct clock *clock)
+{
+    u64 last = now->pc + (now->size ? now->size - 1 : 0);
+    (void)before;
+    note_page(uc, now->pc, clock);
+    if ((last ^ now->pc) >> 12)
+        note_page(uc, last, clock);
+}

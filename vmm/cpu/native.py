@@ -1,0 +1,122 @@
+"""The callbacks that run too often for Python: machine code in memory, or the same in Python.
+
+Owns the structure that both sides share (`Clock`, declared a second time in native.c) and the executable memory.
+Knows nothing of what a block or an interrupt means to the machine.  Where there is no machine code for the host, the
+same decisions are taken by a Python callback: slower by a factor of 50, equal in every count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+from collections.abc import Callable
+from ctypes import c_uint8, c_uint32, c_uint64, c_void_p
+
+from vmm.cpu import binding
+from vmm.cpu.native_code import NATIVE_CODE
+
+NO_LIMIT = 2**64 - 1
+LONGEST_INSTRUCTION = 15
+_INHIBIT_INTERRUPTS = 0x08
+_INTERRUPT_FLAG = 0x200
+_PAGE_SHIFT = 12
+
+
+class Clock(ctypes.Structure):
+    """What Python and the callbacks share; `struct clock` in native.c says what each field is."""
+
+    _fields_ = (
+        ("executed", c_uint64),
+        ("limit", c_uint64),
+        ("previous_pc", c_uint64),
+        ("previous_size", c_uint32),
+        ("irq", c_uint32),
+        ("eflags_offset", c_uint32),
+        ("hflags_offset", c_uint32),
+        ("stopped", c_uint64),
+        ("stop", c_void_p),
+        ("translate", c_void_p),
+        ("code_pages", c_void_p),
+        ("code_pages_length", c_uint64),
+    )
+
+
+class _Translation(ctypes.Structure):
+    _fields_ = (("pc", c_uint64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
+
+
+def host_code() -> dict[str, str] | None:
+    """The machine code for this host, or None.  It follows the calling convention of Linux."""
+    return NATIVE_CODE.get(platform.machine()) if sys.platform == "linux" else None
+
+
+class NativeCallbacks:
+    """Machine code of both callbacks in one page that is written first and made executable then."""
+
+    def __init__(self, code: dict[str, str]) -> None:
+        block, translated = bytes.fromhex(code["block"]), bytes.fromhex(code["translated"])
+        second = -(-len(block) // 64) * 64
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self._memory[: len(block)] = block
+        self._memory[second : second + len(translated)] = translated
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mprotect(c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_EXEC) != 0:
+            raise OSError(ctypes.get_errno(), "the host does not let memory be made executable")
+        self.block = c_void_p(address)
+        self.translated = c_void_p(address + second)
+
+
+class PythonCallbacks:
+    """The same two callbacks in Python, for hosts without machine code.
+
+    `can_take_interrupt` tells whether IF is set and no interrupt shadow is in force."""
+
+    def __init__(self, clock: Clock, engine: binding.Engine, can_take_interrupt: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._engine = engine
+        self._can_take_interrupt = can_take_interrupt
+        self.block = binding.BlockCallback(self._on_block)
+        self.translated = binding.TranslatedCallback(self._on_translated)
+
+    def _on_block(self, _engine: int, pc: int, size: int, _data: int) -> None:
+        clock = self._clock
+        stop = clock.executed >= clock.limit or (clock.irq and self._can_take_interrupt())
+        if stop and not self._must_not_stop(pc, size):
+            clock.stopped = 1
+            self._engine.stop()
+            return
+        clock.executed += 1
+        clock.previous_pc = pc
+        clock.previous_size = size
+
+    def _must_not_stop(self, pc: int, size: int) -> bool:
+        clock = self._clock
+        distance = pc - clock.previous_pc
+        return (
+            size <= LONGEST_INSTRUCTION
+            and 0 <= distance < clock.previous_size
+            and (distance != 0 or size != clock.previous_size)
+        )
+
+    def _on_translated(self, _engine: int, now: int, _before: int, _data: int) -> None:
+        translation = _Translation.from_address(now)
+        first, last = translation.pc, translation.pc + max(translation.size - 1, 0)
+        self._note_page(first)
+        if first >> _PAGE_SHIFT != last >> _PAGE_SHIFT:
+            self._note_page(last)
+
+    def _note_page(self, gva: int) -> None:
+        gpa = c_uint64()
+        clock = self._clock
+        error = binding.LIBRARY.uc_vmem_translate(self._engine.handle, gva, binding.PROT_EXECUTE, ctypes.byref(gpa))
+        page = gpa.value >> _PAGE_SHIFT
+        if error == binding.OK and page < clock.code_pages_length:
+            c_uint8.from_address(clock.code_pages + page).value = 1
+
+
+def interrupts_open(eflags: int, hflags: int) -> bool:
+    """Whether IF is set and no interrupt shadow (STI, MOV SS) is in force."""
+    return bool(eflags & _INTERRUPT_FLAG) and not hflags & _INHIBIT_INTERRUPTS

@@ -1,0 +1,403 @@
+"""One x86-64 processor on Unicorn 2.1.4: real mode to long mode, precise stops, a deterministic block count.
+
+The rules that make it precise:
+
+* Unicorn is stopped only before a block (native.c) and after the delivery of an exception, never from a port or MMIO
+  callback and never from another thread: there a stop would land inside an instruction.
+* A callback that wants the run to end sets the limit of the clock to zero, so that it ends before the next block.
+* `blocks` counts executed blocks and delivered events.  Both depend on the guest alone, so that stopping at any
+  interval changes neither the count nor what the guest sees.
+* An interrupt is delivered at the first block boundary where IF is set and no shadow is in force; native.c looks at
+  both flags before each block while an interrupt waits.
+
+It owns the engine and the translated code; it knows no device, no clock and no address beyond RAM and ROM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from unicorn import x86_const
+
+from devices.errors import ConfigError
+from devices.memory import GuestMemory
+from vmm.cpu import Exit, ExitReason, Platform, binding, cpuid, delivery, registers, transitions
+from vmm.cpu.code_pages import CodePages
+from vmm.cpu.delivery import Event, Source, TripleFault
+from vmm.cpu.layout import EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
+from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, host_code, interrupts_open
+from vmm.cpu.paging import PageFault, walk
+from vmm.cpu.physical import ROM_ADDRESSES, ROM_BYTES, PhysicalMemory
+
+PHYSICAL_LIMIT = 1 << 52
+_FLAG_IF = 0x200
+_SYSCALL_BYTES = 2  # SYSCALL and SYSENTER; Unicorn adds them to RIP after the callback
+
+_BUDGET = Exit(ExitReason.BUDGET)
+_REQUESTED = Exit(ExitReason.REQUESTED)
+
+T = TypeVar("T")
+
+
+class UnicornCpu:
+    """A processor that runs in `memory`, with the 64 KiB `rom` at F0000h and FFFF0000h.
+
+    Everything else below the physical limit belongs to `platform`.  ConfigError if this Unicorn is not the tested one.
+    `native` False forces the slower callbacks in Python; the counts are the same."""
+
+    def __init__(self, memory: GuestMemory, platform: Platform, rom: bytes, *, native: bool = True) -> None:
+        if len(rom) != ROM_BYTES:
+            raise ConfigError(f"the firmware ROM must have {ROM_BYTES} bytes, not {len(rom)}")
+        verify_layout()
+        self._platform = platform
+        self._host_cpuid = _host_cpuid()
+        self._engine = binding.Engine()
+        self._state = CpuState(self._engine.state_address, self._engine.state_size)
+        self._engine.save()
+        self._pristine = bytes(self._state.memory)
+        self._clock = Clock(eflags_offset=EFLAGS_OFFSET, hflags_offset=HFLAGS_OFFSET)
+        self._clock.stop = ctypes.cast(binding.LIBRARY.uc_emu_stop, ctypes.c_void_p).value
+        self._clock.translate = ctypes.cast(binding.LIBRARY.uc_vmem_translate, ctypes.c_void_p).value
+        self._code_pages = CodePages(memory, self._engine, self._state, self._clock)
+        self._physical = PhysicalMemory(memory, rom, self._on_own_write)
+        self._error: BaseException | None = None
+        self._triple_fault: Exit | None = None
+        self._stale: list[tuple[int, int]] = []
+        self._running = self._requested = self._halted = False
+        self._map(memory, rom)
+        self._hook(host_code() if native else None)
+        self.reset()
+
+    # -- what the machine calls --------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> int:
+        """Blocks executed and events delivered so far, exact inside a callback too."""
+        return int(self._clock.executed)
+
+    def reset(self) -> None:
+        """To the reset vector, FFFFFFF0h in real mode; between runs only.  `blocks` goes on."""
+        transitions.reset(self._state, self._pristine, self._host_cpuid[1, 0][0])
+        self._engine.restore()
+        self._engine.write_register(x86_const.UC_X86_REG_MXCSR, transitions.RESET_MXCSR)
+        self._engine.write_register(x86_const.UC_X86_REG_FPCW, transitions.RESET_FPU_CONTROL)
+        self._engine.ctl(binding.CTL_FLUSH_TLB)
+        self._clock.irq = 0
+        self._halted = False
+
+    def run(self, budget_blocks: int) -> Exit:
+        """Execute until `blocks` has grown by `budget_blocks`, or less if something else ends it: see `Exit`.
+
+        An exception that a callback of the platform raised is raised here, before the next block."""
+        clock = self._clock
+        end = clock.executed + budget_blocks
+        self._requested = False
+        while True:
+            if self._requested:
+                return _REQUESTED
+            if self._halted and not self._wake():
+                return Exit(ExitReason.HALTED, interrupts_enabled=self._interrupts_enabled())
+            if clock.executed >= end:
+                return _BUDGET
+            self._start(end)
+            if self._triple_fault is not None:
+                exit_, self._triple_fault = self._triple_fault, None
+                return exit_
+
+    def request_exit(self) -> None:
+        """From inside a callback: leave before the next block."""
+        self._requested = True
+        self._clock.limit = 0
+
+    def set_irq(self, asserted: bool) -> None:
+        """Whether an interrupt waits.  It is taken at the first block boundary with IF set and no shadow."""
+        self._clock.irq = int(asserted)
+
+    @property
+    def irq_asserted(self) -> bool:
+        return bool(self._clock.irq)
+
+    def registers(self) -> dict[str, int]:
+        """All registers by name; see `registers.py`."""
+        self._engine.save()
+        return registers.read(self._state, self._engine.read_register(x86_const.UC_X86_REG_RFLAGS))
+
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Change registers by the names of `registers()`; the others stay.  Between runs only."""
+        self._engine.save()
+        registers.write(self._state, values)
+        self._engine.restore()
+        self._engine.ctl(binding.CTL_FLUSH_TLB)
+        self._halted = False
+
+    def translate(self, gva: int) -> int | None:
+        """The guest-physical address behind a linear one as the page tables stand, or None.  Changes nothing."""
+        self._engine.save()
+        try:
+            return walk(self._state, self._physical, gva, touch=False)
+        except PageFault:
+            return None
+
+    def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
+        """Forget translated code at (gpa, length) ranges that the host has changed.
+
+        Costs next to nothing where no code was translated.  From inside a callback it takes effect before the next
+        block."""
+        stale = [write for write in writes if self._code_pages.hit(*write)]
+        if stale and self._running:
+            self._stale += stale
+            self._clock.limit = 0
+        elif stale:
+            self._code_pages.drop(stale)
+
+    def close(self) -> None:
+        """Give the engine back.  Before the memory it runs in is closed."""
+        self._physical.close()
+        self._state.memory.release()
+        self._engine.close()
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def _start(self, end: int) -> None:
+        clock, engine = self._clock, self._engine
+        clock.limit = end
+        clock.stopped = 0
+        self._running = True
+        error = engine.start(engine.read_register(x86_const.UC_X86_REG_RIP))
+        self._running = False
+        if self._stale:
+            self._code_pages.drop(self._stale)
+            self._stale.clear()
+        if self._error is not None:
+            raised, self._error = self._error, None
+            raise raised
+        if error in binding.FETCH_ERRORS:
+            self._deliver_now(lambda eip: Event(delivery.INVALID_OPCODE, Source.EXCEPTION, eip))
+        elif error != binding.OK:
+            raise binding.UnicornError(f"Unicorn stopped with error {error} at {self.registers()['rip']:#x}")
+        elif not clock.stopped:
+            self._halted = self._triple_fault is None
+        elif clock.irq and clock.executed < end and not self._requested:
+            self._interrupt()
+
+    def _interrupts_enabled(self) -> bool:
+        self._engine.save()
+        return bool(self._state.eflags & _FLAG_IF)
+
+    def _wake(self) -> bool:
+        """Out of HLT by a waiting interrupt, if the guest takes interrupts."""
+        if not self._clock.irq or not self._interrupts_enabled():
+            return False
+        self._halted = False
+        self._interrupt()
+        return True
+
+    def _can_take_interrupt(self) -> bool:
+        self._engine.save()
+        return interrupts_open(self._state.eflags, self._state.hflags)
+
+    def _interrupt(self) -> None:
+        """Deliver the waiting interrupt between two blocks, if the guest can take it."""
+        if self._can_take_interrupt():
+            self._clock.irq = 0
+            vector = self._platform.acknowledge_irq()
+            self._deliver_now(lambda eip: Event(vector, Source.EXTERNAL, eip))
+
+    def _deliver_now(self, make_event: Callable[[int], Event]) -> None:
+        """Deliver while Unicorn does not run."""
+        self._engine.save()
+        self._deliver(make_event(self._state.eip), self._state.eflags)
+        self._engine.restore()
+
+    def _deliver(self, event: Event, eflags: int) -> None:
+        """Change the saved state to the handler's first instruction, or note the triple fault."""
+        try:
+            delivery.deliver(self._state, self._physical, event, eflags)
+        except TripleFault:
+            self._triple_fault = Exit(
+                ExitReason.TRIPLE_FAULT, vector=event.vector, registers=registers.read(self._state, eflags)
+            )
+        self._state.old_exception = -1
+        self._clock.executed += 1
+
+    def _on_own_write(self, gpa: int, length: int) -> None:
+        """The delivery of an event wrote to RAM: its stack may lie where code was."""
+        self.drop_translations([(gpa, length)])
+
+    # -- what Unicorn calls ------------------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+        self._clock.limit = 0
+
+    def _guard(self, function: Callable[..., T], default: T) -> Callable[..., T]:
+        """Nothing may be raised into Unicorn: keep the exception for `run` and end before the next block."""
+
+        def guarded(*arguments: Any) -> T:
+            try:
+                return function(*arguments)
+            except BaseException as error:  # KeyboardInterrupt too: it comes up in whatever callback runs first
+                self._fail(error)
+                return default
+
+        return guarded
+
+    def _on_interrupt(self, _engine: int, vector: int, _data: int) -> None:
+        """An exception, or INT n: between two blocks, RIP at the fault or after the INT."""
+        try:
+            self._engine.save()
+            state = self._state
+            source = Source.SOFTWARE if state.exception_is_int else Source.EXCEPTION
+            error_code = state.error_code & 0xFFFF_FFFF
+            eflags = self._engine.read_register(x86_const.UC_X86_REG_RFLAGS)
+            self._deliver(Event(vector, source, state.eip, error_code), eflags)
+            self._engine.restore()
+        except BaseException as error:
+            self._fail(error)
+        if self._clock.executed >= self._clock.limit or self._triple_fault is not None:
+            self._clock.stopped = 1
+            self._engine.stop()  # precise here, and needed: a handler that cannot be fetched announces no block
+
+    def _on_invalid_instruction(self, _engine: int, _data: int) -> bool:
+        """#UD, and INT 6, for which Unicorn has not moved RIP."""
+        self._engine.save()
+        if self._state.exception_is_int:
+            self._state.eip = self._state.exception_next_eip
+            self._engine.restore()
+        self._on_interrupt(_engine, delivery.INVALID_OPCODE, _data)
+        return True
+
+    def _on_syscall(self, _engine: int, _data: int) -> None:
+        self._transition(
+            lambda eflags: transitions.syscall(self._state, eflags, _SYSCALL_BYTES), delivery.INVALID_OPCODE
+        )
+
+    def _on_sysenter(self, _engine: int, _data: int) -> None:
+        self._transition(lambda eflags: transitions.sysenter(self._state, eflags), delivery.GENERAL_PROTECTION)
+
+    def _transition(self, enter: Callable[[int], bool], vector_if_refused: int) -> None:
+        """Enter the kernel from the middle of a block; Unicorn then moves RIP on by the instruction's length."""
+        self._engine.save()
+        eflags = self._engine.read_register(x86_const.UC_X86_REG_RFLAGS)
+        if not enter(eflags):
+            self._deliver(Event(vector_if_refused, Source.EXCEPTION, self._state.eip), eflags)
+            if self._triple_fault is not None:
+                self._clock.limit = 0
+        self._state.eip = (self._state.eip - _SYSCALL_BYTES) & (2**64 - 1)
+        self._engine.restore()
+
+    def _on_cpuid(self, _engine: int, _data: int) -> int:
+        engine, x86 = self._engine, x86_const
+        leaf = engine.read_register(x86.UC_X86_REG_RAX) & 0xFFFF_FFFF
+        subleaf = engine.read_register(x86.UC_X86_REG_RCX) & 0xFFFF_FFFF
+        values = cpuid.answer(leaf, subleaf, engine.read_register(x86.UC_X86_REG_CR4), self._host_cpuid)
+        if values is None:
+            return 0
+        names = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+        for register, value in zip(names, values, strict=True):
+            engine.write_register(register, value)
+        return 1
+
+    def _on_rdtsc(self, _engine: int, _data: int) -> int:
+        tsc = self._platform.tsc()
+        self._engine.write_register(x86_const.UC_X86_REG_RAX, tsc & 0xFFFF_FFFF)
+        self._engine.write_register(x86_const.UC_X86_REG_RDX, tsc >> 32 & 0xFFFF_FFFF)
+        return 1
+
+    def _on_rdtscp(self, _engine: int, _data: int) -> int:
+        self._engine.save()
+        self._engine.write_register(x86_const.UC_X86_REG_RCX, self._state.tsc_aux & 0xFFFF_FFFF)
+        return self._on_rdtsc(_engine, _data)
+
+    def _on_in(self, _engine: int, port: int, size: int, _data: int) -> int:
+        return self._platform.port_read(port, size)
+
+    def _on_out(self, _engine: int, port: int, size: int, value: int, _data: int) -> None:
+        self._platform.port_write(port, size, value)
+
+    # -- setting up --------------------------------------------------------------------------------------------------
+
+    def _hook(self, code: dict[str, str] | None) -> None:
+        engine, guard = self._engine, self._guard
+        callbacks: NativeCallbacks | PythonCallbacks
+        if code is not None:
+            callbacks = NativeCallbacks(code)
+        else:
+            callbacks = PythonCallbacks(self._clock, engine, self._can_take_interrupt)
+        self._callbacks = callbacks
+        clock_address = ctypes.addressof(self._clock)
+        engine.hook(binding.HOOK_BLOCK, callbacks.block, clock_address)
+        engine.hook(binding.HOOK_TRANSLATED, callbacks.translated, clock_address)
+        engine.hook(binding.HOOK_INTERRUPT, binding.InterruptCallback(self._on_interrupt))
+        engine.hook(
+            binding.HOOK_INVALID_INSTRUCTION,
+            binding.InvalidInstructionCallback(guard(self._on_invalid_instruction, True)),
+        )
+        instructions = {
+            binding.INSTRUCTION_IN: binding.InCallback(guard(self._on_in, 0)),
+            binding.INSTRUCTION_OUT: binding.OutCallback(guard(self._on_out, None)),
+            binding.INSTRUCTION_SYSCALL: binding.SyscallCallback(guard(self._on_syscall, None)),
+            binding.INSTRUCTION_SYSENTER: binding.SyscallCallback(guard(self._on_sysenter, None)),
+            binding.INSTRUCTION_CPUID: binding.ReplaceCallback(guard(self._on_cpuid, 1)),
+            binding.INSTRUCTION_RDTSC: binding.ReplaceCallback(guard(self._on_rdtsc, 1)),
+            binding.INSTRUCTION_RDTSCP: binding.ReplaceCallback(guard(self._on_rdtscp, 1)),
+        }
+        for instruction, callback in instructions.items():
+            engine.hook(binding.HOOK_INSTRUCTION, callback, instruction=instruction)
+
+    def _map(self, memory: GuestMemory, rom: bytes) -> None:
+        """RAM and ROM as memory, all gaps between them as the platform's."""
+        self._rom = mmap.mmap(-1, ROM_BYTES)
+        self._rom[:] = rom
+        rom_address = ctypes.addressof(ctypes.c_char.from_buffer(self._rom))
+        taken = [(region.gpa, region.end, region.address, binding.PROT_ALL) for region in memory.regions]
+        read_only = binding.PROT_READ | binding.PROT_EXECUTE
+        taken += [(gpa, gpa + ROM_BYTES, rom_address, read_only) for gpa in ROM_ADDRESSES]
+        position = 0
+        for start, end, address, prot in sorted(taken):
+            if position < start:
+                self._map_window(position, start)
+            self._engine.map_memory(start, end - start, prot, address)
+            position = end
+        self._map_window(position, PHYSICAL_LIMIT)
+        for gpa in ROM_ADDRESSES:
+            self._engine.ignore_writes(gpa, gpa + ROM_BYTES - 1)
+
+    def _map_window(self, start: int, end: int) -> None:
+        def read(_engine: int, offset: int, size: int, _data: int) -> int:
+            return self._platform.mmio_read(start + offset, size)
+
+        def write(_engine: int, offset: int, size: int, value: int, _data: int) -> None:
+            self._platform.mmio_write(start + offset, size, value)
+
+        self._engine.map_device(
+            start,
+            end - start,
+            binding.MmioReadCallback(self._guard(read, 0)),
+            binding.MmioWriteCallback(self._guard(write, None)),
+        )
+
+
+@functools.cache
+def _host_cpuid() -> dict[tuple[int, int], cpuid.Leaf]:
+    """Unicorn's own answers to the leaves that are changed, asked once per process."""
+    engine = binding.Engine()
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    page[:3] = b"\x0f\xa2\xf4"  # cpuid; hlt
+    engine.map_memory(0, mmap.PAGESIZE, binding.PROT_ALL, ctypes.addressof(ctypes.c_char.from_buffer(page)))
+    x86, answers = x86_const, {}
+    for leaf in (1, 7):
+        engine.write_register(x86.UC_X86_REG_RAX, leaf)
+        engine.write_register(x86.UC_X86_REG_RCX, 0)
+        if engine.start(0) != binding.OK:
+            raise binding.UnicornError("CPUID could not be executed")
+        names = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+        eax, ebx, ecx, edx = (engine.read_register(name) & 0xFFFF_FFFF for name in names)
+        answers[leaf, 0] = (eax, ebx, ecx, edx)
+    engine.close()
+    return answers
