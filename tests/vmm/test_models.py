@@ -1,0 +1,111 @@
+"""Devices as a user writes them: QEMU's `-device DRIVER,property=value`."""
+
+from __future__ import annotations
+
+import pytest
+
+from devices.errors import ConfigError
+from vmm.models import MODELS, DeviceConfig, parse_device, parse_devices, suggest
+
+
+def only(text: str) -> DeviceConfig:
+    (device,) = parse_devices([text])
+    return device
+
+
+def test_a_device_without_properties_has_its_defaults() -> None:
+    device = only("virtio-balloon-pci")
+    assert (device.driver, device.id, device.slot) == ("virtio-balloon-pci", "balloon0", 3)
+    assert all(device.flag(name) for name in ("must-tell-host", "stats-vq", "indirect_desc", "event_idx"))
+    assert not device.flag("deflate-on-oom")
+
+
+def test_properties_are_taken_as_given() -> None:
+    device = only("virtio-balloon-pci,id=b,addr=1f,stats-vq=off,event_idx=false,indirect_desc")
+    assert (device.id, device.slot) == ("b", 31)
+    assert not device.flag("stats-vq")
+    assert not device.flag("event_idx")
+    assert device.flag("indirect_desc")
+
+
+@pytest.mark.parametrize("text", ["5", "05", "0x5", "5.0"])
+def test_an_address_may_be_written_in_qemus_ways(text: str) -> None:
+    assert only(f"virtio-rng-pci,addr={text}").slot == 5
+
+
+def test_qemus_names_without_pci_are_understood() -> None:
+    assert [device.driver for device in parse_devices(["virtio-balloon", "virtio-rng"])] == [
+        "virtio-balloon-pci",
+        "virtio-rng-pci",
+    ]
+
+
+def test_each_device_gets_a_name_and_an_address_that_nobody_asked_for() -> None:
+    devices = parse_devices(["virtio-rng-pci", "virtio-rng-pci,addr=3", "virtio-rng-pci,id=mine", "virtio-rng-pci"])
+    assert [(device.id, device.slot) for device in devices] == [("rng0", 4), ("rng1", 3), ("mine", 5), ("rng2", 6)]
+
+
+def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
+    assert (
+        only("virtio-balloon-pci,id=balloon0,deflate-on-oom=off,free-page-reporting=off,disable-legacy=on").id
+        == "balloon0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["virtio-ballon-pci"], "There is no device 'virtio-ballon-pci'; did you mean 'virtio-balloon-pci'?"),
+        (["e1000"], "There is no device 'e1000', only virtio-balloon-pci and virtio-rng-pci."),
+        ([""], "There is no device '', only virtio-balloon-pci and virtio-rng-pci."),
+        (["virtio-rng-pci,evnt_idx=on"], "virtio-rng-pci has no property 'evnt_idx'; did you mean 'event_idx'?"),
+        (["virtio-rng-pci,colour=red"], "virtio-rng-pci has no property 'colour'."),
+        (["virtio-rng-pci,event_idx=maybe"], "virtio-rng-pci: event_idx must be on or off, not 'maybe'."),
+        (
+            ["virtio-balloon-pci,deflate-on-oom=on"],
+            "virtio-balloon-pci: deflate-on-oom can only be off in this version (VIRTIO_BALLOON_F_DEFLATE_ON_OOM).",
+        ),
+        (
+            ["virtio-rng-pci,addr=2"],
+            "virtio-rng-pci: addr must be a PCI device number from 3 to 1f (hexadecimal), not '2'.",
+        ),
+        (
+            ["virtio-rng-pci,addr=20"],
+            "virtio-rng-pci: addr must be a PCI device number from 3 to 1f (hexadecimal), not '20'.",
+        ),
+        (
+            ["virtio-rng-pci,id=7up"],
+            "A device's id must begin with a letter and have letters, digits, -, . and _ only, not '7up'.",
+        ),
+        (["virtio-rng-pci,id=a", "virtio-rng-pci,id=a"], "Two devices must not have the same id 'a'."),
+        (["virtio-rng-pci,addr=4", "virtio-rng-pci,addr=0x4"], "Two devices must not have the same PCI address 0x4."),
+        (["virtio-rng-pci"] * 30, "The PCI bus has no room for 'rng29': it takes 29 devices."),
+    ],
+)
+def test_a_device_that_cannot_be_is_refused_in_one_sentence(texts: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_devices(texts)
+    assert str(caught.value) == sentence
+
+
+def test_the_bus_takes_as_many_devices_as_it_has_room_for() -> None:
+    slots = [device.slot for device in parse_devices(["virtio-rng-pci"] * 29)]
+    assert slots == list(range(3, 32))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.driver)
+def test_every_default_in_the_tables_can_be_written_out(model: object) -> None:
+    from vmm.models import Model
+
+    assert isinstance(model, Model)
+    settings = [f"{prop.name}={prop.default}" for prop in model.properties if prop.kind in ("flag", "fixed")]
+    written = parse_device(",".join([model.driver, *settings]))
+    for prop in model.properties:
+        if prop.kind in ("flag", "fixed"):
+            assert written.flag(prop.name) is (prop.default == "on")
+            assert prop.default in ("on", "off")
+
+
+def test_a_word_far_from_everything_suggests_nothing() -> None:
+    assert suggest("stts", ["stats", "hello"]) == "stats"
+    assert suggest("zzz", ["stats", "hello"]) is None
