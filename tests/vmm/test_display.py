@@ -1,0 +1,253 @@
+"""What a person sees, against a machine that only has gauges."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from devices.effects import Event
+from tests.vmm.fake_machine import MIB, FakeMachine, fake_report
+from vmm.display import (
+    LONGEST_LINE,
+    ConsoleLines,
+    PlainDisplay,
+    format_stat,
+    format_time,
+    read_gauges,
+    summary,
+)
+from vmm.live import LiveDisplay, view
+
+
+def plain(machine: FakeMachine, **options: Any) -> tuple[PlainDisplay, io.StringIO]:
+    out = io.StringIO()
+    return PlainDisplay(machine.as_machine(), out, **options), out
+
+
+# -- numbers and words -----------------------------------------------------------------------------------------------
+
+
+def test_the_gauges_give_both_directions_of_the_balloon() -> None:
+    gauges = read_gauges(FakeMachine().as_machine())
+    assert (gauges.target_bytes, gauges.target_ram_bytes) == (32 * MIB, 32 * MIB)
+    assert (gauges.balloon_bytes, gauges.ram_bytes) == (24 * MIB, 40 * MIB)
+    assert gauges.backed_bytes == 12 * MIB
+    assert gauges.unknown == ((4660, 99),)
+
+
+def test_a_machine_without_a_balloon_has_gauges_too() -> None:
+    gauges = read_gauges(FakeMachine(has_balloon=False).as_machine())
+    assert (gauges.ram_bytes, gauges.balloon_bytes, gauges.reason) == (64 * MIB, 0, "no balloon")
+
+
+def test_a_balloon_larger_than_the_ram_leaves_no_negative_ram() -> None:
+    # `actual` is written by the driver, which may write anything.
+    machine = FakeMachine()
+    machine.actual_pages = 1 << 32
+    assert read_gauges(machine.as_machine()).ram_bytes == 0
+
+
+def test_statistics_are_shown_in_their_units() -> None:
+    assert format_stat("stat-free-memory", 20 * MIB) == "20 MiB"
+    assert format_stat("stat-minor-faults", 1234567) == "1,234,567"
+    assert format_stat("stat-oom-kills", 2048) == "2,048"
+
+
+def test_guest_time_is_shown_to_the_microsecond_without_rounding() -> None:
+    assert format_time(1_500_000_999) == "1.500000 s"
+    assert format_time(0) == "0.000000 s"
+
+
+def test_the_summary_tells_both_sizes_and_the_exit_status() -> None:
+    rows = dict(summary(fake_report()))
+    assert rows["target"] == "32 MiB left to the guest (balloon 32 MiB)"
+    assert rows["reached"] == "40 MiB left to the guest (balloon 24 MiB)"
+    assert rows["host memory"] == "12 MiB behind the guest's 64 MiB at the end, 40 MiB at most"
+    assert rows["features"] == "STATS_VQ, VERSION_1"
+    assert rows["exit status"] == "0"
+    assert len(rows) < 20
+
+
+def test_the_summary_names_bad_page_numbers_only_when_there_are_some() -> None:
+    assert "bad" not in dict(summary(fake_report()))["moved"]
+    balloon = fake_report()["balloon"] | {"bad_pfns": 7}
+    assert dict(summary(fake_report(balloon=balloon)))["moved"].endswith("7 bad page numbers skipped")
+
+
+def test_the_summary_of_a_machine_without_a_balloon_has_no_balloon_in_it() -> None:
+    rows = dict(summary(fake_report(balloon=None, stats=None, features=None, queues=[])))
+    assert rows.keys() == {"outcome", "time", "host memory", "exit status"}
+
+
+# -- the guest's console ---------------------------------------------------------------------------------------------
+
+
+def test_console_output_is_cut_into_lines_wherever_it_was_cut_before() -> None:
+    lines = ConsoleLines()
+    assert lines.feed(b"hel") == []
+    assert lines.feed(b"lo\r\nwor") == ["hello"]
+    assert lines.flush() == ["wor"]
+    assert lines.flush() == []
+
+
+def test_control_characters_never_reach_a_terminal() -> None:
+    (line,) = ConsoleLines().feed(b"a\x1b]0;title\x07\x9b31m\x00\n")
+    assert line == r"a\x1b]0;title\x07\x9b31m\x00"
+
+
+def test_utf_8_is_kept_even_when_it_came_in_pieces() -> None:
+    lines = ConsoleLines()
+    assert lines.feed("grü".encode()[:-1]) == []
+    assert lines.feed("grü".encode()[-1:] + b"n\n") == ["grün"]
+
+
+def test_an_endless_line_is_cut() -> None:
+    lines = ConsoleLines()
+    assert lines.feed(b"x" * (2 * LONGEST_LINE + 1)) == ["x" * LONGEST_LINE] * 2
+    assert lines.flush() == ["x"]
+
+
+# -- plain lines -----------------------------------------------------------------------------------------------------
+
+
+def test_plain_output_is_one_line_per_happening() -> None:
+    display, out = plain(FakeMachine())
+    display.begin()
+    display.on_console(b"hello\n")
+    display.on_event(2_000_000, Event("balloon0", "features", "features negotiated"))
+    display.on_target(1_000_000_000)
+    display.on_stats(1_500_000_000)
+    assert out.getvalue().splitlines() == [
+        "fake: 64 MiB of RAM, virtual clock, balloon0 at 00:03.0",
+        "1.500000 s  | hello",
+        "0.002000 s  balloon0: features negotiated",
+        "1.000000 s  the host's new target: 32 MiB left to the guest (balloon 32 MiB)",
+        "1.500000 s  statistics: target 32 MiB, guest RAM 40 MiB, balloon 24 MiB, host memory 12 MiB; "
+        "free-memory 20 MiB, minor-faults 1,234, tag 4660 99",
+    ]
+
+
+def test_plain_output_ends_with_the_rest_of_the_console_and_the_summary() -> None:
+    display, out = plain(FakeMachine())
+    display.on_console(b"no end of line")
+    display.end(fake_report(exit_code=3, outcome="guest-panicked", detail="the guest reported a panic"))
+    first, second, *rest = out.getvalue().splitlines()
+    assert first == "1.500000 s  | no end of line"
+    assert second == "outcome      guest-panicked: the guest reported a panic"
+    assert rest[-1] == "exit status  3"
+
+
+def test_a_console_that_goes_elsewhere_is_not_shown() -> None:
+    display, out = plain(FakeMachine(), show_console=False)
+    display.on_console(b"secret\n")
+    display.on_console(b"rest")
+    display.end(fake_report())
+    assert "secret" not in out.getvalue()
+    assert "rest" not in out.getvalue()
+
+
+def test_a_host_that_cannot_tell_its_memory_is_no_error() -> None:
+    display, out = plain(FakeMachine(backed_bytes=None))
+    display.on_stats(0)
+    assert "host memory unknown" in out.getvalue()
+
+
+# -- the live view ---------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal of one encoding that keeps what was written."""
+
+    def __init__(self, encoding: str) -> None:
+        self.bytes_written = io.BytesIO()
+        super().__init__(self.bytes_written, encoding=encoding, errors="strict", write_through=True)
+
+    def isatty(self) -> bool:
+        return True
+
+    def text(self) -> str:
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.bytes_written.getvalue().decode(self.encoding))
+
+
+def drawn(gauges_of: FakeMachine, width: int, encoding: str = "utf-8") -> list[str]:
+    out = Terminal(encoding)
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    console.print(view(read_gauges(gauges_of.as_machine()), 1_500_000_000, console))
+    return out.text().splitlines()
+
+
+def test_the_live_table_shows_every_number_by_name_and_unit() -> None:
+    text = "\n".join(drawn(FakeMachine(), 120))
+    for row in (
+        r"guest time 1\.5 s",
+        r"target: RAM left +32 MiB",
+        r"target: balloon +32 MiB",
+        r"guest RAM +40 MiB",
+        r"balloon +24 MiB",
+        r"host memory +12 MiB",
+        r"statistics: ok, 0\.2 s old",
+        r"stat-free-memory +20 MiB",
+        r"stat-minor-faults +1,234",
+        r"tag 4660 +99",
+    ):
+        assert re.search(row, text), row
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_the_live_table_fits_any_width(width: int) -> None:
+    assert all(len(line.rstrip()) <= width for line in drawn(FakeMachine(), width))
+
+
+def test_a_terminal_without_utf_8_gets_ascii_bars() -> None:
+    lines = drawn(FakeMachine(), 100, "ascii")
+    assert any("############------------" in line for line in lines)
+
+
+def test_the_bars_are_on_the_scale_of_the_whole_ram() -> None:
+    lines = drawn(FakeMachine(), 100)
+    (ram,) = [line for line in lines if line.startswith("guest RAM")]
+    assert ram.count("█") == 15  # 40 of 64 MiB, of 24 columns
+    assert ram.count("░") == 9
+
+
+def test_a_live_run_scrolls_its_lines_and_ends_with_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    out = Terminal("utf-8")
+    display = LiveDisplay(FakeMachine().as_machine(), out)
+    display.begin()
+    display.on_console(b"[bold]not markup[/bold]\n")
+    display.on_event(5_000, Event("balloon0", "x", "something happened"))
+    display.on_stats(1_000_000_000)
+    display.on_target(1_000_000_000)
+    display.waiting(1_200_000_000)
+    display.end(fake_report())
+    text = out.text()
+    assert "| [bold]not markup[/bold]" in text
+    assert "0.000005 s  balloon0: something happened" in text
+    assert "the host's new target: 32 MiB left to the guest (balloon 32 MiB)" in text
+    assert re.search(r"exit status +0", text)
+
+
+def test_closing_the_live_view_shows_the_cursor_again() -> None:
+    out = Terminal("utf-8")
+    display = LiveDisplay(FakeMachine().as_machine(), out)
+    display.begin()
+    display.close()
+    written = out.bytes_written.getvalue()
+    assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h")
+
+
+def test_no_color_means_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    out = Terminal("utf-8")
+    display = LiveDisplay(FakeMachine().as_machine(), out)
+    display.begin()
+    display.on_target(0)
+    display.end(fake_report())
+    assert not re.search(rb"\x1b\[[0-9;]*3[0-9][;m]", out.bytes_written.getvalue())
