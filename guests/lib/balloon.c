@@ -90,10 +90,10 @@ static void update_actual(struct balloon *balloon)
 
 static u64 find_page(struct balloon *balloon)
 {
-    u64 gpa = page_allocate();
-    while (gpa == NO_PAGE && balloon->guest.reclaim && balloon->guest.reclaim())
-        gpa = page_allocate();
-    return gpa;
+    while (pages_free() <= balloon->guest.reserved_pages)
+        if (!balloon->guest.reclaim || !balloon->guest.reclaim())
+            return NO_PAGE;
+    return page_allocate();
 }
 
 /* §5.5.6: the pages stay ours until the device has acknowledged them, but we must not use them any more. */

@@ -28,9 +28,11 @@ struct balloon_stat {
     u64 value;
 } __attribute__((packed));
 
-/* What the guest decides.  Each may be NULL. */
+/* What the guest decides.  Each function may be NULL. */
 struct balloon_guest {
-    /* The page allocator is empty: gives some memory back to it; returns 0 if it cannot. */
+    /* So many free pages are not for the balloon: the guest needs them to go on working. */
+    u64 reserved_pages;
+    /* The page allocator has nothing to spare: gives some memory back to it; returns 0 if it cannot. */
     int (*reclaim)(void);
     /* A page is about to be offered to the host, or was taken back and is not yet free again. */
     void (*before_inflate)(u64 gpa);
