@@ -70,4 +70,47 @@ HELLO = GuestRow(
     ),
 )
 
-GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO,)}
+_VIRTIO = r"^virtio: device 00:[0-9a-f]{2}\.\d offers features [0-9a-f]+h, accepted [0-9a-f]+h$"
+
+STATS = GuestRow(
+    name="stats",
+    summary="works a little, follows the balloon's target and reports its memory statistics",
+    memory="64M",
+    minimum_memory="1M",
+    demo_target="32M@2s,16M@4s,64M@6s",
+    demo_poll=0.5,
+    demo_for="8s",
+    parameters=(("ticks=N", "ends after N tenths of a second with exit code 0; otherwise it never ends"),),
+    prints=(
+        r"^stats: \d+ pages, all of them written to; \d+ for the workload, \d+ for a RAM disk to swap to, \d+ free$",
+        _VIRTIO,
+        r"^balloon: inflateq \d+, deflateq \d+, statsq \d+ entries; MSI-X$",
+        r"^stats: target 8192 pages reached, 8192 in the balloon; \d+ of my \d+ pages are free$",
+        r"^stats: target 12288 pages reached, 12288 in the balloon; \d+ of my \d+ pages are free$",
+        r"^stats: target 0 pages reached, 0 in the balloon; \d+ of my \d+ pages are free$",
+    ),
+)
+
+BALLOON = GuestRow(
+    name="balloon",
+    summary="follows the balloon's target and checks that no page's contents are lost or mixed up",
+    memory="64M",
+    minimum_memory="1M",
+    demo_target="32M@2s,16M@4s,64M@6s",
+    demo_poll=0.0,
+    demo_for="8s",
+    parameters=(("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),),
+    prints=(
+        _VIRTIO,
+        r"^balloon: inflateq \d+, deflateq \d+ entries; MSI-X$",
+        r"^balloon: \d+ of \d+ pages are free and hold a pattern$",
+        r"^balloon: target 8192 pages reached in 32 requests, \d+ pages kept their contents, "
+        r"returned: 0 zeroed, 0 unchanged$",
+        r"^balloon: target 12288 pages reached in 48 requests, \d+ pages kept their contents, "
+        r"returned: 0 zeroed, 0 unchanged$",
+        r"^balloon: target 0 pages reached in 96 requests, \d+ pages kept their contents, "
+        r"returned: 12288 zeroed, 0 unchanged$",
+    ),
+)
+
+GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO, STATS, BALLOON)}
