@@ -1,0 +1,341 @@
+"""The machine: a board, a CPU and a clock, and the loop that keeps them together.
+
+The machine owns time and order.  While the CPU runs, it calls back for every access to a port or to MMIO; the machine
+passes it to the bus and carries out the `Effects` that come back.  Between two runs of the CPU it does everything
+else: host commands and deadlines whose time has come, events for the observers, and dropping translations of code that
+the host's side overwrote.  Nothing here changes the count of blocks, so watching a run does not change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from devices.effects import NOTHING, Effects, Event, Message, Stop, StopKind
+from devices.memory import GuestMemory
+from vmm.boards import Board
+from vmm.clock import Clock, RealtimeClock, VirtualClock
+from vmm.config import MachineConfig, TargetStep, parse_duration
+from vmm.controls import BalloonControl, StatsView
+from vmm.cpu import Exit, ExitReason
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: one of the documented words, the exit status that goes with it, and a sentence."""
+
+    kind: str
+    exit_code: int
+    detail: str
+
+
+class Observer(Protocol):
+    """Somebody who watches.  All calls come between two runs of the CPU, `now_ns` is guest time."""
+
+    def on_event(self, now_ns: int, event: Event) -> None: ...
+
+    def on_console(self, data: bytes) -> None: ...
+
+    def on_stats(self, now_ns: int) -> None: ...
+
+    def on_target(self, now_ns: int) -> None: ...
+
+
+Condition = Callable[["Machine"], bool]
+
+
+class Machine:
+    """A machine made after `config`, at its reset vector, with the guest's image in RAM.
+
+    Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
+    give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.observers: list[Observer] = []
+        self.console = b""
+        self.outcome: Outcome | None = None
+        self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
+        self._steps = sorted(config.targets, key=lambda step: step.time_ns)
+        self._events: list[tuple[int, Event]] = []
+        self._stop: Stop | None = None
+        self._interrupted = False
+        self._stats_seen = 0
+        self.board = Board(config)
+        try:
+            self.memory: GuestMemory = self.board.memory
+            self._cpu = self.board.make_cpu(self)
+        except BaseException:
+            self.board.memory.close()
+            raise
+        self.backed_bytes_peak = self.memory.backed_bytes()
+        if config.poll_ns and self.board.balloon is not None:
+            self.balloon.set_polling_interval(config.poll_ns)
+
+    # -- looking at it -------------------------------------------------------------------------------------------------
+
+    @property
+    def now_ns(self) -> int:
+        """Guest time since power-on."""
+        return self._clock.now_ns(self._cpu.blocks)
+
+    @property
+    def blocks(self) -> int:
+        """Basic blocks that the CPU executed so far."""
+        return self._cpu.blocks
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit status of the run, None while it goes on."""
+        return None if self.outcome is None else self.outcome.exit_code
+
+    @property
+    def balloon(self) -> BalloonControl:
+        """The balloon.  ConfigError when the machine has none."""
+        transport, device = self.board.need_balloon()
+        return BalloonControl(
+            device,
+            self.config.memory_bytes,
+            lambda: self.now_ns,
+            lambda notes: self._carry_out(transport.signal(notes)),
+        )
+
+    @property
+    def stats(self) -> StatsView:
+        """The guest's statistics.  ConfigError when the machine has no balloon."""
+        return StatsView(self.board.need_balloon()[1], lambda: self.now_ns)
+
+    def registers(self) -> dict[str, int]:
+        """The CPU's registers by name."""
+        return self._cpu.registers()
+
+    def report(self) -> dict[str, Any]:
+        """Everything about the run so far as JSON's types; see `vmm.report`."""
+        from vmm.report import report
+
+        return report(self)
+
+    # -- running it ----------------------------------------------------------------------------------------------------
+
+    def run(self, until: Condition | str | None = None, *, pace: Callable[[int], None] | None = None) -> Outcome | None:
+        """Run until the guest ends, or `until` holds: a predicate of the machine, or a guest time from now ("2s").
+
+        Returns the `Outcome` when the run is over, None when `until` was met first.  `pace` is called with the guest
+        time every few milliseconds; what it does with the time does not change the run.
+        """
+        stop_ns = self.now_ns + parse_duration(until) if isinstance(until, str) else None
+        met = until if callable(until) else None
+        while self.outcome is None:
+            self._settle()
+            if self._is_over():
+                break
+            if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
+                return None
+            if pace is not None:
+                pace(self.now_ns)
+            deadline_ns = self._next_deadline_ns(stop_ns)
+            exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
+            if exit_.reason is ExitReason.HALTED:
+                self._sleep(exit_, deadline_ns)
+            elif exit_.reason is ExitReason.TRIPLE_FAULT:
+                self._finish("triple-fault", 4, _describe_triple_fault(exit_))
+        return self.outcome
+
+    def interrupt(self) -> None:
+        """End the run at the next opportunity, as interrupted; may be called from a signal handler."""
+        self._interrupted = True
+
+    def _is_over(self) -> bool:
+        """Turn a reason to stop into the outcome."""
+        if self.outcome is not None:
+            return True
+        if self._stop is not None:
+            self._finish_stopped(self._stop)
+        elif self._interrupted:
+            self._finish("interrupted", 130, "the run was interrupted from outside")
+        elif self.config.for_ns is not None and self.now_ns >= self.config.for_ns:
+            self._finish_unless_broken("deadline", f"{self.config.for_ns / 1e9:g} s of guest time are over")
+        return self.outcome is not None
+
+    def _sleep(self, exit_: Exit, deadline_ns: int | None) -> None:
+        """HLT: wait for an interrupt, or see that none can come."""
+        if self._irq_pending() and exit_.interrupts_enabled:
+            return
+        if not exit_.interrupts_enabled:
+            self._finish_unless_broken("halted", "the guest halted with interrupts off")
+        elif deadline_ns is None:
+            self._finish_unless_broken("halted", "the guest halted and nothing is left that could wake it")
+        else:
+            self._clock.idle_until(self._cpu.blocks, deadline_ns)
+
+    def _finish_stopped(self, stop: Stop) -> None:
+        if stop.kind is StopKind.PANICKED:
+            self._finish(stop.kind.value, 3, "the guest reported a panic")
+        elif stop.kind is StopKind.QUIT:
+            self._finish(stop.kind.value, stop.code, f"the guest ended with exit code {stop.code}")
+        else:
+            self._finish(
+                stop.kind.value, 0, f"the guest {'reset the machine' if stop.kind is StopKind.RESET else 'powered off'}"
+            )
+
+    def _finish_unless_broken(self, kind: str, detail: str) -> None:
+        """The guest did not say how it went: a device that still needs a reset makes this a failure."""
+        broken = [device.name for device in self.board.virtio_devices if device.needs_reset]
+        if broken:
+            self._finish("device-error", 5, f"{', '.join(broken)} still needs a reset; {detail}")
+        else:
+            self._finish(kind, 0, detail)
+
+    def _finish(self, kind: str, exit_code: int, detail: str) -> None:
+        self.outcome = Outcome(kind, exit_code, detail)
+        self._sample_backing()
+        self._settle_output()
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Everything that happens between two runs of the CPU."""
+        now_ns = self.now_ns
+        while self._steps and self._steps[0].time_ns <= now_ns:
+            self._take_step(self._steps.pop(0), now_ns)
+        for device in self.board.timed:
+            deadline_ns = device.next_deadline_ns()
+            if deadline_ns is not None and deadline_ns <= now_ns:
+                self._carry_out(device.advance(now_ns))
+        self._drop_overwritten_code()
+        self._cpu.set_irq(self._irq_pending())
+        self._settle_output()
+
+    def _drop_overwritten_code(self) -> None:
+        """What the host's side wrote may have been code; it is also when host memory is worth measuring."""
+        writes = self.memory.take_writes()
+        if writes:
+            self._cpu.drop_translations(writes)
+            self._sample_backing()
+
+    def _settle_output(self) -> None:
+        """Hand console output and events to the observers, in the order in which they came."""
+        data = self.board.serial.take_output()
+        self.console += data
+        events, self._events = self._events, []
+        for observer in self.observers:
+            if data:
+                observer.on_console(data)
+            for now_ns, event in events:
+                observer.on_event(now_ns, event)
+        if self.board.balloon is not None:
+            reports = self.board.balloon[1].stats_reports
+            if reports != self._stats_seen:
+                self._stats_seen = reports
+                for observer in self.observers:
+                    observer.on_stats(self.now_ns)
+
+    def _sample_backing(self) -> None:
+        self.backed_bytes_peak = max(self.backed_bytes_peak, self.memory.backed_bytes())
+
+    def _take_step(self, step: TargetStep, now_ns: int) -> None:
+        self.balloon.set_step(step)
+        for observer in self.observers:
+            observer.on_target(now_ns)
+
+    def _next_deadline_ns(self, stop_ns: int | None) -> int | None:
+        candidates = [stop_ns, self.config.for_ns, self._steps[0].time_ns if self._steps else None]
+        candidates += [device.next_deadline_ns() for device in self.board.timed]
+        return min((time_ns for time_ns in candidates if time_ns is not None), default=None)
+
+    # -- effects -------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: Effects) -> None:
+        """Do what a device asked for; the CPU leaves before its next block if it must see it."""
+        if effects is NOTHING:
+            return
+        for message in effects.messages:
+            self._deliver(message)
+        for line in effects.lines:
+            self.board.set_line(line)
+        if effects.stop is not None and self._stop is None:
+            self._stop = effects.stop
+        if effects.events:
+            now_ns = self.now_ns
+            self._events += [(now_ns, event) for event in effects.events]
+        self._cpu.request_exit()
+
+    def _deliver(self, message: Message) -> None:
+        """An MSI-X message is a bus write: to the interrupt controllers, to RAM, or to a device."""
+        if self.board.is_interrupt_address(message.address):
+            self._carry_out(self.board.lapic.message(message.address, message.data))
+        elif self.memory.contains(message.address, 4):
+            self.memory.write_int(message.address, 4, message.data)
+        else:
+            self._carry_out(self.board.mmio.write(message.address, 4, message.data, self.now_ns))
+
+    def _irq_pending(self) -> bool:
+        return self.board.lapic.pending_vector() is not None
+
+    # -- what the CPU asks while it runs (vmm.cpu.Platform) ------------------------------------------------------------
+
+    def port_read(self, port: int, size: int) -> int:
+        value, effects = self.board.ports.read(port, size, self.now_ns)
+        self._after_access(effects)
+        return value
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        self._after_access(self.board.ports.write(port, size, value, self.now_ns))
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        value, effects = self.board.mmio.read(gpa, size, self.now_ns)
+        self._after_access(effects)
+        return value
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        self._after_access(self.board.mmio.write(gpa, size, value, self.now_ns))
+        self._cpu.set_irq(self._irq_pending())  # an end of interrupt or a lower task priority lets the next one through
+
+    def _after_access(self, effects: Effects) -> None:
+        if effects is not NOTHING:
+            self._carry_out(effects)
+        self._drop_overwritten_code()
+
+    def tsc(self) -> int:
+        """The time-stamp counter: 1 GHz."""
+        return self.now_ns
+
+    def acknowledge_irq(self) -> int:
+        """The vector that the CPU delivers now."""
+        vector = self.board.lapic.acknowledge()
+        self._cpu.set_irq(self._irq_pending())
+        return vector
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def send_console(self, data: bytes) -> int:
+        """Type `data` on the serial console; returns how many bytes the 16550 took."""
+        accepted, effects = self.board.serial.receive(data, self.now_ns)
+        self._carry_out(effects)
+        return accepted
+
+    def close(self) -> None:
+        """Give RAM and CPU back to the host."""
+        self._cpu.close()
+        self.memory.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _describe_triple_fault(exit_: Exit) -> str:
+    """The first exception that could not be delivered, where it was, and the registers."""
+    names = [name for name in exit_.registers if name not in ("cs", "rip")]
+    values = " ".join(f"{name}={exit_.registers[name]:x}" for name in names)
+    place = f"{exit_.registers['cs']:04x}:{exit_.registers['rip']:016x}"
+    return f"exception {exit_.vector} at {place} could not be delivered; {values}"

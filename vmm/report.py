@@ -1,0 +1,59 @@
+"""The run as one JSON object: what `--json` prints and `--report` writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmm.machine import Machine
+
+
+def report(machine: Machine) -> dict[str, Any]:
+    """The run so far.  Times are guest nanoseconds; with the virtual clock two equal runs give equal reports.
+
+    Without a balloon `features`, `balloon` and `stats` are None.  `memory.backed_bytes_peak` is sampled at device
+    events, not by wall time.
+    """
+    has_balloon = machine.board.balloon is not None
+    outcome = machine.outcome
+    return {
+        "guest": machine.config.guest,
+        "outcome": None if outcome is None else outcome.kind,
+        "exit_code": None if outcome is None else outcome.exit_code,
+        "detail": None if outcome is None else outcome.detail,
+        "clock_ns": machine.now_ns,
+        "blocks": machine.blocks,
+        "features": _features(machine) if has_balloon else None,
+        "balloon": _balloon(machine) if has_balloon else None,
+        "memory": {
+            "ram_bytes": machine.config.memory_bytes,
+            "backed_bytes_peak": machine.backed_bytes_peak,
+            "backed_bytes_end": machine.memory.backed_bytes(),
+        },
+        "stats": _stats(machine) if has_balloon else None,
+        "queues": [
+            {"name": queue.name, "size": queue.size, "requests": queue.requests}
+            for device in machine.board.virtio_devices
+            for queue in device.queues
+        ],
+        "console": machine.console.decode("utf-8", "replace"),
+    }
+
+
+def _features(machine: Machine) -> dict[str, list[str]]:
+    return {"offered": machine.balloon.offered, "negotiated": machine.balloon.negotiated}
+
+
+def _balloon(machine: Machine) -> dict[str, int]:
+    names = ("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "discarded_bytes", "bad_pfns")
+    return {name: getattr(machine.balloon, name) for name in names}
+
+
+def _stats(machine: Machine) -> dict[str, Any]:
+    found = machine.stats.snapshot()
+    return {
+        "reason": found.reason,
+        "age_ns": found.age_ns,
+        "values": dict(found.values),
+        "raw": [[tag, value] for tag, value in found.raw],
+    }
