@@ -291,6 +291,11 @@ class GuestMemory:
         """Remember that the host's side changed `length` bytes at `gpa`."""
         self._writes.add(gpa, length)
 
+    @property
+    def has_writes(self) -> bool:
+        """Whether `take_writes` would give anything."""
+        return bool(self._writes)
+
     def take_writes(self) -> list[tuple[int, int]]:
         """(gpa, length) ranges that cover every change since the last call.
 

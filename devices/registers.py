@@ -40,7 +40,9 @@ class RegisterMap:
         end = 0
         for register in self.registers:
             if register.offset < end or register.offset + register.size > size:
-                raise ValueError(f"{name}: register {register.name} at {register.offset:#x} overlaps or leaves the block")
+                raise ValueError(
+                    f"{name}: register {register.name} at {register.offset:#x} overlaps or leaves the block"
+                )
             end = register.offset + register.size
             self._at.update(dict.fromkeys(range(register.offset, end), register))
 

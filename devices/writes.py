@@ -21,6 +21,9 @@ class WriteLog:
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
+
     def add(self, gpa: int, length: int) -> None:
         """Remember `length` bytes at `gpa`; none at all leaves no trace."""
         ranges = self._ranges

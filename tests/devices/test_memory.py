@@ -284,9 +284,11 @@ def test_every_host_side_write_is_remembered_once(ram: GuestMemory) -> None:
     ram.discard([Run(2, 1)])
     ram.view(0x200, 1)[0] = 1
     ram.wrote(0x200, 1)
+    assert ram.has_writes
     expected = [(0x100, 4), (HIGH, 2), (0x40, 2), (0x80, 2), (2 * PAGE, PAGE), (0x200, 1)]
     assert covered(ram.take_writes()) == covered(expected)
     assert ram.take_writes() == []
+    assert not ram.has_writes
     ram.read(0, 100), ram.peek(0, 100), ram.view(0, 100)
     assert ram.take_writes() == []
 
