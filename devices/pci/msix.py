@@ -21,10 +21,12 @@ MAX_VECTORS = 0x800
 CONTROL_FUNCTION_MASK = 1 << 14
 CONTROL_ENABLE = 1 << 15
 
+# An entry as one number: address in bits 0 to 63, data in 64 to 95, vector control above with the mask as its lowest.
 _ENTRY_BYTES = 16
-# Which bits of an entry can be written: the address is aligned to four bytes, and of the vector control only the mask.
-_ENTRY_WRITABLE = (0xFFFFFFFF_FFFFFFFC | 0xFFFFFFFF << 64 | 1 << 96).to_bytes(_ENTRY_BYTES, "little")
-_ENTRY_AFTER_RESET = (1 << 96).to_bytes(_ENTRY_BYTES, "little")
+_ENTRY_MASKED = 1 << 96
+# The address is aligned to four bytes, and of the vector control only the mask exists.
+_ENTRY_WRITABLE = (0xFFFFFFFF_FFFFFFFC | 0xFFFFFFFF << 64 | _ENTRY_MASKED).to_bytes(_ENTRY_BYTES, "little")
+_ENTRY_AFTER_RESET = _ENTRY_MASKED.to_bytes(_ENTRY_BYTES, "little")
 
 
 class MsixTable:
@@ -65,8 +67,9 @@ class MsixTable:
         """The message of `vector`, or nothing and its pending bit set.  A vector that does not exist is ignored."""
         if not self.enabled or not 0 <= vector < self.vectors:
             return NOTHING
-        if self._may_send(vector):
-            return Effects(messages=(self._message(vector),))
+        entry = self._entry(vector)
+        if self._may_send(entry):
+            return Effects(messages=(_message(entry),))
         self._pending |= 1 << vector
         return NOTHING
 
@@ -111,16 +114,20 @@ class MsixTable:
             return self._pending >> 8 * (position - self.pba_offset) & 0xFF
         return 0
 
-    def _may_send(self, vector: int) -> bool:
-        masked = self._entries[_ENTRY_BYTES * vector + 12] & 1
-        return self.enabled and self.bus_master and not self.function_mask and not masked
+    def _entry(self, vector: int) -> int:
+        return int.from_bytes(self._entries[_ENTRY_BYTES * vector : _ENTRY_BYTES * (vector + 1)], "little")
 
-    def _message(self, vector: int) -> Message:
-        entry = self._entries[_ENTRY_BYTES * vector : _ENTRY_BYTES * (vector + 1)]
-        return Message(int.from_bytes(entry[:8], "little"), int.from_bytes(entry[8:12], "little"))
+    def _may_send(self, entry: int) -> bool:
+        return self.enabled and self.bus_master and not self.function_mask and not entry & _ENTRY_MASKED
 
     def _send_pending(self, candidates: range) -> Effects:
-        ready = [vector for vector in candidates if self.is_pending(vector) and self._may_send(vector)]
-        for vector in ready:
-            self._pending &= ~(1 << vector)
-        return Effects(messages=tuple(self._message(vector) for vector in ready)) if ready else NOTHING
+        messages = []
+        for vector in candidates:
+            if self.is_pending(vector) and self._may_send(entry := self._entry(vector)):
+                self._pending &= ~(1 << vector)
+                messages.append(_message(entry))
+        return Effects(messages=tuple(messages)) if messages else NOTHING
+
+
+def _message(entry: int) -> Message:
+    return Message(entry & 0xFFFFFFFF_FFFFFFFF, entry >> 64 & 0xFFFFFFFF)

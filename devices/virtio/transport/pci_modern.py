@@ -304,4 +304,4 @@ class VirtioPciModern(PciFunction):
 
 def _feature_word(features: int, select: int) -> int:
     """The 32 bits of `features` that `select` shows; 0 beyond the 64 that are defined."""
-    return features >> 32 * select & 0xFFFFFFFF if select < 2 else 0
+    return features >> 32 * select & 0xFFFFFFFF

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from devices.effects import NOTHING, Effects, Line
 from devices.memory import GuestMemory
-from tests.devices.pci.board import ABSENT, FIXED, IO, MEMORY, MIB, Board
+from devices.pci.config import Bar, BarKind
+from devices.pci.function import PciFunction
+from tests.devices.pci.board import ABSENT, FIXED, IDENTITY, IO, MEMORY, MIB, Board
 
 
 def test_ranges_appear_and_vanish_with_the_command_register(bus: Board) -> None:
@@ -75,6 +77,15 @@ def test_a_range_over_ram_above_4_gib_stays_out(bus: Board) -> None:
     )
     bus.place(3, bar2=(1 << 32) + MIB)
     assert bus.owners() == {"first BAR0", "first BAR2"}
+
+
+def test_a_range_that_begins_below_ram_stays_out() -> None:
+    with GuestMemory([(MIB, MIB)]) as memory:
+        bus = Board(memory)
+        bus.bridge.plug(PciFunction(5, "large", IDENTITY, bars=[Bar(0, 4 * MIB, BarKind.MEMORY32)]))
+        (event,) = bus.enable(5, MEMORY)
+        assert event.text == "large BAR0 at 0x0-0x3fffff overlaps guest-ram at 0x100000-0x1fffff in the memory space"
+        assert bus.owners() == set()
 
 
 def test_a_range_beside_ram_is_mapped(bus: Board) -> None:

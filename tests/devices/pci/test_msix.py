@@ -67,6 +67,15 @@ def test_unmasking_one_vector_leaves_the_others_waiting() -> None:
     assert msix.read(PBA, 1) == 0b101
 
 
+@pytest.mark.parametrize(("offset", "size"), [(12, 1), (12, 2), (8, 8), (10, 8)])
+def test_a_mask_can_be_lifted_by_a_write_of_any_width(offset: int, size: int) -> None:
+    msix = table()
+    set_mask(msix, 1, MASKED)
+    msix.notify(1)
+    kept = msix.read(16 + offset, size) & ~(1 << 8 * (12 - offset))
+    assert msix.write(16 + offset, size, kept) == message(1)
+
+
 def test_6_8_2_3_the_function_mask_stands_above_the_vectors_masks() -> None:
     msix = table()
     msix.configure(CONTROL_ENABLE | CONTROL_FUNCTION_MASK, True)

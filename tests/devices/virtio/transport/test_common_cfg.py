@@ -229,6 +229,12 @@ def test_a_write_notifies_the_queues_whose_two_bytes_it_covers(
     assert rig.device.calls == [("notify", index, 0) for index in notified]
 
 
+def test_the_last_of_very_many_queues_has_its_address_too() -> None:
+    rig = Rig(queues=1024)
+    rig.write(NOTIFY + 4 * 1023, 2, 1023)
+    assert rig.device.calls == [("notify", 1023, 0)]
+
+
 def test_notification_addresses_read_as_zero(rig: Rig) -> None:
     assert rig.read(NOTIFY, 4) == 0
     assert rig.device.calls == []
