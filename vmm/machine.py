@@ -131,13 +131,13 @@ class Machine:
         stop_ns = self.now_ns + parse_duration(until) if isinstance(until, str) else None
         met = until if callable(until) else None
         while self.outcome is None:
+            if pace is not None:
+                pace(self.now_ns)  # first, so that nothing is shown before its time has come
             self._settle()
             if self._is_over():
                 break
             if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
                 return None
-            if pace is not None:
-                pace(self.now_ns)
             deadline_ns = self._next_deadline_ns(stop_ns)
             exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
             if exit_.reason is ExitReason.HALTED:
@@ -171,6 +171,7 @@ class Machine:
         elif deadline_ns is None:
             self._finish_unless_broken("halted", "the guest halted and nothing is left that could wake it")
         else:
+            self._settle_output()  # what happened until now is told with the time before the jump
             self._clock.idle_until(self._cpu.blocks, deadline_ns)
 
     def _finish_stopped(self, stop: Stop) -> None:
