@@ -154,7 +154,7 @@ def format_size(size_bytes: int) -> str:
     number, units, index = float(abs(size_bytes)), ("B", "KiB", "MiB", "GiB", "TiB"), 0
     while number >= 1024 and index + 1 < len(units):
         number, index = number / 1024, index + 1
-    return f"{'-' if size_bytes < 0 else ''}{number:.5g} {units[index]}"
+    return f"{'-' if size_bytes < 0 else ''}{number:.4g} {units[index]}"
 
 
 def parse_duration(text: str | float) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from devices.effects import Event
     from vmm.machine import Machine
 
+COVERED_EVENTS = frozenset(("stats", "target"))  # told as statistics and as the host's new target
 LONGEST_LINE = 500  # characters of one line of the guest's that are kept; the rest is another line
 _UNIT_OF = {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
 
@@ -143,6 +144,13 @@ def format_backed(backed_bytes: int | None) -> str:
     return "unknown" if backed_bytes is None else format_size(backed_bytes)
 
 
+def is_worth_a_line(event: Event, gauges: Gauges) -> bool:
+    """Whether `event` gets a line of its own; of the driver's many steps to a target only the last one does."""
+    if event.kind == "actual":
+        return gauges.balloon_bytes == gauges.target_bytes
+    return event.kind not in COVERED_EVENTS
+
+
 def both_sizes(ram_bytes: int, balloon_bytes: int) -> str:
     """A state of the balloon in both directions: the RAM left to the guest and the balloon's size."""
     return f"{format_size(ram_bytes)} left to the guest (balloon {format_size(balloon_bytes)})"
@@ -244,7 +252,8 @@ class PlainDisplay(Silent):
         self._print(headline(self._machine))
 
     def on_event(self, now_ns: int, event: Event) -> None:
-        self._print(f"{format_time(now_ns)}  {event.source}: {event.text}")
+        if is_worth_a_line(event, read_gauges(self._machine)):
+            self._print(f"{format_time(now_ns)}  {event.source}: {event.text}")
 
     def on_console(self, data: bytes) -> None:
         if self._show_console:

@@ -25,6 +25,7 @@ from vmm.display import (
     format_backed,
     format_time,
     headline,
+    is_worth_a_line,
     named_stats,
     read_gauges,
     summary,
@@ -56,7 +57,8 @@ class LiveDisplay(Silent):
         self._live.start()
 
     def on_event(self, now_ns: int, event: Event) -> None:
-        self._say(now_ns, Text.assemble((event.source, "cyan"), f": {event.text}"))
+        if is_worth_a_line(event, read_gauges(self._machine)):
+            self._say(now_ns, Text.assemble((event.source, "cyan"), f": {event.text}"))
 
     def on_console(self, data: bytes) -> None:
         if self._show_console:
