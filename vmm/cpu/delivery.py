@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vmm.cpu.frames import Fault, Frames
-from vmm.cpu.layout import CR0_PE, HF_LMA, CpuState
+from vmm.cpu.layout import CR0_PE, CS, HF_LMA, CpuState
+from vmm.cpu.paging import PageFault, walk
 from vmm.cpu.physical import PhysicalMemory
 
 DIVIDE_ERROR, DEBUG, BREAKPOINT, OVERFLOW = 0, 1, 3, 4
 DOUBLE_FAULT, INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION, PAGE_FAULT = 8, 10, 11, 12, 13, 14
 ALIGNMENT_CHECK, CONTROL_PROTECTION = 17, 21
 INVALID_OPCODE = 6
+
+_INT3, _INTO = 0xCC, 0xCE
 
 _WITH_ERROR_CODE = {
     DOUBLE_FAULT, INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION, PAGE_FAULT, ALIGNMENT_CHECK,
@@ -39,12 +42,15 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing to deliver.  `return_address` is the offset in CS that the handler finds in its frame."""
+    """One thing to deliver.  `return_address` is the offset in CS that the handler finds in its frame.
+
+    `start` is where the instruction begins whose return address lies behind it; a fault of INT n points there."""
 
     vector: int
     source: Source
     return_address: int
     error_code: int = 0
+    start: int | None = None
 
     @property
     def has_error_code(self) -> bool:
@@ -67,9 +73,10 @@ class Event:
         doubled = (own_class in _CONTRIBUTORY and serious) or (
             own_class == PAGE_FAULT and (serious or fault.vector == PAGE_FAULT)
         )
+        place = self.return_address if self.start is None else self.start
         if doubled:
-            return Event(DOUBLE_FAULT, Source.EXCEPTION, self.return_address)
-        return Event(fault.vector, Source.EXCEPTION, self.return_address, fault.error_code)
+            return Event(DOUBLE_FAULT, Source.EXCEPTION, place)
+        return Event(fault.vector, Source.EXCEPTION, place, fault.error_code)
 
 
 class TripleFault(Exception):
@@ -98,3 +105,15 @@ def deliver(state: CpuState, physical: PhysicalMemory, event: Event, eflags: int
             if fault.vector == PAGE_FAULT:
                 state.cr2 = fault.cr2
             event = event.after(fault)
+
+
+def start_of_int(state: CpuState, physical: PhysicalMemory, vector: int) -> int:
+    """Where the INT3, INTO or INT n begins that `eip` is behind.  Prefixes, which none of them needs, are not seen."""
+    short = {BREAKPOINT: _INT3, OVERFLOW: _INTO}.get(vector)
+    before = (state.eip - 1) & (2**64 - 1)
+    try:
+        gpa = walk(state, physical, state.segment(CS).base + before, touch=False)
+    except PageFault:
+        gpa = None
+    is_short = short is not None and gpa is not None and physical.read(gpa, 1) == short
+    return before if is_short else (state.eip - 2) & (2**64 - 1)

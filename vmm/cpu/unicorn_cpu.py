@@ -16,7 +16,6 @@ It owns the engine and the translated code; it knows no device, no clock and no 
 from __future__ import annotations
 
 import ctypes
-import functools
 import mmap
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -25,9 +24,10 @@ from unicorn import x86_const
 
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
-from vmm.cpu import Exit, ExitReason, Platform, binding, cpuid, delivery, registers, transitions
+from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, registers, transitions
 from vmm.cpu.code_pages import CodePages
 from vmm.cpu.delivery import Event, Source, TripleFault
+from vmm.cpu.instructions import Instructions, host_cpuid
 from vmm.cpu.layout import EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
 from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, host_code, interrupts_open
 from vmm.cpu.paging import PageFault, walk
@@ -54,7 +54,6 @@ class UnicornCpu:
             raise ConfigError(f"the firmware ROM must have {ROM_BYTES} bytes, not {len(rom)}")
         verify_layout()
         self._platform = platform
-        self._host_cpuid = _host_cpuid()
         self._engine = binding.Engine()
         self._state = CpuState(self._engine.state_address, self._engine.state_size)
         self._engine.save()
@@ -68,6 +67,7 @@ class UnicornCpu:
         self._triple_fault: Exit | None = None
         self._stale: list[tuple[int, int]] = []
         self._running = self._requested = self._halted = False
+        self._refused_at: int | None = None
         self._map(memory, rom)
         self._hook(host_code() if native else None)
         self.reset()
@@ -81,7 +81,7 @@ class UnicornCpu:
 
     def reset(self) -> None:
         """To the reset vector, FFFFFFF0h in real mode; between runs only.  `blocks` goes on."""
-        transitions.reset(self._state, self._pristine, self._host_cpuid[1, 0][0])
+        transitions.reset(self._state, self._pristine, host_cpuid()[1, 0][0])
         self._engine.restore()
         self._engine.write_register(x86_const.UC_X86_REG_MXCSR, transitions.RESET_MXCSR)
         self._engine.write_register(x86_const.UC_X86_REG_FPCW, transitions.RESET_FPU_CONTROL)
@@ -175,7 +175,9 @@ class UnicornCpu:
         if self._error is not None:
             raised, self._error = self._error, None
             raise raised
-        if error in binding.FETCH_ERRORS:
+        if self._refused_at is not None:
+            self._deliver_now(self._refused_port)
+        elif error in binding.FETCH_ERRORS:
             self._deliver_now(lambda eip: Event(delivery.INVALID_OPCODE, Source.EXCEPTION, eip))
         elif error != binding.OK:
             raise binding.UnicornError(f"Unicorn stopped with error {error} at {self.registers()['rip']:#x}")
@@ -224,6 +226,16 @@ class UnicornCpu:
         self._state.old_exception = -1
         self._clock.executed += 1
 
+    def _refuse_port(self, rip: int) -> None:
+        """The program at `rip` used a port it has no right to: #GP before the next block."""
+        if self._refused_at is None:
+            self._refused_at = rip
+        self._clock.limit = 0
+
+    def _refused_port(self, _eip: int) -> Event:
+        rip, self._refused_at = self._refused_at or 0, None
+        return Event(delivery.GENERAL_PROTECTION, Source.EXCEPTION, rip)
+
     def _on_own_write(self, gpa: int, length: int) -> None:
         """The delivery of an event wrote to RAM: its stack may lie where code was."""
         self.drop_translations([(gpa, length)])
@@ -252,10 +264,15 @@ class UnicornCpu:
         try:
             self._engine.save()
             state = self._state
-            source = Source.SOFTWARE if state.exception_is_int else Source.EXCEPTION
-            error_code = state.error_code & 0xFFFF_FFFF
             eflags = self._engine.read_register(x86_const.UC_X86_REG_RFLAGS)
-            self._deliver(Event(vector, source, state.eip, error_code), eflags)
+            if self._refused_at is not None:  # came first: what follows it must not have happened
+                event = self._refused_port(state.eip)
+            elif state.exception_is_int:
+                start = delivery.start_of_int(state, self._physical, vector)
+                event = Event(vector, Source.SOFTWARE, state.eip, start=start)
+            else:
+                event = Event(vector, Source.EXCEPTION, state.eip, state.error_code & 0xFFFF_FFFF)
+            self._deliver(event, eflags)
             self._engine.restore()
         except BaseException as error:
             self._fail(error)
@@ -291,35 +308,6 @@ class UnicornCpu:
         self._state.eip = (self._state.eip - _SYSCALL_BYTES) & (2**64 - 1)
         self._engine.restore()
 
-    def _on_cpuid(self, _engine: int, _data: int) -> int:
-        engine, x86 = self._engine, x86_const
-        leaf = engine.read_register(x86.UC_X86_REG_RAX) & 0xFFFF_FFFF
-        subleaf = engine.read_register(x86.UC_X86_REG_RCX) & 0xFFFF_FFFF
-        values = cpuid.answer(leaf, subleaf, engine.read_register(x86.UC_X86_REG_CR4), self._host_cpuid)
-        if values is None:
-            return 0
-        names = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
-        for register, value in zip(names, values, strict=True):
-            engine.write_register(register, value)
-        return 1
-
-    def _on_rdtsc(self, _engine: int, _data: int) -> int:
-        tsc = self._platform.tsc()
-        self._engine.write_register(x86_const.UC_X86_REG_RAX, tsc & 0xFFFF_FFFF)
-        self._engine.write_register(x86_const.UC_X86_REG_RDX, tsc >> 32 & 0xFFFF_FFFF)
-        return 1
-
-    def _on_rdtscp(self, _engine: int, _data: int) -> int:
-        self._engine.save()
-        self._engine.write_register(x86_const.UC_X86_REG_RCX, self._state.tsc_aux & 0xFFFF_FFFF)
-        return self._on_rdtsc(_engine, _data)
-
-    def _on_in(self, _engine: int, port: int, size: int, _data: int) -> int:
-        return self._platform.port_read(port, size)
-
-    def _on_out(self, _engine: int, port: int, size: int, value: int, _data: int) -> None:
-        self._platform.port_write(port, size, value)
-
     # -- setting up --------------------------------------------------------------------------------------------------
 
     def _hook(self, code: dict[str, str] | None) -> None:
@@ -338,16 +326,17 @@ class UnicornCpu:
             binding.HOOK_INVALID_INSTRUCTION,
             binding.InvalidInstructionCallback(guard(self._on_invalid_instruction, True)),
         )
-        instructions = {
-            binding.INSTRUCTION_IN: binding.InCallback(guard(self._on_in, 0)),
-            binding.INSTRUCTION_OUT: binding.OutCallback(guard(self._on_out, None)),
+        instructions = Instructions(engine, self._state, self._physical, self._platform, self._refuse_port)
+        by_instruction = {
+            binding.INSTRUCTION_IN: binding.InCallback(guard(instructions.port_in, 0)),
+            binding.INSTRUCTION_OUT: binding.OutCallback(guard(instructions.port_out, None)),
             binding.INSTRUCTION_SYSCALL: binding.SyscallCallback(guard(self._on_syscall, None)),
             binding.INSTRUCTION_SYSENTER: binding.SyscallCallback(guard(self._on_sysenter, None)),
-            binding.INSTRUCTION_CPUID: binding.ReplaceCallback(guard(self._on_cpuid, 1)),
-            binding.INSTRUCTION_RDTSC: binding.ReplaceCallback(guard(self._on_rdtsc, 1)),
-            binding.INSTRUCTION_RDTSCP: binding.ReplaceCallback(guard(self._on_rdtscp, 1)),
+            binding.INSTRUCTION_CPUID: binding.ReplaceCallback(guard(instructions.cpuid, 1)),
+            binding.INSTRUCTION_RDTSC: binding.ReplaceCallback(guard(instructions.rdtsc, 1)),
+            binding.INSTRUCTION_RDTSCP: binding.ReplaceCallback(guard(instructions.rdtscp, 1)),
         }
-        for instruction, callback in instructions.items():
+        for instruction, callback in by_instruction.items():
             engine.hook(binding.HOOK_INSTRUCTION, callback, instruction=instruction)
 
     def _map(self, memory: GuestMemory, rom: bytes) -> None:
@@ -381,23 +370,3 @@ class UnicornCpu:
             binding.MmioReadCallback(self._guard(read, 0)),
             binding.MmioWriteCallback(self._guard(write, None)),
         )
-
-
-@functools.cache
-def _host_cpuid() -> dict[tuple[int, int], cpuid.Leaf]:
-    """Unicorn's own answers to the leaves that are changed, asked once per process."""
-    engine = binding.Engine()
-    page = mmap.mmap(-1, mmap.PAGESIZE)
-    page[:3] = b"\x0f\xa2\xf4"  # cpuid; hlt
-    engine.map_memory(0, mmap.PAGESIZE, binding.PROT_ALL, ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    x86, answers = x86_const, {}
-    for leaf in (1, 7):
-        engine.write_register(x86.UC_X86_REG_RAX, leaf)
-        engine.write_register(x86.UC_X86_REG_RCX, 0)
-        if engine.start(0) != binding.OK:
-            raise binding.UnicornError("CPUID could not be executed")
-        names = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
-        eax, ebx, ecx, edx = (engine.read_register(name) & 0xFFFF_FFFF for name in names)
-        answers[leaf, 0] = (eax, ebx, ecx, edx)
-    engine.close()
-    return answers
