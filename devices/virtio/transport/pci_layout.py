@@ -48,8 +48,7 @@ _ACCESS: dict[str, Access] = {
 
 
 def _common_registers() -> Iterable[Register]:
-    fields = spec.virtio_pci_common_cfg.fields
-    assert fields is not None
+    fields = spec.virtio_pci_common_cfg.fields or {}
     for name, access in _ACCESS.items():
         dtype, offset = fields[name][:2]
         yield Register(offset, dtype.itemsize, name, access)
