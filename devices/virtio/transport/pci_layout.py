@@ -10,8 +10,8 @@ structures.  This is QEMU's arrangement, so a guest finds everything where it is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from devices.pci.config import Capability, Field
 from devices.registers import Access, Register, RegisterMap
@@ -48,7 +48,7 @@ _ACCESS: dict[str, Access] = {
 
 
 def _common_registers() -> Iterable[Register]:
-    fields = spec.virtio_pci_common_cfg.fields or {}
+    fields: Mapping[str, Any] = spec.virtio_pci_common_cfg.fields or {}
     for name, access in _ACCESS.items():
         dtype, offset = fields[name][:2]
         yield Register(offset, dtype.itemsize, name, access)
