@@ -20,7 +20,7 @@ ZIGLANG_VERSION = "0.17.1"
 CODE_OPTIONS = (
     "-target",
     "x86_64-freestanding-none",
-    "-mcpu=x86_64",
+    "-mcpu=x86_64-mmx-sse-sse2-x87+soft_float",  # interrupt handlers save the general registers only
     "-std=c11",
     "-ffreestanding",
     "-fno-strict-aliasing",
@@ -34,7 +34,6 @@ CODE_OPTIONS = (
     "-fno-asynchronous-unwind-tables",
     "-fomit-frame-pointer",
     "-mno-red-zone",
-    "-mgeneral-regs-only",
     "-Wall",
     "-Wextra",
     "-Werror",

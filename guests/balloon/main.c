@@ -18,12 +18,13 @@ static u64 returned_old, returned_zero;
 
 static u64 pattern(u64 gpa, u64 word)
 {
-    return (gpa | word) * 0x9e3779b97f4a7c15ul | 1; /* never 0 */
+    return ~(gpa | word); /* another one in every word of RAM, and never 0 */
 }
 
 static void fill(u64 gpa)
 {
     u64 *words = (u64 *)gpa;
+    UNROLL
     for (u64 i = 0; i < WORDS; i++)
         words[i] = pattern(gpa, i);
 }
@@ -32,6 +33,7 @@ static int holds_pattern(u64 gpa)
 {
     const u64 *words = (const u64 *)gpa;
     u64 difference = 0;
+    UNROLL
     for (u64 i = 0; i < WORDS; i++)
         difference |= words[i] ^ pattern(gpa, i);
     return difference == 0;
@@ -41,6 +43,7 @@ static int holds_zeros(u64 gpa)
 {
     const u64 *words = (const u64 *)gpa;
     u64 any = 0;
+    UNROLL
     for (u64 i = 0; i < WORDS; i++)
         any |= words[i];
     return any == 0;

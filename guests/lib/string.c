@@ -4,6 +4,7 @@ void *memset(void *to, int byte, u64 length)
 {
     u8 *bytes = to;
     u64 word = (u8)byte * 0x0101010101010101ul;
+    UNROLL
     for (; length >= 8; length -= 8, bytes += 8)
         *(u64 *)bytes = word;
     while (length--)

@@ -35,6 +35,7 @@ static void copy_page(u64 to, u64 from)
 {
     u64 *target = (u64 *)to;
     const u64 *source = (const u64 *)from;
+    UNROLL
     for (u64 i = 0; i < WORDS; i++)
         target[i] = source[i];
 }

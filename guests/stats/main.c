@@ -23,7 +23,7 @@ enum {
     TOUCHES = 32,           /* a tick */
     TICKS_PER_PROGRAM = 8,  /* a program lives until its turn comes round again */
     PROGRAMS = 16,          /* that share the arena */
-    OVERWRITTEN = 256,      /* free pages a tick */
+    OVERWRITTEN = 512,      /* free pages a tick */
     RESERVED = 16,          /* free pages the balloon does not get */
     WORDS = PAGE_SIZE / sizeof(u64),
 };
@@ -33,6 +33,7 @@ static u32 *times_written; /* of each arena page, kept outside the arena to chec
 static void write_page(u64 gpa)
 {
     u64 *words = (u64 *)gpa;
+    UNROLL
     for (u64 i = 0; i < WORDS; i++)
         words[i] = gpa;
 }
@@ -115,12 +116,12 @@ static u32 collect(struct balloon_stat stats[BALLOON_MAX_STATS])
 static void start_arena(void)
 {
     u64 pages = max_u64(pages_total() / ARENA_FRACTION, MIN_ARENA);
+    overwrite_free(pages_free());
     arena_start(pages);
     times_written = (u32 *)pages_allocate(align_up(pages * sizeof(u32), PAGE_SIZE) / PAGE_SIZE);
     if (!times_written)
         panic("no memory for the workload");
     memset(times_written, 0, pages * sizeof(u32));
-    overwrite_free(pages_free());
     for (u64 page = 0; page < pages; page++)
         touch(page, 1);
     print("stats: %lu pages, all of them written to; %lu for the workload, %lu for a RAM disk to swap to, %lu free\n",
