@@ -229,8 +229,16 @@ def test_statistics_go_stale_when_the_driver_does_not_answer(started: BalloonMac
 
 def test_statistics_of_a_driver_that_was_reset_are_stale(started: BalloonMachine) -> None:
     started.driver.post_stats({4: 1})
-    started.driver.start()
+    started.driver.reset()
     started.bench.advance(SECOND_NS)
     statistics = started.statistics()
     assert statistics.reason == "stale"
     assert statistics.age_ns == SECOND_NS
+
+
+def test_statistics_of_one_driver_are_not_passed_off_as_the_next_ones(started: BalloonMachine) -> None:
+    started.driver.post_stats({4: 1})
+    started.driver.start()
+    statistics = started.statistics()
+    assert statistics.reason == "never posted"
+    assert statistics.values == {}

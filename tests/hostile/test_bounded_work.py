@@ -1,0 +1,159 @@
+"""How much work a driver can make a device do with one kick, counted in bytes, descriptors and runs, not in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from devices.memory import GuestMemory
+from tests.support import MIB, BalloonMachine, CountingMemory, Way
+from vmm.testing import Descriptor, RawQueue
+from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ
+from vmm.testing.raw import INDIRECT, NEXT
+
+GIB = 1 << 30
+RAM_PAGES = 0x4A0  # what RAM_LAYOUT has
+ENOUGH_PFNS = 65536 + RAM_PAGES
+"""No device of this size needs to read more page frame numbers than this at once, however often they repeat."""
+
+
+@pytest.fixture
+def counted(way: Way) -> Iterator[BalloonMachine]:
+    """A started machine whose RAM counts what the device does to it."""
+    memory = CountingMemory()
+    machine = BalloonMachine(way, memory=memory)
+    machine.driver.start()
+    memory.restart()
+    yield machine
+    machine.close()
+
+
+def counts(machine: BalloonMachine) -> CountingMemory:
+    assert isinstance(machine.memory, CountingMemory)
+    return machine.memory
+
+
+@pytest.fixture
+def huge() -> Iterator[BalloonMachine]:
+    """A started machine with 8 GiB of RAM, none of it touched."""
+    memory = GuestMemory(((0, 0xA0000), (0x100000, 8 * GIB - 0x100000)))
+    machine = BalloonMachine("direct", memory=memory)
+    machine.driver.start()
+    yield machine
+    machine.close()
+
+
+def test_one_descriptor_of_all_ram_is_read_once_at_most(counted: BalloonMachine) -> None:
+    counted.driver.offer(INFLATEQ, readable=[(0x100000, 3 * MIB)])
+    counted.driver.queues[INFLATEQ].publish()
+    counts(counted).restart()
+    counted.driver.transport.notify(INFLATEQ)
+    assert counts(counted).copied_bytes <= 3 * MIB
+    assert len(counted.driver.collect(INFLATEQ)) == 1
+
+
+@pytest.mark.parametrize("queue", [INFLATEQ, DEFLATEQ], ids=["inflateq", "deflateq"])
+def test_pieces_that_name_the_same_memory_over_and_over_are_not_all_read(counted: BalloonMachine, queue: int) -> None:
+    """A chain of 128 descriptors of 3 MiB each, all the same memory: 384 MiB asked for in 2 KiB of table."""
+    raw = RawQueue(counted.driver, queue)
+    entries = [Descriptor(0x100000, 3 * MIB, NEXT if i < 127 else 0, i + 1) for i in range(128)]
+    raw.descriptor(0, raw.table(entries), 16 * 128, INDIRECT)
+    raw.available(0)
+    counts(counted).restart()
+    raw.kick()
+    assert counts(counted).copied_bytes <= 4 * ENOUGH_PFNS + 16 * 128
+    assert raw.heads_returned() == [0] or counted.driver.needs_reset
+
+
+def test_a_descriptor_of_4_gib_of_real_ram_is_not_read_through(huge: BalloonMachine) -> None:
+    """A length of all ones where the RAM is really there: the host must not end up backing 4 GiB of holes."""
+    before = huge.memory.backed_bytes()
+    raw = RawQueue(huge.driver, INFLATEQ)
+    raw.descriptor(0, GIB, 0xFFFF_FFFF)
+    raw.available(0)
+    raw.kick()
+    assert raw.heads_returned() == [0] or huge.driver.needs_reset
+    assert huge.memory.backed_bytes() - before < 64 * MIB
+
+
+def test_a_chain_of_more_than_4_gib_is_refused(huge: BalloonMachine) -> None:
+    """§2.7.5.2: no chain is longer than 2^32 bytes in total, however much RAM there is."""
+    raw = RawQueue(huge.driver, INFLATEQ)
+    raw.descriptor(0, GIB, 0xC000_0000, NEXT, 1)
+    raw.descriptor(1, GIB, 0x8000_0000)
+    raw.available(0)
+    raw.kick()
+    assert huge.driver.needs_reset
+    assert raw.heads_returned() == []
+
+
+def test_a_statistics_buffer_of_4_gib_is_not_read_through(huge: BalloonMachine) -> None:
+    before = huge.memory.backed_bytes()
+    raw = RawQueue(huge.driver, STATSQ)
+    raw.descriptor(0, GIB, 0xFFFF_FFFF)
+    raw.available(0)
+    raw.kick()
+    assert huge.memory.backed_bytes() - before < MIB
+    assert not huge.driver.needs_reset
+
+
+def test_repeated_pages_are_discarded_once_a_batch(counted: BalloonMachine) -> None:
+    """65536 times the same page: one run for the host to punch."""
+    pfn = counted.filled_pfns(1)[0]
+    counted.memory.write(0x200000, pfn.to_bytes(4, "little") * 65536)
+    counted.driver.offer(INFLATEQ, readable=[(0x200000, 4 * 65536)])
+    counted.driver.kick(INFLATEQ)
+    assert len(counted.driver.collect(INFLATEQ)) == 1
+    assert (counts(counted).discarded_runs, counts(counted).discarded_pages) == (1, 1)
+
+
+def test_neighbouring_pages_are_one_run(counted: BalloonMachine) -> None:
+    pfns = counted.filled_pfns(64)
+    counts(counted).restart()
+    counted.driver.inflate([*pfns[32:], *pfns[:32]])
+    assert (counts(counted).discarded_runs, counts(counted).discarded_pages) == (1, 64)
+
+
+def test_pages_far_apart_cost_one_run_each_and_never_more_than_ram_has(counted: BalloonMachine) -> None:
+    pfns = counted.filled_pfns(100)
+    counts(counted).restart()
+    counted.driver.inflate(pfns[::2])
+    assert (counts(counted).discarded_runs, counts(counted).discarded_pages) == (50, 50)
+
+
+def test_bad_page_numbers_cost_no_system_call(counted: BalloonMachine) -> None:
+    counted.driver.inflate(range(0xA0, 0x100))
+    assert counts(counted).discarded_runs == 0
+    assert counted.balloon.bad_pfns == 96
+
+
+@pytest.mark.parametrize("loops", [True, False])
+def test_a_loop_is_left_after_as_many_descriptors_as_the_queue_has(counted: BalloonMachine, loops: bool) -> None:
+    """A table that may be followed for 65536 entries of 3 MiB: nothing of it is read as payload."""
+    raw = RawQueue(counted.driver, INFLATEQ)
+    count = 4096
+    last = 0 if loops else count  # back to the start, or out of the table
+    entries = [Descriptor(0x100000, 3 * MIB, NEXT, i + 1 if i + 1 < count else last) for i in range(count)]
+    raw.descriptor(0, raw.table(entries), 16 * count, INDIRECT)
+    raw.available(0)
+    counts(counted).restart()
+    raw.kick()
+    assert counted.driver.needs_reset
+    assert counts(counted).copied_bytes <= 16 * count
+
+
+def test_a_kick_serves_at_most_what_was_published(counted: BalloonMachine) -> None:
+    """128 chains, each a table as long as the queue: all are served, and each descriptor is looked at once."""
+    raw = RawQueue(counted.driver, INFLATEQ)
+    gpa = raw.buffer(bytes(4))
+    table = raw.table([Descriptor(gpa, 4, NEXT if i < 127 else 0, i + 1) for i in range(128)])
+    for slot in range(128):
+        raw.descriptor(slot, table, 16 * 128, INDIRECT)
+    raw.available(*range(128))
+    counts(counted).restart()
+    raw.kick()
+    counted.bench.advance(1_000_000_000)
+    assert sorted(raw.heads_returned()) == list(range(128))
+    assert counts(counted).copied_bytes <= 128 * 128 * (16 + 4)
+    assert counts(counted).discarded_pages <= 128 * 128
