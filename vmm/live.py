@@ -17,7 +17,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vmm.config import format_size
 from vmm.display import (
     ConsoleLines,
     Gauges,
@@ -79,6 +78,7 @@ class LiveDisplay(Silent):
             self._say(self._machine.now_ns, Text(f"| {line}", "green"))
         self._draw(self._machine.now_ns, at_once=True)
         self.close()
+        self._console.print()
         self._console.print(summary_table(report))
 
     def close(self) -> None:
@@ -112,6 +112,7 @@ def _bars(gauges: Gauges, *, ascii_only: bool) -> Table:
     table.add_column(no_wrap=True)
     rows: list[tuple[str, int | None, str]] = [
         ("target: RAM left", gauges.target_ram_bytes, "yellow"),
+        ("target: balloon", gauges.target_bytes, "yellow"),
         ("guest RAM", gauges.ram_bytes, "green"),
         ("balloon", gauges.balloon_bytes, "magenta"),
         ("host memory", gauges.backed_bytes, "cyan"),
@@ -119,7 +120,6 @@ def _bars(gauges: Gauges, *, ascii_only: bool) -> Table:
     for name, size, style in rows:
         bar = Text(_bar(size or 0, gauges.memory_bytes, "#-" if ascii_only else "█░"), style)
         table.add_row(name, format_backed(size), bar)
-    table.add_row("target: balloon", format_size(gauges.target_bytes), "")
     return table
 
 
