@@ -11,12 +11,12 @@ It refuses to know the ring format: a split and a packed ring make the same valu
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.memory import Bytes, GuestMemory
+from devices.memory import GuestMemory
 
 Heads = NDArray[np.uint16]
 Index = NDArray[np.intp]
@@ -49,10 +49,19 @@ class Chains:
     def __len__(self) -> int:
         return len(self.head)
 
-    def only(self, index: int) -> Self:
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors there are, m."""
+        return len(self.addr)
+
+    def id_of(self, index: int) -> int:
+        """The buffer id of chain `index`."""
+        return int(self.buffer_id[index])
+
+    def only(self, index: int) -> Chains:
         """Chain `index` alone, so that a device can hold it while the others are completed."""
         start, end = int(self.first[index]), int(self.first[index + 1])
-        return type(self)(
+        return Chains(
             self.head[index : index + 1],
             self.slots[index : index + 1],
             np.array([0, end - start]),
@@ -70,26 +79,20 @@ class Chains:
         return self._sums(self.writable)
 
     def _sums(self, wanted: Flags) -> list[int]:
-        if len(self.addr) == 1:
-            return [self.length.item(0) if wanted.item(0) else 0]
         sums: list[int] = np.add.reduceat(self.length * wanted, self.first[:-1]).tolist()
         return sums
 
-    def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> Bytes:
-        """A copy of the device-readable bytes of all chains, in order, shape (k,), at most the first `limit_bytes`.
+    def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> bytes:
+        """A copy of the device-readable bytes of all chains, in order, at most the first `limit_bytes`.
 
         The caller names the limit because the driver chooses the lengths: up to 4 GiB a chain."""
-        if len(self.addr) == 1:
-            if self.writable.item(0):
-                return np.empty(0, np.uint8)
-            return _copy(memory, self.addr.item(0), min(self.length.item(0), limit_bytes))
         addr, length = self.addr[~self.writable], self.length[~self.writable]
         ends = np.cumsum(length)
         if len(ends) and ends[-1] > limit_bytes:
             kept = int(np.searchsorted(ends, limit_bytes, "left")) + 1
             addr, length = addr[:kept], length[:kept].copy()
             length[-1] -= ends[kept - 1] - np.uint64(limit_bytes)
-        return memory.gather(addr, length)
+        return memory.gather(addr, length).tobytes()
 
     def scatter_writable(self, memory: GuestMemory, index: int, data: bytes) -> int:
         """Write `data` into the device-writable buffers of chain `index`, from the first on; what does not fit is left
@@ -103,19 +106,50 @@ class Chains:
         return position
 
 
-def no_chains() -> Chains:
-    """The empty value."""
-    none = np.empty(0, np.intp)
-    return Chains(np.empty(0, np.uint16), none, np.zeros(1, np.intp), *_no_buffers())
+class OneBuffer(Chains):
+    """One chain of one descriptor, which is what most drivers offer: the same value, without making arrays of it.
 
+    The arrays appear when they are asked for."""
 
-def _no_buffers() -> tuple[U64, U64, Flags]:
-    return np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.bool_)
+    __slots__ = ("_bytes", "_gpa", "_head", "_write")
 
+    def __init__(self, head: int, gpa: int, length: int, writable: bool) -> None:
+        self._head = head
+        self._gpa = gpa
+        self._bytes = length
+        self._write = writable
 
-def _copy(memory: GuestMemory, gpa: int, length: int) -> Bytes:
-    region = memory.region_of(gpa, length)
-    if region is None:
-        return memory.gather([gpa], [length])
-    start = gpa - region.gpa
-    return region.array[start : start + length].copy()
+    def __getattr__(self, name: str) -> Any:
+        if name not in Chains.__slots__:
+            raise AttributeError(f"chains have no attribute {name!r}")
+        super().__init__(
+            np.array([self._head], np.uint16),
+            np.array([1]),
+            np.array([0, 1]),
+            np.array([self._gpa], np.uint64),
+            np.array([self._bytes], np.uint64),
+            np.array([self._write]),
+        )
+        return getattr(self, name)
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def descriptors(self) -> int:
+        return 1
+
+    def id_of(self, index: int) -> int:
+        return self._head
+
+    def only(self, index: int) -> Chains:
+        return self
+
+    def readable_bytes(self) -> list[int]:
+        return [0 if self._write else self._bytes]
+
+    def writable_bytes(self) -> list[int]:
+        return [self._bytes if self._write else 0]
+
+    def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> bytes:
+        return b"" if self._write else memory.read(self._gpa, min(self._bytes, limit_bytes))

@@ -332,7 +332,7 @@ class VirtioDevice:
         while (chains := ring.take_available()) is not None:
             queue.requests += len(chains)
             told.append(self.process(queue, chains, now_ns))
-            self._budget -= len(chains.addr)
+            self._budget -= chains.descriptors
             if self._budget <= 0:
                 self._carry_on_ns = now_ns
                 return Notifications(deadline=True)

@@ -130,26 +130,22 @@ class SplitQueue:
         count = len(chains)
         position = self._next_used & self.size - 1
         if count == 1:
-            head = chains.buffer_id.item(0)
+            head = chains.id_of(0)
             length = written if isinstance(written, int) else written[0]
             _USED_ELEM.pack_into(self._used_bytes, _RING + 8 * position, head, length)
             self._in_flight[head] = 0
-            self._memory.wrote(self._used_gpa + _RING + 8 * position, 8)
         else:
             self._put_many(chains, written, position)
         self._next_used = self._next_used + count & 0xFFFF
         self._used[_IDX] = self._next_used
-        self._memory.wrote(self._used_gpa + 2, 2)
+        # The index and the elements up to the last one written; those before it are named for nothing, but only once.
+        self._memory.wrote(self._used_gpa + 2, 2 + 8 * min(position + count, self.size))
 
     def _put_many(self, chains: Chains, written: int | Sequence[int], position: int) -> None:
-        count = len(chains)
-        places = np.arange(position, position + count) & self.size - 1
+        places = np.arange(position, position + len(chains)) & self.size - 1
         self._used_ring["id"][places] = chains.buffer_id
         self._used_ring["len"][places] = written
         self._heads_in_flight[chains.buffer_id] = 0
-        before_the_end = min(count, self.size - position)
-        self._memory.wrote(self._used_gpa + _RING + 8 * position, 8 * before_the_end)
-        self._memory.wrote(self._used_gpa + _RING, 8 * (count - before_the_end))
 
     def needs_notification(self) -> bool:
         """Whether the driver wants to hear of what was put since the last call (§2.7.7.2)."""

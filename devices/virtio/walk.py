@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from devices.errors import DriverError, OutsideRam
 from devices.memory import GuestMemory
 from devices.virtio import spec
-from devices.virtio.chains import Chains, Index
+from devices.virtio.chains import Chains, Index, OneBuffer
 
 _DESC = Struct("<QIHH")
 _NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
@@ -69,6 +69,8 @@ class Walker:
             slots.append(occupied)
             first.append(len(addr))
         taken, end = len(slots), first[-1]
+        if end == 1 and slots[0] == 1:
+            return OneBuffer(heads[0], addr[0], length[0], writable[0])
         return Chains(
             np.array(heads[:taken], np.uint16),
             np.array(slots),

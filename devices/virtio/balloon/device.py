@@ -13,18 +13,16 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.registers import Register, RegisterMap
 from devices.virtio import spec
 from devices.virtio.balloon import stats
-from devices.virtio.balloon.pages import BalloonPages, PageSet, Pfns, page_set
+from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, page_set
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
 
-_PFN_BYTES = 4
+_PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
 
 # §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up.
@@ -158,8 +156,8 @@ class Balloon(VirtioDevice):
 
     def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
         """The pages that all arrays of a batch name, and what is wrong with the rest."""
-        pfns, ignored = self._pfns(chains)
-        pages = page_set(pfns, self.memory)
+        payload, ignored = self._payload(chains)
+        pages = page_set(payload, self.memory)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
         self.bad_pfns += pages.bad
@@ -171,39 +169,37 @@ class Balloon(VirtioDevice):
             told |= self.event("ignored-bytes", f"{queue.name}: {ignored} bytes are no page frame numbers, or too many")
         return pages, told
 
-    def _pfns(self, chains: Chains) -> tuple[Pfns, int]:
+    def _payload(self, chains: Chains) -> tuple[bytes, int]:
         """All le32 arrays, one after the other, and how many bytes of the batch were not used.
 
         Each array ends with its last whole entry; together they end at the limit."""
         limit = self._pfn_limit * _PFN_BYTES
         sizes = chains.readable_bytes()
         total = sum(sizes)
-        if not any(size % _PFN_BYTES for size in sizes):
-            payload = chains.gather_readable(self.memory, limit)
+        if len(sizes) == 1 or not any(size % _PFN_BYTES for size in sizes):
+            payload = chains.gather_readable(self.memory, min(limit, total // _PFN_BYTES * _PFN_BYTES))
         else:
-            parts, left = [], limit
+            payload = b""
             for index, size in enumerate(sizes):
-                part = chains.only(index).gather_readable(self.memory, min(size // _PFN_BYTES * _PFN_BYTES, left))
-                parts.append(part)
-                left -= len(part)
-            payload = np.concatenate(parts)
-        return payload.view("<u4"), total - len(payload)
+                whole = min(size // _PFN_BYTES * _PFN_BYTES, limit - len(payload))
+                payload += chains.only(index).gather_readable(self.memory, whole)
+        return payload, total - len(payload)
 
     def _discard(self, pages: PageSet) -> Notifications:
         try:
-            self.discarded_bytes += self.memory.discard(pages.starts, pages.counts)
+            self.discarded_bytes += pages.discard(self.memory)
             return NO_NOTIFICATIONS
         except OSError as error:
             # Giving memory back is a favour to the host.  What it refuses stays, and the driver loses nothing by it.
-            self._discard_singly(pages)
+            for run in pages.runs():
+                self._discard_one(run)
             return self.event("discard-failed", f"the host refused to take pages back: {error}")
 
-    def _discard_singly(self, pages: PageSet) -> None:
-        for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
-            try:
-                self.discarded_bytes += self.memory.discard([Run(start, count)])
-            except OSError:
-                self.failed_discards += 1
+    def _discard_one(self, run: Run) -> None:
+        try:
+            self.discarded_bytes += self.memory.discard((run,))
+        except OSError:
+            self.failed_discards += 1
 
     def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""

@@ -4,75 +4,107 @@ Owns the arithmetic on arrays of page frame numbers (PFNs: 4096-byte pages, 32 b
 gave away.  Refuses to know where the arrays come from and what is done with the pages.
 
 A page is in the balloon or it is not: inflating it twice counts once, and deflating what is not in it counts as stray.
+
+The usual request is one run of pages.  It is recognised and handled without numpy: when a driver kicks, its own work
+has just pushed this code out of the caches, and each numpy operation then costs several times what a loop shows.
 """
 
 from __future__ import annotations
 
+import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.memory import PAGE_SHIFT, GuestMemory
+from devices.memory import PAGE_SHIFT, GuestMemory, Run
 
 Pfns = NDArray[np.unsignedinteger[Any]]
+
+PFN = np.dtype("<u4")
+
+_SORT_AT_ONCE = 4096  # up to here sorting costs no more than asking whether it is needed
+_NONE = np.empty(0, PFN)
+_ONES = np.ones(_SORT_AT_ONCE, PFN)
 _ZERO = np.zeros(1, np.intp)
+_TRUE = np.ones(1, np.bool_)
+for _shared in (_NONE, _ONES, _ZERO, _TRUE):
+    _shared.setflags(write=False)
 
 
 class PageSet(NamedTuple):
-    """Different pages of RAM as ascending runs that do not touch: `counts[i]` pages from `starts[i]` on; shape (n,).
+    """`pages` different pages of RAM, and `bad` entries of the array that named none.
 
-    `pages` is their number, `pfns` all of them, ascending; `bad` how many entries of the array named no page of RAM."""
+    Either all are one `run`; or `run` is None, `starts` and `counts`, shape (n,), are ascending runs that do not touch,
+    and `pfns` are all the pages, ascending."""
 
-    starts: Pfns
-    counts: Pfns
     pages: int
-    pfns: Pfns
     bad: int
+    run: Run | None
+    starts: Pfns = _NONE
+    counts: Pfns = _NONE
+    pfns: Pfns = _NONE
+
+    def discard(self, memory: GuestMemory) -> int:
+        """Give the pages back to the host; returns the bytes.  OSError where it refuses."""
+        return memory.discard((self.run,)) if self.run is not None else memory.discard(self.starts, self.counts)
+
+    def runs(self) -> list[Run]:
+        """All runs, ascending."""
+        if self.run is not None:
+            return [self.run]
+        return list(map(Run, self.starts.tolist(), self.counts.tolist()))
 
 
-def page_set(pfns: Pfns, memory: GuestMemory) -> PageSet:
-    """The pages that `pfns`, shape (n,), names: in any order, repeated, and outside RAM as the driver likes.
-
-    Drivers mostly send ascending numbers, often without a gap: those cost no sort."""
-    count = len(pfns)
-    steps = pfns[1:] - pfns[:-1]  # unsigned: going down is a large step up
-    if count and np.count_nonzero(steps == 1) == count - 1 and pfns.item(-1) - pfns.item(0) == count - 1:
-        if memory.contains(pfns.item(0) << PAGE_SHIFT, count << PAGE_SHIFT):
-            return PageSet(pfns[:1], np.array([count], np.uint32), count, pfns, 0)
-    elif not (pfns[1:] > pfns[:-1]).all():
+def page_set(payload: bytes, memory: GuestMemory) -> PageSet:
+    """The pages that an array of le32 page frame numbers names: in any order, repeated, and outside RAM as the driver
+    likes.  `payload` is a whole number of entries."""
+    count = len(payload) // PFN.itemsize
+    if not count:
+        return PageSet(0, 0, None)
+    if (run := _one_run(payload, count)) is not None and memory.region_of(run.pfn << PAGE_SHIFT, count << PAGE_SHIFT):
+        return PageSet(count, 0, run)
+    pfns = np.frombuffer(payload, PFN)
+    if count <= _SORT_AT_ONCE or not (pfns[1:] > pfns[:-1]).all():
         pfns = np.sort(pfns)
-    pfns, bad = _only_ram(pfns, memory)
-    pfns = _without_repeats(pfns)
-    if not len(pfns):
-        return PageSet(pfns, pfns, 0, pfns, bad)
-    gaps = (pfns[1:] - pfns[:-1] != 1).nonzero()[0] + 1
-    first = np.concatenate((_ZERO, gaps, [len(pfns)]))
-    counts = (first[1:] - first[:-1]).astype(np.uint32)
-    return PageSet(pfns[first[:-1]], counts, len(pfns), pfns, bad)
+    return _runs(*_only_ram(pfns, memory))
+
+
+def _one_run(payload: bytes, count: int) -> Run | None:
+    """The run, if the array counts up from its first entry without a gap."""
+    first, last = int.from_bytes(payload[:4], "little"), int.from_bytes(payload[-4:], "little")
+    if last - first == count - 1 and payload == np.arange(first, last + 1, dtype=PFN).tobytes():
+        return Run(first, count)
+    return None
 
 
 def _only_ram(ascending: Pfns, memory: GuestMemory) -> tuple[Pfns, int]:
     """Without the pages that are not RAM, and how many those were."""
-    if not len(ascending):
-        return ascending, 0
     first, last = ascending.item(0), ascending.item(-1)
-    if memory.contains(first << PAGE_SHIFT, last - first + 1 << PAGE_SHIFT):
+    if memory.region_of(first << PAGE_SHIFT, last - first + 1 << PAGE_SHIFT) is not None:
         return ascending, 0
     valid = memory.are_ram_pages(ascending)
     return ascending[valid], len(valid) - int(np.count_nonzero(valid))
 
 
-def _without_repeats(ascending: Pfns) -> Pfns:
-    new = ascending[1:] != ascending[:-1]
-    if new.all():
-        return ascending
-    kept: Pfns = ascending[np.concatenate((np.ones(1, np.bool_), new))]
-    return kept
+def _runs(pfns: Pfns, bad: int) -> PageSet:
+    """The runs of ascending page frame numbers, which may repeat."""
+    if not len(pfns):
+        return PageSet(0, bad, None)
+    steps = pfns[1:] - pfns[:-1]
+    if np.count_nonzero(steps) != len(steps):
+        pfns = pfns[np.concatenate((_TRUE, steps != 0))]
+        steps = steps[steps != 0]
+    gaps = (steps != 1).nonzero()[0]
+    if len(gaps) == len(steps) < _SORT_AT_ONCE:  # no two pages are neighbours
+        return PageSet(len(pfns), bad, None, pfns, _ONES[: len(pfns)], pfns)
+    borders = np.concatenate((_ZERO, gaps + 1, (len(pfns),)))
+    counts = (borders[1:] - borders[:-1]).astype(PFN)
+    return PageSet(len(pfns), bad, None, pfns[borders[:-1]], counts, pfns)
 
 
 class BalloonPages:
-    """The pages in the balloon: one byte for each page up to the end of RAM, untouched until used.
+    """The pages in the balloon: one byte for each page up to the end of RAM, without memory behind it until used.
 
     `count` is how many there are."""
 
@@ -82,7 +114,8 @@ class BalloonPages:
 
     def clear(self) -> None:
         """Take all pages out."""
-        self._inside: NDArray[np.bool_] = np.zeros(self._size, np.bool_)
+        self._bytes = mmap.mmap(-1, self._size)
+        self._inside = np.frombuffer(self._bytes, np.bool_)
         self.count = 0
 
     def add(self, pages: PageSet) -> int:
@@ -99,19 +132,18 @@ class BalloonPages:
 
     def _set(self, pages: PageSet, inside: bool) -> int:
         """Mark the pages; returns how many of them were inside."""
-        if len(pages.starts) == 1:
-            start = pages.starts.item(0)
-            part = self._inside[start : start + pages.pages]
-            before = int(np.count_nonzero(part))
-            part[:] = inside
+        if pages.run is not None:
+            start, count = pages.run
+            before = self._bytes[start : start + count].count(1)
+            self._bytes[start : start + count] = bytes((inside,)) * count
             return before
-        before = int(np.count_nonzero(self._inside[pages.pfns]))
-        self._inside[pages.pfns] = inside
+        places = pages.pfns.astype(np.intp)
+        before = int(np.count_nonzero(self._inside[places]))
+        self._inside[places] = inside
         return before
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, BalloonPages)
-            and self.count == other.count
-            and bool((self._inside == other._inside).all())
-        )
+        """Whether the same pages are inside."""
+        if not isinstance(other, BalloonPages) or self.count != other.count:
+            return False
+        return bool((self._inside == other._inside).all())

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from devices.memory import Bytes
+import numpy as np
+
 from devices.virtio import spec
 
 Reason = Literal["ok", "not negotiated", "never posted", "stale"]
@@ -33,10 +34,10 @@ class Report(NamedTuple):
     ignored_bytes: int
 
 
-def parse(payload: Bytes, sent_bytes: int) -> Report:
+def parse(payload: bytes, sent_bytes: int) -> Report:
     """`payload` holds the first bytes of a buffer of `sent_bytes`; entries are 10 bytes, packed, in any order."""
     count = min(len(payload) // ENTRY_BYTES, MAX_ENTRIES)
-    entries = payload[: count * ENTRY_BYTES].view(spec.virtio_balloon_stat)
+    entries = np.frombuffer(payload, spec.virtio_balloon_stat, count)
     raw = tuple(zip(entries["tag"].tolist(), entries["val"].tolist(), strict=True))
     values = {known.name: value for tag, value in raw if (known := spec.BALLOON_STATS.get(tag)) is not None}
     return Report(raw, values, sent_bytes - count * ENTRY_BYTES)
@@ -47,7 +48,7 @@ class Statistics:
     """What is known of the guest's memory.
 
     `reason` is "ok", or why there is nothing or nothing fresh: "not negotiated", "never posted", "stale" (older than
-    three polling intervals, or from before the driver reset the device).  `age_ns` is None if nothing was ever
+    three polling intervals, or from a driver that has reset the device since).  `age_ns` is None if nothing was ever
     reported.  `values` maps QEMU's names to numbers, `raw` is every (tag, value) in the order sent."""
 
     reason: Reason
@@ -103,9 +104,9 @@ class StatsConversation:
         return self.interval_ns, self.next_poll_ns, self.wanted, self.under_way
 
     def statistics(self, exists: bool, driver_ready: bool, now_ns: int) -> Statistics:
-        """What is known now.  `exists` tells whether the driver negotiated the queue, `driver_ready` whether it has
-        finished negotiating at all."""
-        if self._last is None or (driver_ready and not exists):
+        """What is known now.  `exists` tells whether the driver negotiated the queue, `driver_ready` whether it has set
+        DRIVER_OK: from then on only its own reports count."""
+        if self._last is None or (driver_ready and (self._outdated or not exists)):
             return Statistics("never posted" if exists else "not negotiated")
         age_ns = now_ns - self._last_ns
         too_old = 0 < self.interval_ns * STALE_AFTER_INTERVALS < age_ns
