@@ -49,6 +49,7 @@ class AddressSpace:
         self.size = 1 << bits
         self._ranges: list[Range] = []
         self._bases: list[int] = []
+        self._ends: list[int] = []
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -69,25 +70,24 @@ class AddressSpace:
                 )
         self._ranges.insert(index, new)
         self._bases.insert(index, base)
+        self._ends.insert(index, new.end)
         return new
 
     def remove(self, claimed: Range) -> None:
-        """Give a range back that `add` returned."""
+        """Give a range back that `add` returned; ValueError if it is not claimed."""
         index = self._ranges.index(claimed)
-        del self._ranges[index], self._bases[index]
+        del self._ranges[index], self._bases[index], self._ends[index]
 
     def find(self, address: int) -> Range | None:
         """The range that holds `address`, if any."""
         index = bisect_right(self._bases, address) - 1
-        if index >= 0 and address < (found := self._ranges[index]).end:
-            return found
-        return None
+        return self._ranges[index] if index >= 0 and address < self._ends[index] else None
 
     def read(self, address: int, size: int, now_ns: int) -> tuple[int, Effects]:
         """The little-endian value of `size` bytes at `address`, and what reading it brought about."""
-        found = self.find(address)
-        if found is not None and address + size <= found.end:
-            return found.handler.read(address - found.base, size, now_ns)
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0 and address + size <= self._ends[index]:
+            return self._ranges[index].handler.read(address - self._bases[index], size, now_ns)
         if size == 1:
             return 0xFF, NOTHING
         value, effects = 0, NOTHING
@@ -99,9 +99,9 @@ class AddressSpace:
 
     def write(self, address: int, size: int, value: int, now_ns: int) -> Effects:
         """Write the low `size` bytes of `value` at `address`."""
-        found = self.find(address)
-        if found is not None and address + size <= found.end:
-            return found.handler.write(address - found.base, size, value, now_ns)
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0 and address + size <= self._ends[index]:
+            return self._ranges[index].handler.write(address - self._bases[index], size, value, now_ns)
         effects = NOTHING
         if size > 1:
             for i in range(size):

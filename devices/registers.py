@@ -3,8 +3,10 @@
 A block is a list of `Register`s whose names are attributes of the object that owns it.  A `read_NAME(now_ns)` method
 exists only where reading has a side effect or the value is computed (it returns the value, or the value and its
 `Effects`); a `write_NAME(value, now_ns)` method only where writing does (it returns `Effects`).
-An access may have any width and alignment: it is cut at register borders, each register it touches is read or written
-once, and a partial write merges with what the register reads as.  Gaps read as zero and ignore writes.
+An access may have any width and alignment: it is cut at register borders, and each register it touches is read or
+written once, in ascending order.  A partial write merges with the attribute NAME, never with what `read_NAME` gives,
+since reading may have a side effect; where there is no such attribute the other bytes are zero.  Gaps and whatever
+lies outside the block read as zero and ignore writes.
 """
 
 from __future__ import annotations
@@ -36,65 +38,87 @@ class RegisterMap:
         self.name = name
         self.size = size
         self.registers = tuple(registers)
-        self._at: dict[int, Register] = {}
+        self._at: dict[int, _Entry] = {}
+        self._exact: dict[tuple[int, int], _Entry] = {}
         end = 0
         for register in self.registers:
-            if register.offset < end or register.offset + register.size > size:
+            if register.size <= 0 or register.offset < end or register.offset + register.size > size:
                 raise ValueError(
-                    f"{name}: register {register.name} at {register.offset:#x} overlaps or leaves the block"
+                    f"{name}: {register.name} at {register.offset:#x} is empty, overlaps or leaves the block"
                 )
             end = register.offset + register.size
-            self._at.update(dict.fromkeys(range(register.offset, end), register))
+            entry = _Entry(*register, "read_" + register.name, "write_" + register.name, (1 << 8 * register.size) - 1)
+            self._at.update(dict.fromkeys(range(register.offset, end), entry))
+            self._exact[register.offset, register.size] = entry
 
     def read(self, owner: object, offset: int, size: int, now_ns: int = 0) -> tuple[int, Effects]:
-        """The little-endian value of `size` bytes at `offset` of `owner`'s registers, and what reading brought about."""
+        """The little-endian value of `size` bytes at `offset` of `owner`'s registers, and the effects of reading."""
+        exact = self._exact.get((offset, size))
+        if exact is not None:
+            return exact.read(owner, now_ns)
         value, effects = 0, NOTHING
-        for register, skip, take, shift in self._pieces(offset, size):
-            if register.access != "wo":
-                whole, more = _read_register(owner, register, now_ns)
-                value |= (whole >> 8 * skip & (1 << 8 * take) - 1) << shift
-                effects |= more
+        for entry, skip, take, shift in self._pieces(offset, size):
+            whole, more = entry.read(owner, now_ns)
+            value |= (whole >> 8 * skip & (1 << 8 * take) - 1) << shift
+            effects |= more
         return value, effects
 
     def write(self, owner: object, offset: int, size: int, value: int, now_ns: int = 0) -> Effects:
         """Write the low `size` bytes of `value` at `offset` of `owner`'s registers."""
+        exact = self._exact.get((offset, size))
+        if exact is not None:
+            return exact.write(owner, value & exact.mask, now_ns)
         effects = NOTHING
-        for register, skip, take, shift in self._pieces(offset, size):
-            if register.access != "ro":
-                part = value >> shift & (1 << 8 * take) - 1
-                if take != register.size:
-                    # Merge with the stored value: a partial write must not trigger a read's side effect.
-                    old = int(getattr(owner, register.name, 0))
-                    part = old & ~((1 << 8 * take) - 1 << 8 * skip) | part << 8 * skip
-                effects |= _write_register(owner, register, part, now_ns)
+        for entry, skip, take, shift in self._pieces(offset, size):
+            part = value >> shift & (1 << 8 * take) - 1
+            if take != entry.size:
+                old = int(getattr(owner, entry.name, 0)) & entry.mask
+                part = old & ~((1 << 8 * take) - 1 << 8 * skip) | part << 8 * skip
+            effects |= entry.write(owner, part, now_ns)
         return effects
 
-    def _pieces(self, offset: int, size: int) -> Iterator[tuple[Register, int, int, int]]:
+    def _pieces(self, offset: int, size: int) -> Iterator[tuple[_Entry, int, int, int]]:
         """Cut an access at register borders: (register, first byte in it, bytes, bit position in the access)."""
         position = offset
         while position < offset + size:
-            register = self._at.get(position)
-            if register is None:
+            entry = self._at.get(position)
+            if entry is None:
                 position += 1
                 continue
-            skip = position - register.offset
-            take = min(register.size - skip, offset + size - position)
-            yield register, skip, take, 8 * (position - offset)
+            skip = position - entry.offset
+            take = min(entry.size - skip, offset + size - position)
+            yield entry, skip, take, 8 * (position - offset)
             position += take
 
 
-def _read_register(owner: object, register: Register, now_ns: int) -> tuple[int, Effects]:
-    reader = getattr(owner, "read_" + register.name, None)
-    if reader is None:
-        return int(getattr(owner, register.name)), NOTHING
-    result = reader(now_ns)
-    return result if isinstance(result, tuple) else (int(result), NOTHING)
+class _Entry(NamedTuple):
+    """A register with what every access to it needs."""
 
+    offset: int
+    size: int
+    name: str
+    access: Access
+    reader: str
+    writer: str
+    mask: int
 
-def _write_register(owner: object, register: Register, value: int, now_ns: int) -> Effects:
-    writer = getattr(owner, "write_" + register.name, None)
-    if writer is None:
-        setattr(owner, register.name, value)
-        return NOTHING
-    effects: Effects = writer(value, now_ns)
-    return effects
+    def read(self, owner: object, now_ns: int) -> tuple[int, Effects]:
+        if self.access == "wo":
+            return 0, NOTHING
+        reader = getattr(owner, self.reader, None)
+        if reader is None:
+            return int(getattr(owner, self.name)) & self.mask, NOTHING
+        result = reader(now_ns)
+        if isinstance(result, tuple):
+            return result[0] & self.mask, result[1]
+        return int(result) & self.mask, NOTHING
+
+    def write(self, owner: object, value: int, now_ns: int) -> Effects:
+        if self.access == "ro":
+            return NOTHING
+        writer = getattr(owner, self.writer, None)
+        if writer is None:
+            setattr(owner, self.name, value)
+            return NOTHING
+        effects: Effects = writer(value, now_ns)
+        return effects
