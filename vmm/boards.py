@@ -119,7 +119,7 @@ class Board:
             {
                 "etc/e820": e820(layout),
                 "opt/balloon-vmm/payload": self.payload.description(),
-                "opt/balloon-vmm/cmdline": config.parameter.encode() + b"\0",
+                "opt/balloon-vmm/cmdline": config.parameter_bytes + b"\0",
             }
         )
         self._claim()

@@ -19,6 +19,7 @@ from vmm import __version__
 from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, make_config, parse_size, parse_targets
 from vmm.models import DEFAULT_DEVICE, MODELS, did_you_mean, find_model
 from vmm.options import translate
+from vmm.streams import GuardedText, OutputGone, forget_stdout
 
 if TYPE_CHECKING:
     from guests import GuestRow
@@ -78,7 +79,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(version_text())
+        _print(version_text())
         raise typer.Exit
 
 
@@ -155,16 +156,16 @@ def guests_command() -> None:
     from guests import GUESTS
 
     for row in GUESTS.values():
-        print(f"{row.name:<10} {row.summary}")
+        _print(f"{row.name:<10} {row.summary}")
         for text in _demonstration(row):
-            print(f"{'':<10} {text}")
+            _print(f"{'':<10} {text}")
 
 
 @app.command("devices")
 def devices_command() -> None:
     """List the devices and their properties."""
     for index, model in enumerate(MODELS):
-        print("\n" * bool(index) + describe_device(model.driver))
+        _print("\n" * bool(index) + describe_device(model.driver))
 
 
 # -- what the words mean -------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def _show_device_help(devices: Sequence[str]) -> bool:
             devices_command()
             return True
         if "help" in settings or "?" in settings:
-            print(describe_device(driver))
+            _print(describe_device(driver))
             return True
     return False
 
@@ -264,18 +265,14 @@ def main(words: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        status = _dispatch(list(words))
-        sys.stdout.flush()
-        return status
+        return _dispatch(list(words))
     except ConfigError as error:
         return _complain(str(error), EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OutputGone, BrokenPipeError, SystemExit):  # the parser ends the process when its own help cannot be written
+        forget_stdout()
         return EXIT_INTERRUPTED
-    except OSError as error:
-        return _complain(f"{error.strerror or error}.", EXIT_USAGE)
     except Exception as error:
         complaint = getattr(error, "format_message", None)  # the parser's own errors have it
         if complaint is not None:
@@ -283,6 +280,10 @@ def main(words: Sequence[str]) -> int:
         if os.environ.get("VMM_TRACEBACK"):
             raise
         return _complain(f"A mistake in vmm itself: {type(error).__name__}: {error}", EXIT_BUG)
+
+
+def _print(text: str) -> None:
+    GuardedText(sys.stdout).write(text + "\n")
 
 
 def _complain(sentence: str, status: int) -> int:

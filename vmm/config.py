@@ -38,6 +38,7 @@ ClockName = Literal["virtual", "realtime"]
 PAGE_BYTES = 4096
 MIB = 1 << 20
 SMALLEST_MEMORY_BYTES = MIB
+LONGEST_PARAMETER_BYTES = 2047  # the firmware keeps 2048 with the NUL
 SHORTEST_POLL_NS = 1_000_000
 LONGEST_NS = 1 << 62  # about 146 years: every sum of two times still fits in 64 bits
 
@@ -105,13 +106,27 @@ class MachineConfig:
             raise ConfigError("The polling interval must be 0 (off) or at least 1 ms of guest time.")
         if self.for_ns == 0:
             raise ConfigError("The guest time to run for must be more than 0.")
-        if "\0" in self.parameter:
-            raise ConfigError("The guest's parameter must not contain a NUL character.")
+        self._check_parameter()
         self._check_memory()
         for step in self.targets:
             step.check(self.memory_bytes)
         if not self.has_balloon and (self.targets or self.poll_ns):
             raise ConfigError("A target or a polling interval needs a balloon, and this machine has none.")
+
+    def _check_parameter(self) -> None:
+        if "\0" in self.parameter:
+            raise ConfigError("The guest's parameter must not contain a NUL character.")
+        length = len(self.parameter_bytes)
+        if length > LONGEST_PARAMETER_BYTES:
+            raise ConfigError(f"The guest's parameter must have at most {LONGEST_PARAMETER_BYTES} bytes, not {length}.")
+
+    @property
+    def parameter_bytes(self) -> bytes:
+        """The parameter as the guest gets it, without the NUL at its end: the very bytes of the user's command line."""
+        try:
+            return self.parameter.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"The guest's parameter must be text, not {self.parameter!r}.") from error
 
     def _check_memory(self) -> None:
         size, most = self.memory_bytes, host_memory_bytes()

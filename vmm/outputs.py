@@ -12,39 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 from devices.errors import ConfigError
 from vmm.display import Silent
 from vmm.models import did_you_mean
-
-
-class OutputGone(Exception):
-    """Nobody reads the output any more."""
-
-
-@contextmanager
-def guarded(what: str = "The output") -> Iterator[None]:
-    """Turns a failure to write into the two things it can mean: OutputGone, or a ConfigError about `what`."""
-    try:
-        yield
-    except BrokenPipeError as error:
-        raise OutputGone from error
-    except OSError as error:
-        raise ConfigError(f"{what} cannot be written: {error.strerror}.") from error
-
-
-class GuardedText:
-    """A text stream, written at once, whose failures are OutputGone or a ConfigError."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def write(self, text: str) -> None:
-        with guarded():
-            self._out.write(text)
-            self._out.flush()
-
+from vmm.streams import guarded
 
 # -- the serial console --------------------------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmm.display import PlainDisplay, Silent
-from vmm.outputs import GuardedText, OutputGone, ReportFile, SerialSink, serial_file, serial_path
+from vmm.outputs import ReportFile, SerialSink, serial_file, serial_path
+from vmm.streams import GuardedText, OutputGone, forget_stdout
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
@@ -63,7 +64,7 @@ def run(request: Request) -> int:
             if request.json:
                 GuardedText(sys.stdout).write(text)
         except OutputGone:
-            _forget_stdout()
+            forget_stdout()
         return int(report["exit_code"])
 
 
@@ -75,7 +76,7 @@ def _run_to_the_end(machine: Machine, display: Silent) -> None:
             display.begin()
             machine.run(pace=pacer)
         except OutputGone:
-            _forget_stdout()
+            forget_stdout()
             machine.observers.clear()
             machine.interrupt()
             machine.run()
@@ -119,13 +120,6 @@ def _with_wall_time(report: dict[str, Any], wall_s: float) -> dict[str, Any]:
         if key == "clock_ns":
             result["wall_s"] = round(wall_s, 3)
     return result
-
-
-def _forget_stdout() -> None:
-    """Nobody reads it: let the interpreter's own last flush go nowhere instead of failing."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 @contextmanager

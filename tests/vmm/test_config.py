@@ -178,6 +178,11 @@ def test_every_word_reaches_the_configuration() -> None:
     assert (config.poll_ns, config.for_ns, config.parameter) == (SECOND // 2, 3 * SECOND, "a b")
 
 
+def test_a_parameter_keeps_the_bytes_of_the_command_line() -> None:
+    # Under a locale without UTF-8 Python hands on bytes it cannot read as lone surrogates.
+    assert make_config("hello", parameter="gr\udcc3\udcbcn").parameter_bytes == "grün".encode()
+
+
 def test_memory_may_be_given_in_bytes() -> None:
     assert make_config("hello", memory=8 * MIB).memory_bytes == 8 * MIB
 
@@ -197,6 +202,8 @@ def test_memory_may_be_given_in_bytes() -> None:
         ({"poll": "1us"}, "The polling interval must be 0 (off) or at least 1 ms of guest time."),
         ({"duration": "0"}, "The guest time to run for must be more than 0."),
         ({"parameter": "a\0b"}, "The guest's parameter must not contain a NUL character."),
+        ({"parameter": "ü" * 1024}, "The guest's parameter must have at most 2047 bytes, not 2048."),
+        ({"parameter": "\ud800"}, r"The guest's parameter must be text, not '\ud800'."),
         (
             {"devices": ["virtio-rng-pci"], "poll": "1"},
             "A target or a polling interval needs a balloon, and this machine has none.",
