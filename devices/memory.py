@@ -176,6 +176,9 @@ class GuestMemory:
 
     def _pieces(self, gpa: int, length: int) -> list[Bytes]:
         """Views that together are `length` bytes at `gpa`, one a region.  OutsideRam if any byte is not RAM."""
+        region = self.region_of(gpa, length)
+        if region is not None:
+            return [region.array[gpa - region.gpa : gpa - region.gpa + length]]
         return [region.array[start : start + size] for region, start, size in self._places(gpa, length)]
 
     def _places(self, gpa: int, length: int) -> list[tuple[Region, int, int]]:
@@ -306,7 +309,7 @@ class GuestMemory:
 
     def close(self) -> None:
         """Give all of it back; a second time is no error.  Nothing is RAM afterwards.  Views that are still alive keep
-        their region mapped until they go."""
+        their region mapped, and the memory file with it, until they go."""
         self.regions = self._spans = ()
         self.fd = None
         if self._release is not None:
