@@ -29,7 +29,7 @@ static u64 allocate_table(void)
             return table;
         }
     }
-    fail(EXIT_BAD_PAYLOAD, "the guest leaves no room for page tables at the end of RAM below 4 GiB");
+    fail(EXIT_BAD_PAYLOAD, "the guest leaves no room for page tables below 4 GiB");
 }
 
 /* The table behind an entry, made if there is none.  Rights are decided by the last level alone. */
@@ -57,34 +57,36 @@ static u64 rights(u64 gpa, u64 length, int *uniform)
     }
     if (!touched)
         flags = SEGMENT_WRITABLE;
-    u64 cache = gpa >= LOW->tables_end && gpa < FOUR_GIB ? UNCACHED : 0;
-    return gpa | PRESENT | cache | (flags & SEGMENT_WRITABLE ? WRITABLE : 0) |
-           (flags & SEGMENT_EXECUTABLE ? 0 : NO_EXECUTE);
+    return gpa | PRESENT | (flags & SEGMENT_WRITABLE ? WRITABLE : 0) | (flags & SEGMENT_EXECUTABLE ? 0 : NO_EXECUTE);
 }
 
-static void map_large_page(u64 *pml4, u64 gpa)
+/* Maps 2 MiB, unless that is done already. */
+static void map_large_page(u64 *pml4, u64 gpa, u64 cache)
 {
     u64 *pdpt = table_of(&pml4[gpa >> 39 & 511]);
     u64 *directory = table_of(&pdpt[gpa >> 30 & 511]);
     u64 *entry = &directory[gpa >> 21 & 511];
+    if (*entry & PRESENT)
+        return;
     int uniform;
     u64 bits = rights(gpa, LARGE_PAGE, &uniform);
     if (uniform) {
-        *entry = bits | LARGE;
+        *entry = bits | cache | LARGE;
         return;
     }
     u64 *table = table_of(entry);
     for (u32 i = 0; i < 512; i++)
-        table[i] = rights(gpa + i * PAGE_SIZE, PAGE_SIZE, &uniform);
+        table[i] = rights(gpa + i * PAGE_SIZE, PAGE_SIZE, &uniform) | cache;
 }
 
-static void map_range(u64 *pml4, u64 base, u64 end)
+static void map_range(u64 *pml4, u64 base, u64 end, u64 cache)
 {
     for (u64 gpa = align_down(base, LARGE_PAGE); gpa < end; gpa += LARGE_PAGE)
-        map_large_page(pml4, gpa);
+        map_large_page(pml4, gpa, cache);
 }
 
-static u64 end_of_low_ram(void)
+/* Where the tables go: below the end of the last free RAM below 4 GiB, wherever the guest lies. */
+static u64 end_of_free_low_ram(void)
 {
     u64 end = 0;
     for (u32 i = 0; i < LOW->memory_map_entries; i++) {
@@ -101,14 +103,14 @@ void paging_start(void)
     payload->segments[payload->segment_count] =
         (struct segment){.base = ROM_BASE, .length = FOUR_GIB - ROM_BASE, .flags = SEGMENT_EXECUTABLE};
 
-    LOW->tables_end = LOW->tables_base = end_of_low_ram();
+    LOW->tables_end = LOW->tables_base = end_of_free_low_ram();
     u64 *pml4 = (u64 *)allocate_table();
     for (u32 i = 0; i < LOW->memory_map_entries; i++) {
         const struct memory_range *range = &LOW->memory_map[i];
-        if (range->type != MEMORY_RESERVED || range->base < LOW->tables_end)
-            map_range(pml4, range->base, range->base + range->length);
+        if (range->type != MEMORY_RESERVED)
+            map_range(pml4, range->base, range->base + range->length, 0);
     }
-    map_range(pml4, WINDOW_BASE, FOUR_GIB);
+    map_range(pml4, WINDOW_BASE, FOUR_GIB, UNCACHED);
     memory_map_carve(LOW->tables_base, LOW->tables_end, MEMORY_PAGE_TABLES);
     write_cr3((u64)pml4);
 }
