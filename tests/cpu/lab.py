@@ -39,14 +39,12 @@ CODE_32, USER_CODE_32, CODE_16, DATA_16, NOT_PRESENT_CODE = 0x38, 0x43, 0x48, 0x
 
 _LONG_GDT = (
     0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF, 0, 0,
-    0x00CF9B000000FFFF, 0x00CFFB000000FFFF, 0x00009B000000FFFF, 0x000093000000FFFF, 0x00AF1B000000FFFF,
+    0x00CF9B000000FFFF, 0x00CFFB000000FFFF, 0x00009B010000FFFF, 0x000093000000FFFF, 0x00AF1B000000FFFF,
 )  # fmt: skip
 _PROTECTED_GDT = (0, 0x00CF9B000000FFFF, *_LONG_GDT[2:4], 0x00CFFB000000FFFF, *_LONG_GDT[5:])
 
 _ROM_SOURCE = f"""
     .code16
-    .globl _start
-_start:
     .org 0xf000
 start:
     .if MODE == 16
@@ -57,7 +55,7 @@ start:
     movw ${KERNEL_STACK}, %sp
     ljmpw $0x1000, $0
     .endif
-    lgdtl %cs:gdt - _start
+    lgdtl %cs:gdt - program
     movl %cr0, %eax
     orl $1, %eax
     movl %eax, %cr0
@@ -119,10 +117,10 @@ class Image:
 
 @functools.cache
 def assemble(source: str, origin: int = ORIGIN, definitions: str = "") -> Image:
-    """GNU assembly to a flat image at `origin`."""
+    """GNU assembly to a flat image at `origin`, where the label `program` is."""
     with tempfile.TemporaryDirectory() as folder:
         path, linked = Path(folder, "program.S"), Path(folder, "program.elf")
-        path.write_text(f"{definitions}\n.text\n.globl _start\n{source}\n")
+        path.write_text(f"{definitions}\n.text\nprogram:\n{source}\n")
         script = Path(folder, "program.ld")
         script.write_text(f"SECTIONS {{ . = {origin}; .text : {{ *(.text) }} }}")
         command = [
@@ -222,8 +220,8 @@ class Lab:
         self.memory.write(IDT + 16 * vector, struct.pack("<HHHHII", *words))
 
     def gate_32(self, vector: int, label: str, *, dpl: int = 0, kind: int = 0x0E, cs: int = CODE) -> None:
-        """Write a 16- or 32-bit gate of protected mode."""
-        offset = self.labels[label]
+        """Write a 16- or 32-bit gate of protected mode; CODE_16 has its base at ORIGIN."""
+        offset = self.labels[label] - (ORIGIN if cs == CODE_16 else 0)
         words = (offset & 0xFFFF, cs, 0x8000 | dpl << 13 | kind << 8, offset >> 16)
         self.memory.write(IDT + 8 * vector, struct.pack("<HHHH", *words))
 

@@ -92,6 +92,7 @@ def _load() -> ctypes.CDLL:
         "uc_emu_start": (handle, size, size, size, c_size_t),
         "uc_emu_stop": (handle,),
         "uc_mem_map_ptr": (handle, size, size, c_uint32, c_void_p),
+        "uc_mem_protect": (handle, size, size, c_uint32),
         "uc_mmio_map": (handle, size, size, c_void_p, c_void_p, c_void_p, c_void_p),
         "uc_context_alloc": (handle, POINTER(handle)),
         "uc_context_save": (handle, handle),
@@ -202,7 +203,11 @@ class Engine:
         self._check(error, "add a hook")
 
     def ignore_writes(self, first: int, last: int) -> None:
-        """Let the guest's stores to memory that is mapped read-only vanish."""
+        """Make memory read-only and let the guest's stores to it vanish.
+
+        Only this call discards stores; memory that was mapped read-only takes those that a hook has allowed."""
+        error = LIBRARY.uc_mem_protect(self.handle, first, last + 1 - first, PROT_READ | PROT_EXECUTE)
+        self._check(error, "write-protect memory")
 
         def ignore(_engine: int, _kind: int, _gpa: int, _size: int, _value: int, _data: int) -> bool:
             return True

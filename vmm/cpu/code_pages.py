@@ -16,6 +16,8 @@ from devices.memory import PAGE_BYTES, PAGE_SHIFT, GuestMemory
 from vmm.cpu import binding
 from vmm.cpu.layout import CR0_PG, HF_LMA, CpuState
 from vmm.cpu.native import Clock
+from vmm.cpu.paging import PageFault, walk
+from vmm.cpu.physical import PhysicalMemory
 
 
 class CodePages:
@@ -35,6 +37,16 @@ class CodePages:
         if first == last:
             return first < self._count and self._marks[first] != 0
         return length > 0 and self._marks.find(b"\1", first, last + 1) >= 0
+
+    def note_first(self, linear: int, physical: PhysicalMemory) -> None:
+        """Mark what the first block of all may come from: Unicorn does not announce its translation."""
+        for gva in (linear, linear + PAGE_BYTES):
+            try:
+                page = walk(self._state, physical, gva, touch=False) >> PAGE_SHIFT
+            except PageFault:
+                continue
+            if page < self._count:
+                self._marks[page] = 1
 
     def drop(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Forget all code in the pages that the (gpa, length) ranges touch.  Between two runs."""

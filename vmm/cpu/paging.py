@@ -11,9 +11,11 @@ from vmm.cpu.layout import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, EFER_NXE, HF_LMA, C
 from vmm.cpu.physical import PhysicalMemory
 
 PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE = 1, 2, 4, 0x20, 0x40, 0x80
-ADDRESS_BITS = 0x000F_FFFF_FFFF_F000
+PHYSICAL_BITS = 40  # as CPUID leaf 80000008h says
+ADDRESS_BITS = (1 << PHYSICAL_BITS) - 0x1000
 NO_EXECUTE = 1 << 63
 
+_RESERVED_BITS = (1 << 52) - (1 << PHYSICAL_BITS)
 _ERROR_PROTECTION, _ERROR_WRITE, _ERROR_RESERVED = 1, 2, 8
 
 
@@ -55,7 +57,7 @@ def walk(state: CpuState, physical: PhysicalMemory, gva: int, *, write: bool = F
         return gva & 0xFFFF_FFFF
     table, shifts, entry_bytes = _levels(state)
     long_mode, index_bits = len(shifts) == 4, 9 if entry_bytes == 8 else 10
-    reserved = 0 if state.efer & EFER_NXE or entry_bytes == 4 else NO_EXECUTE
+    reserved = 0 if entry_bytes == 4 else _RESERVED_BITS if state.efer & EFER_NXE else _RESERVED_BITS | NO_EXECUTE
     error = _ERROR_WRITE if write else 0
     writable = True
     for shift in shifts:

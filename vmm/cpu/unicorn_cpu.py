@@ -28,12 +28,12 @@ from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, registers, tr
 from vmm.cpu.code_pages import CodePages
 from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
-from vmm.cpu.layout import EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
+from vmm.cpu.layout import CS, EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
 from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, host_code, interrupts_open
-from vmm.cpu.paging import PageFault, walk
+from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
 from vmm.cpu.physical import ROM_ADDRESSES, ROM_BYTES, PhysicalMemory
 
-PHYSICAL_LIMIT = 1 << 52
+PHYSICAL_LIMIT = 1 << PHYSICAL_BITS
 _FLAG_IF = 0x200
 _SYSCALL_BYTES = 2  # SYSCALL and SYSENTER; Unicorn adds them to RIP after the callback
 
@@ -154,6 +154,10 @@ class UnicornCpu:
         elif stale:
             self._code_pages.drop(stale)
 
+    def holds_code(self, gpa: int, length: int) -> bool:
+        """Whether translated code comes from a page that the range touches."""
+        return self._code_pages.hit(gpa, length)
+
     def close(self) -> None:
         """Give the engine back.  Before the memory it runs in is closed."""
         self._physical.close()
@@ -164,6 +168,10 @@ class UnicornCpu:
 
     def _start(self, end: int) -> None:
         clock, engine = self._clock, self._engine
+        if clock.executed == 0:
+            engine.save()
+            linear = self._state.segment(CS).base + self._state.eip
+            self._code_pages.note_first(linear, self._physical)
         clock.limit = end
         clock.stopped = 0
         self._running = True
@@ -344,14 +352,13 @@ class UnicornCpu:
         self._rom = mmap.mmap(-1, ROM_BYTES)
         self._rom[:] = rom
         rom_address = ctypes.addressof(ctypes.c_char.from_buffer(self._rom))
-        taken = [(region.gpa, region.end, region.address, binding.PROT_ALL) for region in memory.regions]
-        read_only = binding.PROT_READ | binding.PROT_EXECUTE
-        taken += [(gpa, gpa + ROM_BYTES, rom_address, read_only) for gpa in ROM_ADDRESSES]
+        taken = [(region.gpa, region.end, region.address) for region in memory.regions]
+        taken += [(gpa, gpa + ROM_BYTES, rom_address) for gpa in ROM_ADDRESSES]
         position = 0
-        for start, end, address, prot in sorted(taken):
+        for start, end, address in sorted(taken):
             if position < start:
                 self._map_window(position, start)
-            self._engine.map_memory(start, end - start, prot, address)
+            self._engine.map_memory(start, end - start, binding.PROT_ALL, address)
             position = end
         self._map_window(position, PHYSICAL_LIMIT)
         for gpa in ROM_ADDRESSES:
