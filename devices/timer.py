@@ -87,8 +87,6 @@ class Counter:
         elapsed = self.elapsed(tick)
         if self.mode == 0:
             return elapsed >= self.count
-        if self.mode == 4:
-            return elapsed != self.count
         if not self.running or elapsed < 0:
             return True
         if self.mode == 1:
@@ -126,15 +124,11 @@ class Counter:
         return tick + target - elapsed if target > elapsed else None
 
     def next_fall(self, tick: int) -> int | None:
-        """The first tick after `tick` at which OUT falls by itself, None if it does not."""
-        if self.count is None or not self.running or self.mode == 0:
+        """The first tick after `tick` at which mode 3's square wave falls; None in the modes that only pulse low."""
+        if self.count is None or not self.running or self.mode != 3:
             return None
-        elapsed = self.elapsed(tick)
-        if self.mode in (2, 3):
-            phase = self.count - 1 if self.mode == 2 else (self.count + 1) // 2
-            return tick + 1 + (phase - elapsed - 1) % self.count
-        target = 0 if self.mode == 1 else self.count
-        return tick + target - elapsed if target > elapsed else None
+        half = (self.count + 1) // 2
+        return tick + 1 + (half - self.elapsed(tick) - 1) % self.count
 
     # -- what changes it -----------------------------------------------------------------------------------------------
 
@@ -167,7 +161,8 @@ class Counter:
         """The count that a written number stands for: 0 is the largest.  Modes 2 and 3 cannot count a period of 1."""
         if self.control & 1:
             number = sum((number >> 4 * digit & 0xF) * 10**digit for digit in range(4))
-        return max(number or self.modulus, 2 if self.mode in (2, 3) else 1)
+        count = number or self.modulus
+        return max(count, 2) if self.mode in (2, 3) else count
 
     def _take_count(self, count: int, tick: int) -> None:
         if self.mode in (1, 5):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BUS_HZ = 1_000_000_000
 MIN_INTERVAL_NS = 10_000
 
 

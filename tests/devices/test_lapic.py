@@ -217,7 +217,7 @@ class TestMessages:
 
     def test_flat_logical_destinations_match_by_any_common_bit(self, apic: LocalApic) -> None:
         put(apic, LDR, 0b0000_0110 << 24)
-        apic.message(MSI | 0b0000_0100 << 12 | 4, 0x41)
+        apic.message(MSI | 0b0001_0100 << 12 | 4, 0x41)
         apic.message(MSI | 0b1111_1001 << 12 | 4, 0x42)
         assert vectors(apic, IRR) == {0x41}
 
@@ -259,6 +259,10 @@ class TestMessages:
         assert get(apic, ESR) == 1 << 6
         put(apic, ESR, 0)
         assert get(apic, ESR) == 0
+
+    def test_vector_16_is_the_first_legal_one(self, apic: LocalApic) -> None:
+        apic.message(MSI, 16)
+        assert apic.acknowledge() == 16
 
     @pytest.mark.parametrize(("mode", "name"), [(2, "SMI"), (4, "NMI"), (5, "INIT"), (6, "start-up"), (7, "ExtINT")])
     def test_what_cannot_be_delivered_is_said_and_dropped(self, apic: LocalApic, mode: int, name: str) -> None:
@@ -322,13 +326,13 @@ class TestInterruptCommand:
             (0, 0x0008_0041),  # all including self
             (0x07 << 24, 0x0000_0041),  # physical, its own id
             (0xFF << 24, 0x0000_0041),  # broadcast
-            (0x02 << 24, 0x0000_0841),  # logical, its own bit
-            (0x02 << 24, 0x0000_0941),  # the same, lowest priority
+            (0x10 << 24, 0x0000_0841),  # logical, its own bit
+            (0x10 << 24, 0x0000_0941),  # the same, lowest priority
         ],
     )
     def test_a_fixed_ipi_to_itself_arrives(self, apic: LocalApic, high: int, low: int) -> None:
         put(apic, ID, 0x07 << 24)
-        put(apic, LDR, 0x02 << 24)
+        put(apic, LDR, 0x10 << 24)
         put(apic, ICR_HIGH, high)
         put(apic, ICR_LOW, low)
         assert apic.pending_vector() == 0x41
@@ -381,8 +385,19 @@ class TestTimer:
             apic.advance(5 + 20_000 * period + 7)  # a little late each time
             assert apic.acknowledge() == 0x40
             put(apic, EOI, 0, 5 + 20_000 * period + 7)
-        assert get(apic, CURRENT_COUNT, 5 + 60_000) == 20_000
-        assert get(apic, CURRENT_COUNT, 5 + 79_999) == 1
+
+    def test_a_periodic_count_goes_from_the_initial_count_down_to_one_and_is_never_zero(self, apic: LocalApic) -> None:
+        start_timer(apic, 20_000, 0x40 | PERIODIC, now_ns=5)
+        moments = (5, 6, 5 + 19_999, 5 + 20_000, 5 + 20_001, 5 + 79_999, 5 + 80_000)
+        assert [get(apic, CURRENT_COUNT, now_ns) for now_ns in moments] == [
+            20_000,
+            19_999,
+            1,
+            20_000,
+            19_999,
+            1,
+            20_000,
+        ]
 
     def test_a_jump_over_a_million_periods_is_one_interrupt(self, apic: LocalApic) -> None:
         start_timer(apic, 20_000, 0x40 | PERIODIC)
@@ -424,6 +439,20 @@ class TestTimer:
         put(apic, DIVIDE, 0b0000, 400)
         assert get(apic, CURRENT_COUNT, 400) == 600
         assert apic.next_deadline_ns() == 400 + 2 * 600
+
+    def test_after_a_change_of_the_divisor_whole_periods_follow_the_rest_of_the_first(self, apic: LocalApic) -> None:
+        start_timer(apic, 20_000, 0x40 | PERIODIC)
+        put(apic, DIVIDE, 0b0000, 5_000)
+        assert apic.next_deadline_ns() == 5_000 + 2 * 15_000
+        assert get(apic, CURRENT_COUNT, 35_000 + 2 * 1_000) == 19_000
+        apic.advance(35_000)
+        assert apic.next_deadline_ns() == 35_000 + 2 * 20_000
+
+    @pytest.mark.parametrize(
+        ("offset", "value"), [(LVT_TIMER, 0x40), (INITIAL_COUNT, 5), (DIVIDE, DIVIDE_BY_1), (SVR, 0xFF)]
+    )
+    def test_what_moves_the_deadline_says_so(self, apic: LocalApic, offset: int, value: int) -> None:
+        assert put(apic, offset, value).deadline
 
     def test_changing_the_mode_keeps_the_count(self, apic: LocalApic) -> None:
         start_timer(apic, 20_000, 0x40 | PERIODIC)

@@ -71,6 +71,7 @@ class TestRegisters:
         port = Serial()
         put(port, IER, 0x05)
         put(port, LCR, 0x83)
+        put(port, DLL, 0x35)
         put(port, DLL, 0x34)
         put(port, DLM, 0x12)
         assert (get(port, DLL), get(port, DLM)) == (0x34, 0x12)
@@ -169,6 +170,15 @@ class TestInterrupts:
         assert port.receive(b"a", 0) == (1, NOTHING)
         assert source(port) == NO_INTERRUPT
 
+    def test_each_source_needs_its_own_enable_bit(self) -> None:
+        for enable, expected in ((0, NO_INTERRUPT), (1, RECEIVED), (2, THRE), (4, LINE_STATUS), (8, MODEM_STATUS)):
+            port = Serial()
+            put(port, MCR, LOOP)  # changes the modem inputs
+            put(port, THR, 1)
+            put(port, THR, 2)  # an overrun
+            put(port, IER, enable)
+            assert source(port) == expected
+
     def test_received_data_interrupts_until_it_is_read(self, port: Serial) -> None:
         put(port, IER, 0x01)
         assert port.receive(b"a", 0)[1].lines == RISE
@@ -253,6 +263,12 @@ class TestLoopback:
         assert get(port, RBR) == 0x5A
         assert port.take_output() == b""
 
+    def test_without_the_loop_bit_it_goes_out(self) -> None:
+        port = Serial()
+        put(port, MCR, 0x0F)
+        put(port, THR, 0x5A)
+        assert port.take_output() == b"\x5a"
+
     def test_the_outside_line_is_cut_off(self) -> None:
         port = Serial()
         put(port, MCR, LOOP)
@@ -279,8 +295,8 @@ class TestLoopback:
         put(port, MCR, LOOP)
         put(port, THR, 1)
         put(port, THR, 2)
-        assert get(port, LSR) & 0x02
-        assert not get(port, LSR) & 0x02
+        assert get(port, LSR) == 0x63
+        assert get(port, LSR) == 0x61
         assert get(port, RBR) == 2
 
     def test_an_overrun_loses_the_new_byte_with_fifos(self) -> None:

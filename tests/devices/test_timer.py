@@ -123,13 +123,14 @@ class TestCounting:
 
 class TestNewCounts:
     @pytest.mark.parametrize("mode", [2, 3])
-    def test_a_running_period_ends_before_the_new_count_is_loaded(self, mode: int) -> None:
+    @pytest.mark.parametrize("written", [1, 30])
+    def test_a_running_period_ends_before_the_new_count_is_loaded(self, mode: int, written: int) -> None:
         timer = Timer8254()
         program(timer, 1, mode, 100)
-        timer.write(1, 1, 40, ns(30))
-        assert status_of(timer, 1, 31) & 0x40 == 0
-        timer.write(1, 1, 0, ns(31))
-        assert status_of(timer, 1, 32) & 0x40
+        timer.write(1, 1, 40, ns(written))
+        assert status_of(timer, 1, written) & 0x40 == 0
+        timer.write(1, 1, 0, ns(written))
+        assert status_of(timer, 1, written + 1) & 0x40
         assert count_of(timer, 1, 101) == 40
         assert status_of(timer, 1, 101) & 0x40 == 0
         assert count_of(timer, 1, 141) == 40
@@ -232,6 +233,12 @@ class TestInterruptLine:
         assert timer.advance(ns(501)).lines == (FALL,)
         assert timer.next_deadline_ns() == ns(1001)
         assert timer.advance(ns(1001)).lines == (RISE,)
+
+    def test_a_rising_edge_that_is_over_is_reported_with_its_end(self) -> None:
+        timer = Timer8254()
+        program(timer, 0, 3, 1000)
+        timer.advance(ns(501))
+        assert timer.advance(ns(1501)).lines == (RISE, FALL)
 
     def test_mode_0_rises_once(self) -> None:
         timer = Timer8254()
@@ -347,6 +354,7 @@ class TestPortB:
         port_b = PortB(timer)
         program(timer, 2, 5, 20)
         port_b.write(0, 1, 1, ns(10))
+        port_b.write(0, 1, 0, ns(11))  # only the edge counts
         assert [output_of(timer, 2, tick) for tick in (11, 30, 31, 32)] == [True, True, False, True]
 
     def test_beyond_its_byte_it_reads_zero_and_ignores_writes(self) -> None:
