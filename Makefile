@@ -27,7 +27,7 @@ lint: test-environment
 	$(PYTHON_IN_VENV) -m mypy
 
 bench: test-environment
-	$(PYTHON_IN_VENV) -m pytest bench --benchmark-only $(ARGS)
+	$(PYTHON_IN_VENV) -m pytest bench -s --benchmark-columns=min,median,iqr,rounds $(ARGS)
 
 images: test-environment
 	$(PYTHON_IN_VENV) -m firmware.build
