@@ -63,6 +63,8 @@ static void find_msix(struct virtio_device *device)
     u16 control = pci_read16(device->function, capability + MSIX_CONTROL);
     u32 table = pci_read32(device->function, capability + MSIX_TABLE);
     u64 bar = pci_bar_address(device->function, table & MSIX_TABLE_BAR);
+    if (!bar)
+        return;
     device->msix = (volatile struct msix_entry *)(bar + (table & ~(u32)MSIX_TABLE_BAR));
     device->msix_entries = (control & MSIX_CONTROL_SIZE) + 1;
     mask_all(device);
