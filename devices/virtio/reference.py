@@ -1,0 +1,151 @@
+"""The split ring, page frame numbers and statistics once more, one value at a time.
+
+This is the text to read first, and the oracle of the tests: `walk`, `split`, `balloon.pages` and `balloon.stats` must
+give the same answer, or break the same rule, on every input.  It shares no code with them and cares for nothing but
+being plain: every number is read from RAM where it is needed, by its place in the specification's structures.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from devices.errors import DriverError, OutsideRam
+from devices.memory import PAGE_BYTES, GuestMemory
+from devices.virtio import spec
+
+
+class Buffer(NamedTuple):
+    """One descriptor: `length` bytes at `gpa`."""
+
+    gpa: int
+    length: int
+    writable: bool
+
+
+class Chain(NamedTuple):
+    """The buffers of the chain that starts at descriptor `head`."""
+
+    head: int
+    buffers: list[Buffer]
+
+
+class Ring:
+    """The device's side of a split virtqueue (§2.7) in one place and one size, aligned and inside RAM."""
+
+    def __init__(self, memory: GuestMemory, size: int, desc: int, avail: int, used: int, indirect: bool) -> None:
+        self.memory = memory
+        self.size = size
+        self.desc, self.avail, self.used = desc, avail, used
+        self.indirect = indirect
+        self.next_avail = 0
+        self.next_used = 0
+        self.in_flight: set[int] = set()
+
+    def take_available(self) -> list[Chain]:
+        """§2.7.13: every chain the driver made available, up to as many descriptors as the queue has entries."""
+        idx = self.memory.read_int(self.avail + 2, 2)
+        pending = (idx - self.next_avail) % 65536
+        if pending > self.size:
+            raise DriverError("2.7.13.3", f"{pending} entries ahead")
+        chains: list[Chain] = []
+        descriptors = 0
+        for _ in range(pending):
+            entry = self.avail + 4 + 2 * (self.next_avail % self.size)
+            head = self.memory.read_int(entry, 2)
+            if head >= self.size:
+                raise DriverError("2.7.6", "no such descriptor", head=head)
+            if head in self.in_flight:
+                raise DriverError("2.7.13.1", "available while in flight", head=head)
+            buffers = self.follow(head)
+            descriptors += len(buffers)
+            if descriptors > self.size:
+                break  # the next call's work
+            chains.append(Chain(head, buffers))
+            self.in_flight.add(head)
+            self.next_avail = (self.next_avail + 1) % 65536
+        return chains
+
+    def follow(self, head: int) -> list[Buffer]:
+        """§2.7.5: the buffers of one chain."""
+        table, entries, longest = self.desc, self.size, self.size
+        indirect, index = False, head
+        buffers: list[Buffer] = []
+        while True:
+            place = table + 16 * index
+            gpa, length = self.memory.read_int(place, 8), self.memory.read_int(place + 8, 4)
+            flags, link = self.memory.read_int(place + 12, 2), self.memory.read_int(place + 14, 2)
+            if flags & spec.VIRTQ_DESC_F_INDIRECT:  # §2.7.5.3; its WRITE flag is ignored
+                if not self.indirect or indirect or flags & spec.VIRTQ_DESC_F_NEXT:
+                    raise DriverError("2.7.5.3.1", "no indirect descriptor may stand here", head=head)
+                if length == 0 or length % 16:
+                    raise DriverError("2.7.5.3", "no table has this length", head=head)
+                self.check_ram(head, gpa, length)
+                table, entries, index, indirect = gpa, length // 16, 0, True
+                longest = min(longest, len(buffers) + entries)
+                continue
+            if len(buffers) == longest:
+                raise DriverError("2.7.5.2", "a loop, or too long", head=head)
+            writable = bool(flags & spec.VIRTQ_DESC_F_WRITE)
+            if buffers and buffers[-1].writable and not writable:
+                raise DriverError("2.7.4.2", "readable after writable", head=head)
+            if length == 0:
+                raise DriverError("2.7.5", "an empty buffer", head=head)
+            self.check_ram(head, gpa, length)
+            buffers.append(Buffer(gpa, length, writable))
+            if not flags & spec.VIRTQ_DESC_F_NEXT:
+                break
+            index = link
+            if index >= entries:
+                raise DriverError("2.7.5", "next is outside the table", head=head)
+        if sum(buffer.length for buffer in buffers) > 1 << 32:
+            raise DriverError("2.7.5.2", "more than 2^32 bytes", head=head)
+        return buffers
+
+    def check_ram(self, head: int, gpa: int, length: int) -> None:
+        """Every byte must be RAM; Python's integers do not wrap."""
+        if not self.memory.contains(gpa, length):
+            error = OutsideRam(gpa, length, "2.7.5")
+            error.head = head
+            raise error
+
+    def put_used(self, head: int, written: int) -> None:
+        """§2.7.14: the element first, the index afterwards."""
+        element = self.used + 4 + 8 * (self.next_used % self.size)
+        self.memory.write_int(element, 4, head)
+        self.memory.write_int(element + 4, 4, written)
+        self.next_used = (self.next_used + 1) % 65536
+        self.memory.write_int(self.used + 2, 2, self.next_used)
+        self.in_flight.remove(head)
+
+
+def wants_notification(used_event: int, old: int, new: int) -> bool:
+    """§2.7.7.2 with EVENT_IDX: whether the element that `used_event` names is among those from `old` up to `new`."""
+    return any(index % 65536 == used_event for index in range(old, old + (new - old) % 65536))
+
+
+def pages_of(payload: bytes, memory: GuestMemory) -> tuple[list[int], int]:
+    """§5.5.6: the different pages of RAM that le32 page frame numbers name, ascending, and how many entries named none.
+
+    Bytes after the last whole entry mean nothing."""
+    pages: set[int] = set()
+    bad = 0
+    for place in range(0, len(payload) - 3, 4):
+        pfn = int.from_bytes(payload[place : place + 4], "little")
+        if memory.contains(pfn * PAGE_BYTES, PAGE_BYTES):
+            pages.add(pfn)
+        else:
+            bad += 1
+    return sorted(pages), bad
+
+
+def stats_of(payload: bytes) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """§5.5.6.3: the (tag, value) entries of a buffer in order, and the known ones by name, the last one winning."""
+    entries: list[tuple[int, int]] = []
+    values: dict[str, int] = {}
+    for place in range(0, len(payload) - 9, 10):
+        tag = int.from_bytes(payload[place : place + 2], "little")
+        value = int.from_bytes(payload[place + 2 : place + 10], "little")
+        entries.append((tag, value))
+        if tag in spec.BALLOON_STATS:
+            values[spec.BALLOON_STATS[tag].name] = value
+    return entries, values

@@ -1,0 +1,67 @@
+"""Rings written byte by byte, for tests that need to say exactly what stands where: valid or not."""
+
+from __future__ import annotations
+
+import struct
+
+from devices.memory import GuestMemory
+from devices.virtio.split import SplitQueue
+
+LAYOUT = ((0, 0xA0000), (0x100000, 0x100000), (0x200000, 0x100000), (1 << 32, 0x10000))
+"""A hole below 1 MiB, two regions that touch at 2 MiB, and RAM above 4 GiB."""
+
+DESC, AVAIL, USED = 0x1000, 0x3000, 0x4000
+TABLES, BUFFERS = 0x8000, 0x20000
+NEXT, WRITE, INDIRECT = 1, 2, 4
+
+
+def descriptor(gpa: int, length: int, flags: int = 0, link: int = 0) -> bytes:
+    return struct.pack("<QIHH", gpa, length, flags, link)
+
+
+class RawRing:
+    """A ring of `size` entries at fixed places, and nothing that keeps the rules."""
+
+    def __init__(self, size: int = 8, memory: GuestMemory | None = None, at: int = 0) -> None:
+        self.memory = memory if memory is not None else GuestMemory(LAYOUT)
+        self.size = size
+        self.desc, self.avail, self.used = DESC + at, AVAIL + at, USED + at
+        self.avail_idx = 0
+
+    def queue(self, *, indirect: bool = True, event_idx: bool = False) -> SplitQueue:
+        """The device's side of it."""
+        places = (self.desc, self.avail, self.used)
+        return SplitQueue(self.memory, self.size, *places, indirect=indirect, event_idx=event_idx)
+
+    def set_descriptor(self, index: int, gpa: int, length: int, flags: int = 0, link: int = 0) -> None:
+        self.memory.write(self.desc + 16 * index, descriptor(gpa, length, flags, link))
+
+    def set_table(self, gpa: int, *descriptors: bytes) -> None:
+        self.memory.write(gpa, b"".join(descriptors))
+
+    def offer(self, *heads: int) -> None:
+        """Put heads into the available ring and show them."""
+        for head in heads:
+            self.memory.write_int(self.avail + 4 + 2 * (self.avail_idx % self.size), 2, head)
+            self.avail_idx = (self.avail_idx + 1) % 65536
+        self.set_avail_idx(self.avail_idx)
+
+    def set_avail_idx(self, value: int) -> None:
+        self.memory.write_int(self.avail + 2, 2, value)
+
+    def set_avail_flags(self, value: int) -> None:
+        self.memory.write_int(self.avail, 2, value)
+
+    def set_used_event(self, value: int) -> None:
+        self.memory.write_int(self.avail + 4 + 2 * self.size, 2, value)
+
+    def avail_event(self) -> int:
+        return self.memory.read_int(self.used + 4 + 8 * self.size, 2)
+
+    def used_idx(self) -> int:
+        return self.memory.read_int(self.used + 2, 2)
+
+    def used_elements(self) -> list[tuple[int, int]]:
+        """(id, len) of all elements that the used index covers, oldest first (as long as it has not wrapped)."""
+        places = (self.used + 4 + 8 * (index % self.size) for index in range(self.used_idx()))
+        return [(self.memory.read_int(place, 4), self.memory.read_int(place + 4, 4)) for place in places]
