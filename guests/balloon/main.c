@@ -1,8 +1,9 @@
 /* balloon: follows the host's target up and down, and checks what happens to the contents of its memory.
  *
  * Every free page holds a pattern made from its own address.  A page outside the balloon must keep it.  A page that
- * comes back from the balloon must hold the pattern still (the host took nothing) or zeros (it did): anything else would
- * be somebody else's data.  The guest sleeps between two changes; "targets=N" ends it after the N-th target reached.
+ * comes back from the balloon must hold the pattern still (the host took nothing) or zeros (it did): anything else
+ * would be somebody else's data.  The guest sleeps between two changes; "targets=N" ends it after the N-th target
+ * reached.
  */
 #include "../lib/apic.h"
 #include "../lib/balloon.h"

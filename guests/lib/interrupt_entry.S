@@ -1,5 +1,5 @@
-/* The 256 places where interrupts arrive.  Each stub makes the stack look alike (some exceptions push an error code, the
- * others get a zero), notes its vector and goes on to the common part, which saves every register for the C handler. */
+/* The 256 places where interrupts arrive.  Each stub makes the stack look alike (some exceptions push an error code,
+ * the others get a zero), notes its vector and goes on to the common part, which saves all registers for C. */
 
     .text
     .balign 16

@@ -77,7 +77,8 @@ int virtio_find(struct virtio_device *device, u16 virtio_id)
     *device = (struct virtio_device){0};
     if (!pci_find(VIRTIO_VENDOR, VIRTIO_MODERN_DEVICE + virtio_id, &device->function))
         return 0;
-    device->common = (volatile struct virtio_pci_common *)find_structure(device->function, CFG_TYPE_COMMON, &capability);
+    u64 common = find_structure(device->function, CFG_TYPE_COMMON, &capability);
+    device->common = (volatile struct virtio_pci_common *)common;
     device->config = (volatile u8 *)find_structure(device->function, CFG_TYPE_DEVICE, &capability);
     device->notify_base = find_structure(device->function, CFG_TYPE_NOTIFY, &capability);
     device->notify_multiplier = pci_read32(device->function, capability + CAP_NOTIFY_MULTIPLIER);

@@ -1,9 +1,9 @@
 /* Demand-paged memory with a swap of its own: where the guest's page faults and swap traffic come from.
  *
- * The arena is a range of virtual addresses.  A page of it is made when it is first touched (a minor fault).  At most
- * arena_limit() pages are in RAM at a time; when one too many is touched, another is written to its place on a RAM disk,
- * unless the copy there is still good, and comes back when it is touched again (a major fault).  Nothing is counted but
- * what the fault handler and the swap did.
+ * The arena is a range of virtual addresses.  A page of it is made when it is first touched (a minor fault).  Only a
+ * limited number of pages is in RAM at a time; when one too many is touched, another is written to its place on a RAM
+ * disk, unless the copy there is still good, and comes back when it is touched again (a major fault).  Nothing is
+ * counted but what the fault handler and the swap did.
  */
 #pragma once
 

@@ -1,9 +1,9 @@
 /* stats: works a little, follows the host's target, and tells the host how its memory is doing.
  *
  * First it writes to all its free memory, so that the host really has to back it.  Then, ten times a second, a small
- * workload runs: it touches pages of the arena at random, now and then lets an old program go and starts a new one in its
- * place, and writes over some free memory as a busy machine does.  An eighth of the memory may be in use by the arena,
- * so when the balloon takes memory away, the arena swaps.  In between the guest sleeps.
+ * workload runs: it touches pages of the arena at random, now and then lets an old program go and starts a new one in
+ * its place, and writes over some free memory as a busy machine does.  An eighth of the memory may be in use by the
+ * arena, so when the balloon takes memory away, the arena swaps.  In between the guest sleeps.
  *
  * "ticks=N" ends it after N tenths of a second.
  */
