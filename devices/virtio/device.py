@@ -96,7 +96,6 @@ class VirtioDevice:
         self.driver_features = 0
         self.status = 0
         self.config_generation = 0
-        self._config_unseen = False
         self.dma_enabled = False
         self.queues = [Queue(index, *offered) for index, offered in enumerate(queues)]
         self._used = [Notifications(queues=(index,)) for index in range(len(queues))]
@@ -159,12 +158,8 @@ class VirtioDevice:
         return NO_NOTIFICATIONS
 
     def read_config(self, offset: int, size: int) -> int:
-        """The little-endian value of `size` bytes of device configuration; behind its end they are zero.
-
-        The first read after a change counts the generation up: counting changes could wrap unseen (§4.1.4.3.1)."""
-        if self._config_unseen:
-            self._config_unseen = False
-            self.config_generation = self.config_generation + 1 & 0xFF
+        """The little-endian value of `size` bytes of device configuration; behind its end they are zero."""
+        self._config_was_read = True
         return self.config.read(self, offset, size)[0]
 
     def write_config(self, offset: int, size: int, value: int, now_ns: int) -> Notifications:
@@ -225,8 +220,12 @@ class VirtioDevice:
         return self._used[queue.index] if queue.ring.needs_notification() else NO_NOTIFICATIONS
 
     def config_changed(self) -> Notifications:
-        """The device changed its configuration space (§2.5): a live driver is told, and the generation will change."""
-        self._config_unseen = True
+        """The device changed its configuration space (§2.5): the generation changes, and a live driver is told.
+
+        Changes between two reads of the driver count once: 256 of them would look like none (§4.1.4.3.1)."""
+        if self._config_was_read:
+            self._config_was_read = False
+            self.config_generation = self.config_generation + 1 & 0xFF
         return Notifications(config=bool(self.status & _DRIVER_OK))
 
     def event(self, kind: str, text: str) -> Notifications:
@@ -270,7 +269,7 @@ class VirtioDevice:
         self.status = 0
         self.driver_features = 0
         self.config_generation = 0
-        self._config_unseen = False
+        self._config_was_read = True
         self._carry_on_ns = None
         for queue in self.queues:
             queue.reset()
