@@ -113,4 +113,16 @@ BALLOON = GuestRow(
     ),
 )
 
-GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO, STATS, BALLOON)}
+TORTURE = GuestRow(
+    name="torture",
+    summary="provokes every kind of exception and interrupt, and compares what the processor does with its manual",
+    memory="64M",
+    minimum_memory="1M",
+    demo_target="",
+    demo_poll=0.0,
+    demo_for="",
+    parameters=(),
+    prints=(r"^torture: \d+ checks, \d+ exceptions, \d+ timer interrupts, 0 wrong$",),
+)
+
+GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO, STATS, BALLOON, TORTURE)}
