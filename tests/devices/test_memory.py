@@ -54,6 +54,22 @@ def test_arrays_of_ranges_are_judged_like_single_ones(ranges: list[tuple[int, in
         assert memory.are_ram(gpas, lengths).tolist() == [is_ram(*each) for each in ranges]
 
 
+def to_an_edge(gpa: int, edge: int, delta: int) -> tuple[int, int]:
+    return gpa, max(edge - gpa, 0) + delta
+
+
+ENDING_AT_AN_EDGE = st.builds(to_an_edge, st.sampled_from(EDGES), st.sampled_from(EDGES), st.sampled_from([-1, 0, 1]))
+
+
+@given(ranges=st.lists(ENDING_AT_AN_EDGE.filter(lambda place: place[1] >= 0), min_size=1, max_size=12))
+def test_a_range_may_end_where_ram_ends_and_not_a_byte_later(ranges: list[tuple[int, int]]) -> None:
+    with GuestMemory(LAYOUT) as memory:
+        gpas, lengths = np.array(ranges, np.uint64).T
+        expected = [is_ram(*each) for each in ranges]
+        assert memory.are_ram(gpas, lengths).tolist() == expected
+        assert [memory.contains(*each) for each in ranges] == expected
+
+
 @given(st.lists(st.one_of(st.integers(0, 12), st.integers(HIGH // PAGE - 3, HIGH // PAGE + 6), st.integers(0, TOP))))
 def test_pages_are_ram_when_all_their_bytes_are(pfns: list[int]) -> None:
     with GuestMemory(LAYOUT) as memory:
@@ -251,6 +267,26 @@ def test_scatter_writes_the_pieces_one_after_the_other_or_nothing(places: list[t
             assert region.array.tobytes() == expected
         written = {a for gpa, length in memory.take_writes() for a in range(gpa, gpa + length)}
         assert written == set(oracle)
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, PAGE])
+@pytest.mark.parametrize("end", [6 * PAGE, 10 * PAGE, HIGH + 4 * PAGE])
+def test_pieces_of_one_length_may_end_where_ram_ends_and_not_a_byte_later(
+    ram: GuestMemory, length: int, end: int
+) -> None:
+    numbered(ram)
+    gpas = [end - length, 0, end - length]
+    expected = ram.read(end - length, length) + ram.read(0, length) + ram.read(end - length, length)
+    assert ram.gather(gpas, [length] * 3).tobytes() == expected
+    ram.scatter(gpas, [length] * 3, expected)
+    ram.take_writes()
+    for late in ([end - length + 1, 0], [0, end - length + 1], [0, end], [0, TOP - length + 1]):
+        with pytest.raises(OutsideRam) as caught:
+            ram.gather(late, [length] * 2)
+        assert caught.value.gpa == max(late)
+        with pytest.raises(OutsideRam):
+            ram.scatter(late, [length] * 2, bytes(2 * length))
+    assert ram.take_writes() == []
 
 
 def test_a_gather_is_a_copy_whatever_the_pieces_look_like(ram: GuestMemory) -> None:
