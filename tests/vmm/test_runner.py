@@ -1,0 +1,78 @@
+"""Pacing: guest time against a clock that the test moves."""
+
+from __future__ import annotations
+
+from vmm.runner import LONGEST_WAIT_S, Pacer
+
+SECOND = 1_000_000_000
+
+
+class Watch:
+    """A clock that only moves when somebody sleeps, or the test says so; it notes every sleep and what was shown."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.slept_s: list[float] = []
+        self.shown_ns: list[int] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.now_s += seconds
+
+    def pacer(self, *, hold: bool = True) -> Pacer:
+        return Pacer(self.shown_ns.append, hold=hold, clock=lambda: self.now_s, sleep=self.sleep)
+
+
+def test_a_guest_second_takes_a_second() -> None:
+    watch = Watch()
+    pace = watch.pacer()
+    pace(0)
+    pace(2 * SECOND)
+    assert abs(watch.now_s - 102) < 1e-6
+    pace(2 * SECOND + SECOND // 2)
+    assert abs(watch.now_s - 102.5) < 1e-6
+
+
+def test_while_the_guest_is_ahead_the_shown_time_grows_smoothly() -> None:
+    watch = Watch()
+    pace = watch.pacer()
+    pace(0)
+    pace(SECOND)
+    assert watch.shown_ns == sorted(watch.shown_ns)
+    assert watch.shown_ns[-1] == SECOND
+    steps = [later - earlier for earlier, later in zip(watch.shown_ns, watch.shown_ns[1:], strict=False)]
+    assert max(steps) <= LONGEST_WAIT_S * SECOND + 1000
+    assert max(watch.slept_s) <= LONGEST_WAIT_S
+
+
+def test_a_guest_that_is_behind_is_not_held() -> None:
+    watch = Watch()
+    pace = watch.pacer()
+    pace(0)
+    watch.now_s += 10
+    pace(3 * SECOND)
+    assert watch.slept_s == []
+    assert watch.shown_ns == [0, 3 * SECOND]
+
+
+def test_without_holding_the_display_is_still_told_the_time() -> None:
+    watch = Watch()
+    pace = watch.pacer(hold=False)
+    pace(5 * SECOND)
+    pace(9 * SECOND)
+    assert (watch.slept_s, watch.shown_ns) == ([], [5 * SECOND, 9 * SECOND])
+
+
+def test_a_stop_from_a_signal_ends_the_wait_at_once() -> None:
+    watch = Watch()
+    pace = watch.pacer()
+    pace(0)
+    asked: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        asked.append(seconds)
+        pace.stop()
+
+    pace._sleep = sleep
+    pace(3600 * SECOND)
+    assert len(asked) == 1
