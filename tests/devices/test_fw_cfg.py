@@ -128,6 +128,15 @@ def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
         FwCfg({name: b""})
 
 
+def test_the_keys_end_below_the_selectors_flag_bits() -> None:
+    names = [f"f{i}" for i in range(0x4000 - 0x20)]
+    full = FwCfg(dict.fromkeys(names, b"end"))
+    select(full, 0x3FFF)
+    assert take(full, 3) == b"end"
+    with pytest.raises(ValueError, match="keys for 16352 files, not for 16353"):
+        FwCfg(dict.fromkeys([*names, "one more"], b""))
+
+
 def test_reset_equals_freshly_built() -> None:
     device = FwCfg(FILES)
     select(device, 0x22)

@@ -124,6 +124,18 @@ class TestTime:
         put(rtc, B, BINARY | H24)
         assert time_of(rtc, 0) == [20, 24, 1, 2, 2, 2, 0]
 
+    def test_the_year_zero_becomes_the_year_one(self, rtc: Rtc) -> None:
+        put(rtc, B, SET | H24)
+        put(rtc, CENTURY, 0)
+        put(rtc, YEAR, 0)
+        put(rtc, B, H24)
+        assert time_of(rtc, 0)[:2] == [0, 1]
+
+    def test_a_new_rate_does_not_disturb_the_running_divider(self, rtc: Rtc) -> None:
+        put(rtc, A, RUNS | 10, 300_000_000)
+        assert get(rtc, SECONDS, S - 1) == 0x58
+        assert get(rtc, SECONDS, S) == 0x59
+
     def test_the_year_after_9999_does_not_stop_it(self) -> None:
         rtc = Rtc(int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()), MIB)
         assert time_of(rtc, S) == [0, 0x01, 0x01, 0x01, 0, 0, 0]
