@@ -46,11 +46,11 @@ class FwCfg:
             raise ValueError(f"fw_cfg: there are keys for {KEY_LIMIT - KEY_FIRST_FILE} files, not for {len(files)}")
         named = sorted((_encode_name(name), contents) for name, contents in files.items())
         self._items: dict[int, bytes] = {KEY_SIGNATURE: SIGNATURE, KEY_ID: struct.pack("<I", ID_TRADITIONAL)}
-        directory = struct.pack(">I", len(named))
+        entries = []
         for key, (name, contents) in enumerate(named, KEY_FIRST_FILE):
             self._items[key] = bytes(contents)
-            directory += _DIRECTORY_ENTRY.pack(len(contents), key, 0, name)
-        self._items[KEY_FILE_DIRECTORY] = directory
+            entries.append(_DIRECTORY_ENTRY.pack(len(contents), key, 0, name))
+        self._items[KEY_FILE_DIRECTORY] = struct.pack(">I", len(entries)) + b"".join(entries)
         self.selected = KEY_SIGNATURE
         self.position_bytes = 0
 
