@@ -78,6 +78,7 @@ class _Field:
 
     def __init__(self, offset: int, code: str = "Q") -> None:
         self.offset = offset
+        self.code = code
         self._struct = struct.Struct("<" + code)
 
     def __get__(self, state: CpuState, owner: type) -> int:
