@@ -268,6 +268,8 @@ def main(words: Sequence[str]) -> int:
         return _dispatch(list(words))
     except ConfigError as error:
         return _complain(str(error), EXIT_USAGE)
+    except MemoryError:
+        return _complain("The host has not enough memory for this.", EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except (OutputGone, BrokenPipeError, SystemExit):  # the parser ends the process when its own help cannot be written

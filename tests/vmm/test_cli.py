@@ -122,6 +122,11 @@ def test_a_file_that_is_no_guest_gets_one_sentence(kind: str, tmp_path: Path) ->
     assert re.fullmatch(rf"vmm: [^\n]*{re.escape(str(path))}[^\n]*\.\n", done.stderr)
 
 
+def test_a_file_without_an_end_is_refused() -> None:
+    done = vmm("boot", "/dev/zero")
+    assert (done.returncode, done.stderr) == (2, "vmm: The guest '/dev/zero' is larger than 1024 MiB.\n")
+
+
 def test_more_memory_than_the_host_has_is_refused() -> None:
     done = vmm("boot", "hello", "-m", "1024T")
     assert done.returncode == 2

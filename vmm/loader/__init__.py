@@ -19,6 +19,7 @@ from vmm.models import did_you_mean
 
 FIRMWARE_END = 0x10000  # the firmware's stack and boot information lie below
 FLAT_GPA = 0x100000
+LARGEST_IMAGE_BYTES = 1 << 30  # a device such as /dev/zero never ends
 EXECUTE, WRITE, READ = 1, 2, 4  # ELF's p_flags
 MAX_SEGMENTS = 64
 
@@ -63,7 +64,8 @@ def read_image(guest: str) -> Image:
         return Image(guest, GUESTS[guest].image())
     path = Path(guest)
     try:
-        return Image(guest, path.read_bytes())
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_IMAGE_BYTES + 1)
     except FileNotFoundError:
         if path.name == guest:
             raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, GUESTS)}") from None
@@ -71,6 +73,9 @@ def read_image(guest: str) -> Image:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"The guest {guest!r} cannot be read: {reason}.") from error
+    if len(data) > LARGEST_IMAGE_BYTES:
+        raise ConfigError(f"The guest {guest!r} is larger than {LARGEST_IMAGE_BYTES >> 20} MiB.")
+    return Image(guest, data)
 
 
 def load(image: Image, memory: GuestMemory) -> Payload:
