@@ -114,7 +114,7 @@ def test_everything_else_gets_one_sentence(memory: GuestMemory, image: bytes, se
 
 @pytest.mark.parametrize("length", [4, 16, 40, 63, 64, 80, 119])
 def test_a_truncated_elf_file_gets_one_sentence(memory: GuestMemory, length: int) -> None:
-    with pytest.raises(ConfigError, match="^The guest 'x' is .*[.]$"):
+    with pytest.raises(ConfigError, match=r"^The guest 'x' is .*[.]$"):
         loader.load(Image("x", elf(GOOD)[:length]), memory)
 
 
@@ -122,7 +122,7 @@ def test_a_32_bit_elf_file_gets_one_sentence(memory: GuestMemory) -> None:
     ident = b"\x7fELF" + bytes([1, 1, 1]) + bytes(9)
     image = ident + struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, 0, 0, 0, 0, 52, 32, 0, 40, 0, 0)
 
-    with pytest.raises(ConfigError, match="^The guest 'x' is a 32-bit ELF file; a guest must be ELF64[.]$"):
+    with pytest.raises(ConfigError, match=r"^The guest 'x' is a 32-bit ELF file; a guest must be ELF64[.]$"):
         loader.load(Image("x", image), memory)
 
 
@@ -136,12 +136,12 @@ def test_a_file_is_found_by_its_path(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_guest_gets_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="^There is no guest or file 'helo'; did you mean 'hello'[?]$"):
+    with pytest.raises(ConfigError, match=r"^There is no guest or file 'helo'; did you mean 'hello'[?]$"):
         loader.read_image("helo")
 
 
 def test_a_missing_file_and_a_folder_get_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^There is no file '.*/none.elf'[.]$"):
+    with pytest.raises(ConfigError, match=r"^There is no file '.*/none.elf'[.]$"):
         loader.read_image(str(tmp_path / "none.elf"))
-    with pytest.raises(ConfigError, match="^The guest '.*' cannot be read: Is a directory[.]$"):
+    with pytest.raises(ConfigError, match=r"^The guest '.*' cannot be read: Is a directory[.]$"):
         loader.read_image(str(tmp_path))
