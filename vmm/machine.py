@@ -287,6 +287,8 @@ class Machine:
 
     def port_write(self, port: int, size: int, value: int) -> None:
         self._after_access(self.board.ports.write(port, size, value, self.now_ns))
+        if self.board.serial.output.endswith(b"\n"):
+            self._cpu.request_exit()  # observers hear of a line when it is written, not when the slice ends
 
     def mmio_read(self, gpa: int, size: int) -> int:
         value, effects = self.board.mmio.read(gpa, size, self.now_ns)
