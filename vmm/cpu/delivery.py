@@ -102,9 +102,10 @@ def deliver(state: CpuState, physical: PhysicalMemory, event: Event, eflags: int
                 frames.enter_protected(event)
             return
         except Fault as fault:
-            if fault.vector == PAGE_FAULT:
-                state.cr2 = fault.cr2
             event = event.after(fault)
+        except PageFault as fault:
+            state.cr2 = fault.gva
+            event = event.after(Fault(PAGE_FAULT, fault.error_code))
 
 
 def start_of_int(state: CpuState, physical: PhysicalMemory, vector: int) -> int:

@@ -16,7 +16,6 @@ from vmm.cpu.layout import (
     FS,
     GDT,
     GS,
-    HF_LMA,
     IDT,
     LDT,
     SEG_A,
@@ -35,13 +34,14 @@ from vmm.cpu.layout import (
     CpuState,
     Segment,
 )  # fmt: skip
-from vmm.cpu.paging import PageFault, is_canonical, walk
+from vmm.cpu.linear import LinearMemory
+from vmm.cpu.paging import is_canonical
 from vmm.cpu.physical import PhysicalMemory
 
 RSP = 4
 FLAG_TF, FLAG_IF, FLAG_NT, FLAG_RF, FLAG_VM, FLAG_AC = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17, 1 << 18
 
-_TS, _NP, _SS, _GP, _PF = 10, 11, 12, 13, 14
+_TS, _NP, _SS, _GP = 10, 11, 12, 13
 _SELECTOR_IDT, _SELECTOR_EXTERNAL, _SELECTOR_LDT = 2, 1, 4
 
 
@@ -54,13 +54,12 @@ class GateType(enum.IntEnum):
 
 
 class Fault(Exception):
-    """The delivery raised an exception of its own."""
+    """The delivery raised an exception of its own; a page fault comes as `PageFault` instead."""
 
-    def __init__(self, vector: int, error_code: int = 0, cr2: int = 0) -> None:
-        super().__init__(vector, error_code, cr2)
+    def __init__(self, vector: int, error_code: int = 0) -> None:
+        super().__init__(vector, error_code)
         self.vector = vector
         self.error_code = error_code
-        self.cr2 = cr2
 
 
 class DeliveredEvent(Protocol):
@@ -94,33 +93,9 @@ class Frames:
 
     def __init__(self, state: CpuState, physical: PhysicalMemory, eflags: int) -> None:
         self._state = state
-        self._physical = physical
+        self._memory = LinearMemory(state, physical)
         self._eflags = eflags
         self._external = 0
-
-    # -- memory, with supervisor rights ------------------------------------------------------------------------------
-
-    def _gpa(self, linear: int, write: bool) -> int:
-        if not self._state.hflags & HF_LMA:
-            linear &= 0xFFFF_FFFF
-        try:
-            return walk(self._state, self._physical, linear, write=write)
-        except PageFault as fault:
-            raise Fault(_PF, fault.error_code, fault.gva) from None
-
-    def _read(self, linear: int, size: int) -> int:
-        if (linear & 0xFFF) + size <= 0x1000:
-            return self._physical.read(self._gpa(linear, False), size)
-        parts = [self._physical.read(self._gpa(linear + i, False), 1) << 8 * i for i in range(size)]
-        return sum(parts)
-
-    def _write(self, linear: int, size: int, value: int) -> None:
-        if (linear & 0xFFF) + size <= 0x1000:
-            self._physical.write(self._gpa(linear, True), size, value)
-            return
-        places = [self._gpa(linear + i, True) for i in range(size)]
-        for i, gpa in enumerate(places):
-            self._physical.write(gpa, 1, value >> 8 * i & 0xFF)
 
     def _push(self, stack: Segment, pointer: int, mask: int, size: int, values: list[int], error: int) -> int:
         """Push `values` in order on a stack segment; the new stack pointer.  #SS with `error` outside the segment."""
@@ -128,7 +103,7 @@ class Frames:
             pointer = (pointer - size) & mask
             if not _inside(stack, pointer, size, mask):
                 raise Fault(_SS, error)
-            self._write((stack.base + pointer) & 0xFFFF_FFFF, size, value & (1 << 8 * size) - 1)
+            self._memory.write((stack.base + pointer) & 0xFFFF_FFFF, size, value & (1 << 8 * size) - 1)
         return pointer
 
     # -- real mode ---------------------------------------------------------------------------------------------------
@@ -139,7 +114,7 @@ class Frames:
         table = state.segment(IDT)
         if vector * 4 + 3 > table.limit:
             raise Fault(_GP)
-        entry = self._read(table.base + vector * 4, 4)
+        entry = self._memory.read(table.base + vector * 4, 4)
         code, stack, rsp = state.segment(CS), state.segment(SS), state.register(RSP)
         frame = [self._eflags, code.selector, return_address]
         pointer = self._push(stack._replace(limit=0xFFFF, flags=0), rsp, 0xFFFF, 2, frame, 0)
@@ -207,7 +182,7 @@ class Frames:
             pointer = (pointer - 8) & (2**64 - 1)
             if not is_canonical(pointer):
                 raise Fault(_SS, self._external)
-            self._write(pointer, 8, value & (2**64 - 1))
+            self._memory.write(pointer, 8, value & (2**64 - 1))
         self._commit_flags(gate_type)
         if inner:
             state.load_segment(SS, Segment(privilege, 0, 0, privilege << SEG_DPL_SHIFT))
@@ -222,8 +197,8 @@ class Frames:
         error = vector * 8 | _SELECTOR_IDT | self._external
         if vector * size + size - 1 > table.limit:
             raise Fault(_GP, error)
-        low = self._read(table.base + vector * size, 4)
-        high = self._read(table.base + vector * size + 4, 4)
+        words = self._memory.read(table.base + vector * size, 8)
+        low, high = words & 0xFFFF_FFFF, words >> 32
         gate_type = high >> SEG_TYPE_SHIFT & 0x1F
         valid = (GateType.INTERRUPT_32, GateType.TRAP_32) if size == 16 else tuple(GateType)
         if gate_type not in valid or gate_type == GateType.TASK:
@@ -236,7 +211,7 @@ class Frames:
         if gate_type >= GateType.INTERRUPT_32:
             offset |= high & 0xFFFF0000
         if size == 16:
-            offset |= self._read(table.base + vector * 16 + 8, 4) << 32
+            offset |= self._memory.read(table.base + vector * 16 + 8, 4) << 32
         return gate_type, low >> 16, offset, high & 7 if size == 16 else 0
 
     def _descriptor(self, selector: int, vector: int) -> Segment:
@@ -245,7 +220,8 @@ class Frames:
         index = selector & ~7
         if index + 7 > table.limit:
             raise Fault(vector, selector & 0xFFFC | self._external)
-        return decode_segment(selector, self._read(table.base + index, 4), self._read(table.base + index + 4, 4))
+        words = self._memory.read(table.base + index, 8)
+        return decode_segment(selector, words & 0xFFFF_FFFF, words >> 32)
 
     def _handler_code(self, selector: int, long_mode: bool) -> tuple[Segment, int]:
         """The handler's code segment and the privilege level it runs at."""
@@ -268,7 +244,7 @@ class Frames:
         task = self._state.segment(TR)
         if offset + size - 1 > task.limit:
             raise Fault(_TS, task.selector & 0xFFFC | self._external)
-        return self._read(task.base + offset, size)
+        return self._memory.read(task.base + offset, size)
 
     def _inner_stack(self, privilege: int) -> tuple[Segment, int, int]:
         """SS and ESP for a more privileged level from the TSS, and the error code of a #SS on that stack."""
