@@ -22,7 +22,7 @@ from devices.virtio import spec
 from devices.virtio.chains import Chains
 from devices.virtio.walk import Walker
 
-LOCK_STEP_FROM_CHAINS = 16
+LOCK_STEP_FROM_CHAINS = 48
 """From so many chains on they are followed in lock-step (bench/bench_balloon.py)."""
 
 _USED_ELEM = Struct("<II")

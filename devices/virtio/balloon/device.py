@@ -74,7 +74,7 @@ class Balloon(VirtioDevice):
         self.inflated_pages = self.deflated_pages = self.discarded_bytes = 0
         self.bad_pfns = self.stray_pages = self.ignored_bytes = self.failed_discards = 0
         self._ram_pages = memory.size_bytes >> PAGE_SHIFT
-        # More entries than RAM has pages repeat themselves: that is where reading one batch ends.
+        # More entries than RAM has pages repeat themselves: a batch that has more is no list of pages.
         self._pfn_limit = max(self._ram_pages, _MIN_PFN_LIMIT)
         self._pages = BalloonPages(memory)
         self._stats = StatsConversation()
@@ -172,17 +172,20 @@ class Balloon(VirtioDevice):
     def _payload(self, chains: Chains) -> tuple[bytes, int]:
         """All le32 arrays, one after the other, and how many bytes of the batch were not used.
 
-        Each array ends with its last whole entry; together they end at the limit."""
-        limit = self._pfn_limit * _PFN_BYTES
+        Each array ends with its last whole entry.  One that would bring the batch above the limit is not read at all,
+        so that a descriptor of 4 GiB costs nothing."""
+        left = self._pfn_limit * _PFN_BYTES
         sizes = chains.readable_bytes()
         total = sum(sizes)
-        if len(sizes) == 1 or not any(size % _PFN_BYTES for size in sizes):
-            payload = chains.gather_readable(self.memory, min(limit, total // _PFN_BYTES * _PFN_BYTES))
-        else:
-            payload = b""
-            for index, size in enumerate(sizes):
-                whole = min(size // _PFN_BYTES * _PFN_BYTES, limit - len(payload))
-                payload += chains.only(index).gather_readable(self.memory, whole)
+        if total <= left and (total % _PFN_BYTES == 0 if len(sizes) == 1 else not any(n % _PFN_BYTES for n in sizes)):
+            return chains.gather_readable(self.memory, total), 0
+        arrays = []
+        for index, size in enumerate(sizes):
+            whole = size // _PFN_BYTES * _PFN_BYTES
+            if 0 < whole <= left:
+                arrays.append(chains.only(index).gather_readable(self.memory, whole))
+                left -= whole
+        payload = b"".join(arrays)
         return payload, total - len(payload)
 
     def _discard(self, pages: PageSet) -> Notifications:

@@ -1,4 +1,4 @@
-"""The guest's statistics (virtio 1.3 §5.5.6.3): what is understood, the conversation, the reason when there are none."""
+"""The statistics (virtio 1.3 §5.5.6.3): what is understood, the conversation, and the reason when there are none."""
 
 from __future__ import annotations
 
