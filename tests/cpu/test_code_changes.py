@@ -155,3 +155,24 @@ def test_pages_without_code_are_not_marked() -> None:
         assert bench.cpu.holds_code(ORIGIN - 100, 200), "a range that touches the page"
         bench.cpu.drop_translations([(ORIGIN, 1)])
         assert not bench.cpu.holds_code(ORIGIN, 1)
+
+
+def test_a_frame_pushed_onto_code_that_ran_is_seen() -> None:
+    """The return address 100F4h is pushed onto a function; its lowest byte, F4h, is executed as HLT."""
+    source = """
+        movl $0x30008, %ebx
+        movb $0xc3, (%rbx)
+        call *%rbx
+        leaq 40(%rbx), %rsp
+        jmp fault
+        .org 0xf4
+    fault:
+        ud2
+    handler:
+        outl %eax, $0x80
+        jmp *%rbx
+    """
+    with lab(source, gates={6: "handler"}) as bench:
+        assert bench.run(1000).reason is ExitReason.HALTED
+        assert bench.cpu.registers()["rip"] == 0x30009
+        assert len(bench.reports) == 1

@@ -168,6 +168,9 @@ class UnicornCpu:
 
     def _start(self, end: int) -> None:
         clock, engine = self._clock, self._engine
+        if self._stale:
+            self._code_pages.drop(self._stale)
+            self._stale.clear()
         if clock.executed == 0:
             engine.save()
             linear = self._state.segment(CS).base + self._state.eip
@@ -177,9 +180,8 @@ class UnicornCpu:
         self._running = True
         error = engine.start(engine.read_register(x86_const.UC_X86_REG_RIP))
         self._running = False
-        if self._stale:
-            self._code_pages.drop(self._stale)
-            self._stale.clear()
+        if error == binding.OK and not clock.stopped and self._triple_fault is None:
+            self._halted = True
         if self._error is not None:
             raised, self._error = self._error, None
             raise raised
@@ -189,9 +191,7 @@ class UnicornCpu:
             self._deliver_now(lambda eip: Event(delivery.INVALID_OPCODE, Source.EXCEPTION, eip))
         elif error != binding.OK:
             raise binding.UnicornError(f"Unicorn stopped with error {error} at {self.registers()['rip']:#x}")
-        elif not clock.stopped:
-            self._halted = self._triple_fault is None
-        elif clock.irq and clock.executed < end and not self._requested:
+        elif clock.stopped and clock.irq and clock.executed < end and not self._requested:
             self._interrupt()
 
     def _interrupts_enabled(self) -> bool:
@@ -245,8 +245,11 @@ class UnicornCpu:
         return Event(delivery.GENERAL_PROTECTION, Source.EXCEPTION, rip)
 
     def _on_own_write(self, gpa: int, length: int) -> None:
-        """The delivery of an event wrote to RAM: its stack may lie where code was."""
-        self.drop_translations([(gpa, length)])
+        """The delivery of an event wrote to RAM.  If code lies there it is dropped before the next block: the saved
+        state is in use until then."""
+        if self._code_pages.hit(gpa, length):
+            self._stale.append((gpa, length))
+            self._clock.limit = 0
 
     # -- what Unicorn calls ------------------------------------------------------------------------------------------
 
