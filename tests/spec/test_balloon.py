@@ -176,6 +176,19 @@ def test_5_5_6_the_discarded_bytes_are_counted(balloon: BalloonMachine) -> None:
     assert balloon.balloon.inflated_pages == 16
 
 
+def test_5_5_6_every_byte_the_device_changes_is_reported_for_the_cpu(balloon: BalloonMachine) -> None:
+    """A CPU that translated code from a page has to hear of it: discards and ring stores alike."""
+    pfns = balloon.filled_pfns(6)
+    for pfn in pfns[::2]:
+        balloon.driver.offer(INFLATEQ, readable=[pfn_bytes([pfn])])
+    balloon.driver.queues[INFLATEQ].publish()
+    balloon.memory.take_writes()
+    before = balloon.snapshot()
+    balloon.driver.transport.notify(INFLATEQ)
+    assert before.changed() != []
+    assert before.changed(outside=balloon.memory.take_writes()) == []
+
+
 def test_5_5_6_the_linux_request_of_256_pages_in_one_buffer(balloon: BalloonMachine) -> None:
     pfns = balloon.filled_pfns(256)
     balloon.driver.take_interrupts()
