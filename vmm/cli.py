@@ -219,11 +219,11 @@ def _demo_targets(row: GuestRow, memory_bytes: int) -> tuple[TargetStep, ...]:
 
 
 def _demonstration(row: GuestRow) -> list[str]:
-    words = [f"-m {row.memory}"]
-    words += [f"--target {row.demo_target}"] if row.demo_target else []
+    words = [f"--target {row.demo_target}"] if row.demo_target else []
     words += [f"--poll {row.demo_poll:g}"] if row.demo_poll else []
     words += [f"--for {row.demo_for}"] if row.demo_for else []
-    return ["demonstration: " + " ".join(words)] + [f"parameter {name}: {what}" for name, what in row.parameters]
+    lines = ["demonstration: " + " ".join([f"-m {row.memory}", *words])] if words else []
+    return lines + [f"parameter {name}: {what}" for name, what in row.parameters]
 
 
 def _show_device_help(devices: Sequence[str]) -> bool:
