@@ -219,6 +219,10 @@ class VirtioDevice:
         queue.ring.put_used(chains, written)
         return self._used[queue.index] if queue.ring.needs_notification() else NO_NOTIFICATIONS
 
+    def spend(self, work: int) -> None:
+        """Count work that a payload brought towards `WORK_LIMIT`; the unit is what following a descriptor costs."""
+        self._budget -= work
+
     def config_changed(self) -> Notifications:
         """The device changed its configuration space (§2.5): the generation changes, and a live driver is told.
 

@@ -67,7 +67,7 @@ class Ring:
 
     def follow(self, head: int) -> list[Buffer]:
         """§2.7.5: the buffers of one chain."""
-        table, entries, longest = self.desc, self.size, self.size
+        table, entries = self.desc, self.size
         indirect, index = False, head
         buffers: list[Buffer] = []
         while True:
@@ -81,9 +81,8 @@ class Ring:
                     raise DriverError("2.7.5.3", "no table has this length", head=head)
                 self.check_ram(head, gpa, length)
                 table, entries, index, indirect = gpa, length // 16, 0, True
-                longest = min(longest, len(buffers) + entries)
                 continue
-            if len(buffers) == longest:
+            if len(buffers) == self.size:  # §2.7.5.3.1: an indirect table does not make longer chains
                 raise DriverError("2.7.5.2", "a loop, or too long", head=head)
             writable = bool(flags & spec.VIRTQ_DESC_F_WRITE)
             if buffers and buffers[-1].writable and not writable:

@@ -1,7 +1,7 @@
 """The numbers and layouts of virtio 1.3, spelled as the specification spells them, with the section beside each block.
 
 Owns constants, names and numpy dtypes and nothing else: no behaviour, so that the device side and the driver side can
-both stand on it and stay independent of each other.  Feature bits are bit numbers; `1 << VIRTIO_F_VERSION_1` is the mask.
+both stand on it and stay independent of each other.  Feature bits are bit numbers: the mask is `1 << bit`.
 """
 
 from __future__ import annotations

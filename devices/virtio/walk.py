@@ -90,7 +90,6 @@ class Walker:
             if flags & _INDIRECT:
                 table = self._indirect_table(head, gpa, size, flags, in_table)
                 limit, index, in_table = size // _DESC_BYTES, 0, True
-                left = min(left, limit)
             else:
                 if not left:
                     raise DriverError("2.7.5.2", f"the chain at {head} has a loop or is too long", head=head)

@@ -24,6 +24,8 @@ from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueS
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
+_PFNS_PER_DESCRIPTOR = 16
+"""So many entries count as one descriptor towards the work of a call: no batch of arrays of all RAM follows another."""
 
 # §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up.
 _QUEUES: Final = (
@@ -157,6 +159,7 @@ class Balloon(VirtioDevice):
     def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
         """The pages that all arrays of a batch name, and what is wrong with the rest."""
         payload, ignored = self._payload(chains)
+        self.spend(len(payload) // (_PFN_BYTES * _PFNS_PER_DESCRIPTOR))
         pages = page_set(payload, self.memory)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
