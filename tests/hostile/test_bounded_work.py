@@ -157,3 +157,22 @@ def test_a_kick_serves_at_most_what_was_published(counted: BalloonMachine) -> No
     assert sorted(raw.heads_returned()) == list(range(128))
     assert counts(counted).copied_bytes <= 128 * 128 * (16 + 4)
     assert counts(counted).discarded_pages <= 128 * 128
+
+
+def test_one_kick_does_not_read_an_array_of_all_ram_for_every_head(counted: BalloonMachine) -> None:
+    """128 chains of as many page frame numbers as the device reads at all: after a part of them the CPU has its turn
+    again, and the rest is carried on with at a deadline that has come."""
+    raw = RawQueue(counted.driver, INFLATEQ)
+    piece = 4 * 65536 // 128
+    entries = [Descriptor(0x200000 + i * piece, piece, NEXT if i < 127 else 0, i + 1) for i in range(128)]
+    table = raw.table(entries)
+    for slot in range(128):
+        raw.descriptor(slot, table, 16 * 128, INDIRECT)
+    raw.available(*range(128))
+    counts(counted).restart()
+    raw.kick()
+    assert counts(counted).copied_bytes <= 8 * MIB
+    assert 0 < len(raw.heads_returned()) < 128
+    counted.bench.advance(0)
+    assert sorted(raw.heads_returned()) == list(range(128))
+    assert not counted.driver.needs_reset
