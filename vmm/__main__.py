@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+EXIT_INTERRUPTED = 130
 
 
 def shadowed() -> str | None:
@@ -28,18 +32,30 @@ def shadowed() -> str | None:
 
 def main() -> int:
     """The console script's entry; returns the exit status."""
+    try:
+        # From the first moment on SIGTERM is what Ctrl-C is: what was begun is cleaned up, and the status says why.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _replace_closed_streams()
+        return _start(sys.argv[1:])
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _replace_closed_streams() -> None:
+    """A process may be started with its output closed: then nobody wants it, and that is no mistake."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+
+
+def _start(words: list[str]) -> int:
     problem = shadowed()
     if problem is not None:
         print(f"vmm: {problem}", file=sys.stderr)
         return 2
-    if sys.argv[1:] in (["--version"], ["-version"]):
-        from vmm import __version__
-
-        print(f"vmm {__version__} (balloon-vmm)")
-        return 0
     from vmm.cli import main as run_command_line
 
-    return run_command_line(sys.argv[1:])
+    return run_command_line(words)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from vmm import __version__
 from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, make_config, parse_size, parse_targets
 from vmm.models import DEFAULT_DEVICE, MODELS, did_you_mean, find_model
 from vmm.options import translate
-from vmm.streams import GuardedText, OutputGone, forget_stdout
+from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
 
 if TYPE_CHECKING:
     from guests import GuestRow
@@ -294,7 +295,10 @@ def _complain(sentence: str, status: int) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    result = app(_rewrite(words), prog_name="vmm", standalone_mode=False)
+    words = _rewrite(words)
+    # The parser writes its help itself, and to a full disk as well.
+    with guarded() if "--help" in words else nullcontext():
+        result = app(words, prog_name="vmm", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
 

@@ -382,12 +382,28 @@ def test_a_locale_without_utf_8_is_no_obstacle() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("words", [["guests"], ["boot", "hello"], ["boot", "hello", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["guests"], ["--version"], ["--help"], ["boot", "--help"], ["boot", "hello"], ["boot", "hello", "--json"]]
+)
 def test_a_full_disk_gets_one_sentence(words: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([*VMM, *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r"vmm: [^\n]*No space left on device\.\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["guests"], ["boot", "hello"], ["boot", "hello", "--json"]]
+)
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&-", "2>&-"])
+def test_closed_streams_are_no_mistake(words: list[str], closed: str, tmp_path: Path) -> None:
+    """A report shows that the run was a whole one, and that no file has taken a closed stream's place."""
+    report = tmp_path / "r.json"
+    words = [*words, "--report", str(report)] if "hello" in words else words
+    command = ["bash", "-c", f'"$@" {closed}', "bash", *VMM, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not report.exists() or json.loads(report.read_text())["outcome"] == "quit"
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
@@ -409,6 +425,24 @@ def test_an_interrupted_run_still_writes_its_report(number: signal.Signals, tmp_
     assert json.loads(path.read_text())["exit_code"] == 130
 
 
+def test_sigterm_before_the_machine_stands_ends_it_cleanly(tmp_path: Path) -> None:
+    """A pipe without a writer holds the command up while it opens its guest: no machine can stand yet."""
+    guest, reports = tmp_path / "guest", tmp_path / "reports"
+    os.mkfifo(guest)
+    reports.mkdir()
+    words = ["boot", str(guest), "--report", str(reports / "r.json")]
+    with subprocess.Popen(
+        [*VMM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        while not list(reports.iterdir()):
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert list(reports.iterdir()) == []
+
+
 def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     words = ["boot", "stats", "--poll", "1ms", "--for", "1h", "--report", str(path)]
@@ -424,7 +458,9 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["outcome"] == "interrupted"
 
 
-@pytest.mark.parametrize("words", [["devices"], ["boot", "--help"], ["boot", "hello"], ["boot", "hello", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["--version"], ["devices"], ["boot", "--help"], ["boot", "hello"], ["boot", "hello", "--json"]]
+)
 def test_a_reader_that_is_gone_before_the_first_line_gets_silence(words: list[str]) -> None:
     done = subprocess.run(
         ["bash", "-c", 'set -o pipefail; (sleep 0.2; "$@") | true', "bash", *VMM, *words],
