@@ -134,11 +134,19 @@ def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
         signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, interrupt) for number in signals}
+    unraisable, sys.unraisablehook = sys.unraisablehook, _unless_interrupted
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number in signals:
             signal.signal(number, before[number])
+
+
+def _unless_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
+    """A second Ctrl-C may hit a callback of the CPU, where nothing can be raised; the run is ending without it."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
 
 
 class Pacer:

@@ -1,8 +1,14 @@
-"""Pacing: guest time against a clock that the test moves."""
+"""Pacing: guest time against a clock that the test moves; and what a second Ctrl-C may hit."""
 
 from __future__ import annotations
 
-from vmm.runner import LONGEST_WAIT_S, Pacer
+import ctypes
+
+import pytest
+
+from vmm.config import make_config
+from vmm.machine import Machine
+from vmm.runner import LONGEST_WAIT_S, Pacer, _interrupting
 
 SECOND = 1_000_000_000
 
@@ -76,3 +82,18 @@ def test_a_stop_from_a_signal_ends_the_wait_at_once() -> None:
     pace._sleep = sleep
     pace(3600 * SECOND)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("error", "told"), [(KeyboardInterrupt, False), (RuntimeError, True)])
+def test_a_second_ctrl_c_in_a_callback_of_the_cpu_is_silent(
+    error: type[BaseException], told: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ctypes cannot raise there and reports it instead; other errors must be seen."""
+
+    @ctypes.CFUNCTYPE(None)
+    def callback() -> None:
+        raise error
+
+    with Machine(make_config("hello")) as machine, _interrupting(machine, None):
+        callback()
+    assert ("Traceback" in capfd.readouterr().err) is told
