@@ -90,10 +90,10 @@ def test_a_second_ctrl_c_in_a_callback_of_the_cpu_is_silent(
 ) -> None:
     """ctypes cannot raise there and reports it instead; other errors must be seen."""
 
-    @ctypes.CFUNCTYPE(None)
-    def callback() -> None:
+    def fail() -> None:
         raise error
 
+    callback = ctypes.CFUNCTYPE(None)(fail)
     with Machine(make_config("hello")) as machine, _interrupting(machine, None):
         callback()
     assert ("Traceback" in capfd.readouterr().err) is told
