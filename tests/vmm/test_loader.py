@@ -118,6 +118,14 @@ def test_a_truncated_elf_file_gets_one_sentence(memory: GuestMemory, length: int
         loader.load(Image("x", elf(GOOD)[:length]), memory)
 
 
+def test_a_program_header_table_beyond_every_file_gets_one_sentence(memory: GuestMemory) -> None:
+    image = bytearray(elf(GOOD))
+    struct.pack_into("<Q", image, 32, 0xFFFF_FFFF_FFFF_F000)  # e_phoff
+
+    with pytest.raises(ConfigError, match=r"^The guest 'x' is a damaged ELF file: .*[.]$"):
+        loader.load(Image("x", bytes(image)), memory)
+
+
 def test_a_32_bit_elf_file_gets_one_sentence(memory: GuestMemory) -> None:
     ident = b"\x7fELF" + bytes([1, 1, 1]) + bytes(9)
     image = ident + struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, 0, 0, 0, 0, 52, 32, 0, 40, 0, 0)

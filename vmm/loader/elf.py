@@ -21,7 +21,7 @@ def load_elf(image: Image, memory: GuestMemory) -> Payload:
         elf = ELFFile(io.BytesIO(image.data))
         headers = [segment.header for segment in elf.iter_segments("PT_LOAD")]
         refusal = _refusal(elf, headers)
-    except (ELFError, ValueError, UnicodeDecodeError) as error:
+    except (ELFError, ValueError, OverflowError) as error:
         raise ConfigError(f"The guest {name!r} is a damaged ELF file: {error or type(error).__name__}.") from error
     if refusal:
         raise ConfigError(f"The guest {name!r} {refusal}.")
