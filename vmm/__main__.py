@@ -39,6 +39,18 @@ def main() -> int:
         return _start(sys.argv[1:])
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    finally:
+        _drop_what_cannot_be_written()
+
+
+def _drop_what_cannot_be_written() -> None:
+    """What failed was said already: without this the interpreter's last flush would fail once more, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        from vmm.streams import forget_stdout
+
+        forget_stdout()
 
 
 def _replace_closed_streams() -> None:

@@ -385,9 +385,13 @@ def test_a_locale_without_utf_8_is_no_obstacle() -> None:
 @pytest.mark.parametrize(
     "words", [["guests"], ["--version"], ["--help"], ["boot", "--help"], ["boot", "hello"], ["boot", "hello", "--json"]]
 )
-def test_a_full_disk_gets_one_sentence(words: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_gets_one_sentence(words: list[str], unbuffered: str) -> None:
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*VMM, *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+        done = subprocess.run(
+            [*VMM, *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, env=env
+        )
     assert done.returncode == 2
     assert re.fullmatch(r"vmm: [^\n]*No space left on device\.\n", done.stderr)
 
