@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _drop_what_cannot_be_written() -> None:
-    """What failed was said already: without this the interpreter's last flush would fail once more, with a traceback."""
+    """What failed was said already: without this the interpreter's last flush would fail again, with a traceback."""
     try:
         sys.stdout.flush()
     except OSError:
