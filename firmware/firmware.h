@@ -52,7 +52,7 @@ struct low_ram {
     struct memory_range memory_map[MAX_MEMORY_RANGES];
     u32 memory_map_entries;
     struct payload payload;
-    u64 tables_base, tables_end; /* page tables are allocated downwards from the end of low RAM */
+    u64 tables_base; /* page tables are allocated downwards from 4 GiB, in free RAM */
     struct idt_gate idt[32];
     char cmdline[MAX_CMDLINE];
 };

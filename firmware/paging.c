@@ -18,18 +18,20 @@
 #define NO_EXECUTE (1ul << 63)
 #define ADDRESS 0x000ffffffffff000ul
 
+/* The highest free page below the tables made so far, wherever the guest lies; the ranges ascend. */
 static u64 allocate_table(void)
 {
-    u64 table = LOW->tables_base - PAGE_SIZE;
+    u64 end = 0;
     for (u32 i = 0; i < LOW->memory_map_entries; i++) {
         const struct memory_range *range = &LOW->memory_map[i];
-        if (range->type == MEMORY_USABLE && table >= range->base && table < range->base + range->length) {
-            LOW->tables_base = table;
-            memset((void *)table, 0, PAGE_SIZE);
-            return table;
-        }
+        if (range->type == MEMORY_USABLE && range->base < LOW->tables_base)
+            end = min_u64(range->base + range->length, LOW->tables_base);
     }
-    fail(EXIT_BAD_PAYLOAD, "the guest leaves no room for page tables below 4 GiB");
+    if (!end)
+        fail(EXIT_BAD_PAYLOAD, "the guest leaves no room for page tables below 4 GiB");
+    LOW->tables_base = end - PAGE_SIZE;
+    memset((void *)LOW->tables_base, 0, PAGE_SIZE);
+    return LOW->tables_base;
 }
 
 /* The table behind an entry, made if there is none.  Rights are decided by the last level alone. */
@@ -85,25 +87,13 @@ static void map_range(u64 *pml4, u64 base, u64 end, u64 cache)
         map_large_page(pml4, gpa, cache);
 }
 
-/* Where the tables go: below the end of the last free RAM below 4 GiB, wherever the guest lies. */
-static u64 end_of_free_low_ram(void)
-{
-    u64 end = 0;
-    for (u32 i = 0; i < LOW->memory_map_entries; i++) {
-        const struct memory_range *range = &LOW->memory_map[i];
-        if (range->type == MEMORY_USABLE && range->base < FOUR_GIB)
-            end = range->base + range->length;
-    }
-    return end;
-}
-
 void paging_start(void)
 {
     struct payload *payload = &LOW->payload;
     payload->segments[payload->segment_count] =
         (struct segment){.base = ROM_BASE, .length = FOUR_GIB - ROM_BASE, .flags = SEGMENT_EXECUTABLE};
 
-    LOW->tables_end = LOW->tables_base = end_of_free_low_ram();
+    LOW->tables_base = FOUR_GIB;
     u64 *pml4 = (u64 *)allocate_table();
     for (u32 i = 0; i < LOW->memory_map_entries; i++) {
         const struct memory_range *range = &LOW->memory_map[i];
@@ -111,6 +101,6 @@ void paging_start(void)
             map_range(pml4, range->base, range->base + range->length, 0);
     }
     map_range(pml4, WINDOW_BASE, FOUR_GIB, UNCACHED);
-    memory_map_carve(LOW->tables_base, LOW->tables_end, MEMORY_PAGE_TABLES);
+    memory_map_carve(LOW->tables_base, FOUR_GIB, MEMORY_PAGE_TABLES); /* no free page was left out */
     write_cr3((u64)pml4);
 }

@@ -82,6 +82,10 @@ GOOD = [(0x10000, b"code", 4, RX)]
         (elf(GOOD, machine=183), "The guest 'x' is for AArch64, not for x86-64."),
         (elf(GOOD, elf_type=3), "The guest 'x' is not a static executable (ELF type EXEC); link it without PIE."),
         (elf([]), "The guest 'x' has no segment to load."),
+        (
+            elf([(0x10000 + n * 4096, b"code", 4, RX) for n in range(17)]),
+            "The guest 'x' has 17 segments to load; at most 16 are supported.",
+        ),
         (elf(GOOD)[:-2], "The guest 'x' is truncated: the segment at 0x10000 is not all in the file."),
         (
             elf([(0x8000, b"code", 4, RX)], entry=0x8000),

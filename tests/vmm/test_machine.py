@@ -272,7 +272,7 @@ def test_statistics_are_polled_in_real_time_too() -> None:
         assert m.stats.reason == "ok"
 
 
-@pytest.mark.parametrize("memory", ["1M", "2M", "3G", "3073M", "5G"])
+@pytest.mark.parametrize("memory", ["1M", "1028K", "1044K", "1048K", "2M", "3G", "3073M", "5G"])
 def test_hello_runs_in_every_size_of_memory(memory: str) -> None:
     with vmm.boot("hello", memory=memory) as m:
         outcome = m.run()

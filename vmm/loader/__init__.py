@@ -21,7 +21,7 @@ FIRMWARE_END = 0x10000  # the firmware's stack and boot information lie below
 FLAT_GPA = 0x100000
 LARGEST_IMAGE_BYTES = 1 << 30  # a device such as /dev/zero never ends
 EXECUTE, WRITE, READ = 1, 2, 4  # ELF's p_flags
-MAX_SEGMENTS = 64
+MAX_SEGMENTS = 16  # the firmware has room for no more
 
 
 class Segment(NamedTuple):
