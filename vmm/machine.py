@@ -58,7 +58,7 @@ class Machine:
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
         self.observers: list[Observer] = []
-        self.console = b""
+        self._console = bytearray()  # appending to bytes would copy all of it for each line
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
@@ -88,6 +88,11 @@ class Machine:
     def blocks(self) -> int:
         """Basic blocks that the CPU executed so far."""
         return self._cpu.blocks
+
+    @property
+    def console(self) -> bytes:
+        """Everything the guest wrote to its serial console so far."""
+        return bytes(self._console)
 
     @property
     def exit_code(self) -> int | None:
@@ -222,7 +227,7 @@ class Machine:
     def _settle_output(self) -> None:
         """Hand console output and events to the observers, in the order in which they came."""
         data = self.board.serial.take_output()
-        self.console += data
+        self._console += data
         events, self._events = self._events, []
         for observer in self.observers:
             if data:
