@@ -16,7 +16,6 @@ and relies on entries that it did not flush may see the change earlier.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from unicorn import x86_const
@@ -123,6 +122,3 @@ def _bits(name: str) -> int:
     if name in registers.SEGMENTS or name.endswith(("_limit", "_flags")) or name == "sysenter_cs":
         return 32
     return 8 if name in ("fpu_tags", "cr8") else 64
-
-
-Reader = Callable[[], State]
