@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from devices.errors import ConfigError
 from devices.state import State, require_fields
+from vmm.config import TargetStep
 
 if TYPE_CHECKING:
     from vmm.machine import Machine
@@ -66,6 +67,8 @@ def restore(machine: Machine, state: MachineState) -> None:
     parts = machine.parts()
     for name, part in parts.items():
         part.check_state(data[name], name)
+    for step in data["run"]["steps"]:
+        TargetStep(**step).check(machine.config.memory_bytes)
     for name, part in parts.items():
         part.restore_state(data[name])
 
