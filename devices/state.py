@@ -267,7 +267,8 @@ class Record:
         try:
             self.restore(None, saved)
         except ValueError as error:
-            raise ConfigError(f"The saved state does not fit this machine: {where}: {error}") from error
+            reason = str(error).rstrip(".")
+            raise ConfigError(f"The saved state does not fit this machine: {where}: {reason}.") from error
 
     def restore(self, current: Any, saved: Any) -> Any:
         return self._make(**{name: kind.restore(None, saved[name]) for name, kind in self._fields.items()})
