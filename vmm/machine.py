@@ -15,28 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from devices.effects import NOTHING, Effects, Event, Message, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
-from devices.state import (
-    COUNTER,
-    PART,
-    TEXT,
-    TIME_NS,
-    Bytes,
-    HasState,
-    Int,
-    Many,
-    Maybe,
-    Record,
-    Stateful,
-    Table,
-    Tuple,
-    Word,
-)
+from devices.state import COUNTER, PART, TEXT, Bytes, HasState, Int, Maybe, Record, Stateful, Table
 from vmm.boards import Board
 from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import MachineConfig, TargetStep, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
-from vmm.state import MachineState, restore, save
+from vmm.state import EVENTS, STOP, TARGET_STEPS, UNBOUNDED, MachineState, restore, save
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -63,9 +48,6 @@ class Observer(Protocol):
     def on_target(self, now_ns: int) -> None: ...
 
 
-_MANY = 1 << 40
-_SIZE = Maybe(COUNTER)
-
 Condition = Callable[["Machine"], bool]
 
 
@@ -78,11 +60,11 @@ class Machine(Stateful):
 
     STATE: ClassVar[Table] = {
         "_clock": PART,
-        "_steps": Many(Record(TargetStep, time_ns=TIME_NS, ram_bytes=_SIZE, balloon_bytes=_SIZE), longest=_MANY),
-        "_stop": Maybe(Record(Stop, kind=Word(StopKind), code=Int(0, 255))),
+        "_steps": TARGET_STEPS,
+        "_stop": STOP,
         "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
-        "console": Bytes(_MANY),
-        "_events": Many(Tuple(TIME_NS, Record(Event, source=TEXT, kind=TEXT, text=TEXT)), longest=_MANY),
+        "console": Bytes(UNBOUNDED),
+        "_events": EVENTS,
         **dict.fromkeys(("_stats_seen", "backed_bytes_peak"), COUNTER),
     }
 

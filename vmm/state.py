@@ -16,8 +16,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from devices.effects import Event, Stop, StopKind
 from devices.errors import ConfigError
-from devices.state import State, require_fields
+from devices.state import COUNTER, TEXT, TIME_NS, Int, Many, Maybe, Record, State, Tuple, Word, require_fields
 from vmm.config import TargetStep
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 SCHEMA = "balloon-vmm machine"
 VERSION = 1
+UNBOUNDED = 1 << 40
+_SIZE = Maybe(COUNTER)
+TARGET_STEPS = Many(Record(TargetStep, time_ns=TIME_NS, ram_bytes=_SIZE, balloon_bytes=_SIZE), longest=UNBOUNDED)
+STOP = Maybe(Record(Stop, kind=Word(StopKind), code=Int(0, 255)))
+EVENTS = Many(Tuple(TIME_NS, Record(Event, source=TEXT, kind=TEXT, text=TEXT)), longest=UNBOUNDED)
+
 _PARTS = ("cpu", "memory", "board", "run")
 _WORDS = {
     "memory_bytes": "bytes of RAM",

@@ -214,7 +214,7 @@ class VirtioDevice(Stateful):
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        features = _negotiated(saved["status"], saved["driver_features"])
+        features = status.negotiated(saved["status"], saved["driver_features"])
         entries = require_list(f"{where}.queues", saved["queues"], len(self.queues))
         for queue, entry in zip(self.queues, entries, strict=True):
             queue.check_queue(entry, f"{where}.{queue.name}", self.memory, features)
@@ -222,7 +222,7 @@ class VirtioDevice(Stateful):
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
         for queue, entry in zip(self.queues, saved["queues"], strict=True):
-            queue.restore_queue(entry, self.memory, _negotiated(self.status, self.driver_features))
+            queue.restore_queue(entry, self.memory, status.negotiated(self.status, self.driver_features))
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class VirtioDevice(Stateful):
 
     def has_feature(self, bit: int) -> bool:
         """Whether feature `bit` was negotiated."""
-        return bool(_negotiated(self.status, self.driver_features) >> bit & 1)
+        return bool(status.negotiated(self.status, self.driver_features) >> bit & 1)
 
     def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
         """Return chains to the driver.  Only while the device is live."""
@@ -326,7 +326,7 @@ class VirtioDevice(Stateful):
         return self._contained(queue, self._set_up, queue) | self._look_at([queue], now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
-        queue.set_up(self.memory, _negotiated(self.status, self.driver_features))
+        queue.set_up(self.memory, status.negotiated(self.status, self.driver_features))
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
 
     def _exists(self, queue: Queue) -> bool:
@@ -396,8 +396,3 @@ class VirtioDevice(Stateful):
             self.queues,
             self.settings(),
         )
-
-
-def _negotiated(device_status: int, driver_features: int) -> int:
-    """The features that both sides agreed on: none before FEATURES_OK."""
-    return driver_features if device_status & _FEATURES_OK else 0

@@ -140,7 +140,7 @@ class UnicornCpu:
         return saved_state.read(self._engine, self._state, self._clock, self._halted)
 
     def check_state(self, saved: Any, where: str) -> None:
-        """ConfigError unless `restore_state(saved)` will work; `where` begins the names in its sentence."""
+        """ConfigError unless `restore_state(saved)` will work."""
         saved_state.check(self.save_state(), saved, where)
 
     def restore_state(self, saved: Any) -> None:
