@@ -6,13 +6,13 @@ image in it, both address spaces, and the devices; it has no CPU and no clock of
 
 from __future__ import annotations
 
+import hashlib
 import os
-import random
 import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import firmware
 from devices.bus import AddressSpace, Handler
@@ -25,6 +25,7 @@ from devices.pci.host_bridge import HostBridge
 from devices.power import ExitDevice, Pm1aControl, Pvpanic
 from devices.rtc import Rtc
 from devices.serial import Serial
+from devices.state import COUNTER, FLAG, PART, TEXT, Many, Pairs, Stateful, Table
 from devices.timer import PortB, Timer8254
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
@@ -87,11 +88,38 @@ class Timed(Protocol):
     def advance(self, now_ns: int) -> Effects: ...
 
 
-class Board:
+class SeededEntropy(Stateful):
+    """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
+
+    STATE: ClassVar[Table] = {"taken_bytes": COUNTER}
+    _BLOCK_BYTES = hashlib.blake2b().digest_size
+
+    def __init__(self, seed: str) -> None:
+        self.seed = seed
+        self.taken_bytes = 0
+
+    def __call__(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        first, skip = divmod(self.taken_bytes, self._BLOCK_BYTES)
+        self.taken_bytes += count
+        last = -(-self.taken_bytes // self._BLOCK_BYTES)
+        return b"".join(self._block(index) for index in range(first, last))[skip : skip + count]
+
+    def _block(self, index: int) -> bytes:
+        return hashlib.blake2b(self.seed.encode() + index.to_bytes(8, "little")).digest()
+
+
+class Board(Stateful):
     """Everything that `config` asks for, wired and at power-on.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
     """
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("lapic", "timer", "rtc", "serial", "pm1a", "fw_cfg", "host_bridge"), PART),
+        "entropy": Many(PART),
+        "lines": Pairs(TEXT, FLAG),
+    }
 
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
@@ -108,6 +136,7 @@ class Board:
         self.ports = AddressSpace("port", 16)
         self.mmio = AddressSpace("memory", 52)
         self.lines: dict[str, bool] = {}
+        self.entropy: list[SeededEntropy] = []
         self.rom = firmware.image()
         high_bytes = sum(size for gpa, size in layout if gpa >= HIGH_BASE)
         start_s = VIRTUAL_START_UNIX_S if config.clock == "virtual" else int(time.time())
@@ -115,6 +144,7 @@ class Board:
         self.timer = Timer8254()
         self.rtc = Rtc(start_s, config.memory_bytes - high_bytes, high_bytes)
         self.serial = Serial()
+        self.pm1a = Pm1aControl()
         self.fw_cfg = FwCfg(
             {
                 "etc/e820": e820(layout),
@@ -139,7 +169,7 @@ class Board:
             (self.ports, 0x505, 1, Pvpanic(), "pvpanic"),
             (self.ports, 0x510, 2, self.fw_cfg, "fw_cfg"),
             (self.ports, 0x5F4, 4, ExitDevice(), "exit device"),
-            (self.ports, 0x604, 2, Pm1aControl(), "PM1a control"),
+            (self.ports, 0x604, 2, self.pm1a, "PM1a control"),
             (self.mmio, ROM_SHADOW_BASE, firmware.ROM_BYTES, Rom(self.rom), "firmware"),
             (self.mmio, INTERRUPT_BASE, 0x1000, self.lapic, "local APIC"),
             (self.mmio, HIGH_BASE - firmware.ROM_BYTES, firmware.ROM_BYTES, Rom(self.rom), "firmware"),
@@ -206,7 +236,10 @@ def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
 
 
 def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
-    entropy = random.Random(device.id).randbytes if board.config.clock == "virtual" else os.urandom
+    entropy: Callable[[int], bytes] = os.urandom
+    if board.config.clock == "virtual":
+        board.entropy.append(SeededEntropy(device.id))
+        entropy = board.entropy[-1]
     features = _features(device, ("indirect_desc", "event_idx"))
     return Rng(board.memory, entropy, name=device.id, features=features)
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devices.effects import NOTHING, Effects, Event, Message, Stop, StopKind
 from devices.memory import GuestMemory
+from devices.memory_state import MemoryState
+from devices.state import COUNTER, PART, TEXT, Bytes, HasState, Int, Maybe, Record, Stateful, Table
 from vmm.boards import Board
 from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import MachineConfig, TargetStep, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
+from vmm.state import EVENTS, STOP, TARGET_STEPS, UNBOUNDED, MachineState, restore, save
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,12 +51,22 @@ class Observer(Protocol):
 Condition = Callable[["Machine"], bool]
 
 
-class Machine:
+class Machine(Stateful):
     """A machine made after `config`, at its reset vector, with the guest's image in RAM.
 
     Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
     give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
     """
+
+    STATE: ClassVar[Table] = {
+        "_clock": PART,
+        "_steps": TARGET_STEPS,
+        "_stop": STOP,
+        "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
+        "console": Bytes(UNBOUNDED),
+        "_events": EVENTS,
+        **dict.fromkeys(("_stats_seen", "backed_bytes_peak"), COUNTER),
+    }
 
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
@@ -124,6 +137,26 @@ class Machine:
         from vmm.report import report
 
         return report(self)
+
+    # -- its state ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> MachineState:
+        """Everything that decides how the run goes on, as one value; nothing is changed.
+
+        Not from an observer or a callback, but between two calls of `run` or in its `until`."""
+        return save(self)
+
+    def restore(self, state: MachineState) -> None:
+        """Go on from `state`, which this machine or another one made after the same configuration has saved.
+
+        With the virtual clock the run is then the same to the byte as if it had never been cut.  ConfigError, and
+        nothing changed, if the state does not fit this machine."""
+        restore(self, state)
+        self._interrupted = False
+
+    def parts(self) -> dict[str, HasState]:
+        """What `save` saves, in the order in which it is put back."""
+        return {"memory": MemoryState(self.memory), "cpu": self._cpu, "board": self.board, "run": self}
 
     # -- running it ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from devices.bus import Handler
 from devices.effects import NOTHING, Effects, Line
@@ -30,6 +30,7 @@ from devices.pci.config import (
     header_fields,
 )
 from devices.pci.msix import MsixTable
+from devices.state import FLAG, PART, Stateful, Table
 
 SLOTS = 32
 
@@ -62,11 +63,13 @@ class _Window:
         return self.function.access_write(self.bar, offset, size, value, now_ns)
 
 
-class PciFunction:
+class PciFunction(Stateful):
     """Function 0 of device `slot` (0 to 31) on bus 0, called `name`.
 
     `msix` brings its own base address register and capability.  `interrupt_pin` is 0 for none or 1 for INTA.
     """
+
+    STATE: ClassVar[Table] = {"config": PART, "msix": PART, "_interrupt_requested": FLAG, "_inta": FLAG}
 
     def __init__(
         self,

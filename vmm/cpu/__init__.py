@@ -9,7 +9,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+from devices.state import State
 
 
 class Platform(Protocol):
@@ -98,6 +100,14 @@ class Cpu(Protocol):
 
     def set_registers(self, values: dict[str, int]) -> None:
         """Change some of them, between runs."""
+        ...
+
+    def save_state(self) -> State: ...
+
+    def check_state(self, saved: Any, where: str) -> None: ...
+
+    def restore_state(self, saved: Any) -> None:
+        """Go on from a state that another processor, or this one earlier, has saved; between runs, RAM as it was."""
         ...
 
     def translate(self, gva: int) -> int | None:
