@@ -9,7 +9,6 @@ the host's side overwrote.  Nothing here changes the count of blocks, so watchin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devices.effects import NOTHING, Effects, Event, Message, Stop, StopKind
@@ -18,22 +17,15 @@ from devices.memory_state import MemoryState
 from devices.state import COUNTER, PART, TEXT, Bytes, HasState, Int, Maybe, Record, Stateful, Table
 from vmm.boards import Board
 from vmm.clock import Clock, RealtimeClock, VirtualClock
-from vmm.config import MachineConfig, TargetStep, parse_duration
+from vmm.config import MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
-from vmm.cpu import Exit, ExitReason
+from vmm.cpu import ClosedCpu, Cpu, Exit, ExitReason
+from vmm.keyboard import KeyboardGuard
+from vmm.outcome import Outcome, describe_triple_fault
 from vmm.state import EVENTS, STOP, TARGET_STEPS, UNBOUNDED, MachineState, restore, save
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended: one of the documented words, the exit status that goes with it, and a sentence."""
-
-    kind: str
-    exit_code: int
-    detail: str
 
 
 class Observer(Protocol):
@@ -63,7 +55,7 @@ class Machine(Stateful):
         "_steps": TARGET_STEPS,
         "_stop": STOP,
         "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
-        "console": Bytes(UNBOUNDED),
+        "_console": Bytes(UNBOUNDED),
         "_events": EVENTS,
         **dict.fromkeys(("_stats_seen", "backed_bytes_peak"), COUNTER),
     }
@@ -82,7 +74,7 @@ class Machine(Stateful):
         self.board = Board(config)
         try:
             self.memory: GuestMemory = self.board.memory
-            self._cpu = self.board.make_cpu(self)
+            self._cpu: Cpu | ClosedCpu = self.board.make_cpu(self)
         except BaseException:
             self.board.memory.close()
             raise
@@ -160,29 +152,37 @@ class Machine(Stateful):
 
     # -- running it ----------------------------------------------------------------------------------------------------
 
-    def run(self, until: Condition | str | None = None, *, pace: Callable[[int], None] | None = None) -> Outcome | None:
-        """Run until the guest ends, or `until` holds: a predicate of the machine, or a guest time from now ("2s").
+    def run(
+        self, until: Condition | str | float | None = None, *, pace: Callable[[int], None] | None = None
+    ) -> Outcome | None:
+        """Run until the guest ends, or `until` holds: a predicate of the machine, or a guest time from now ("2s", 0.5).
 
         Returns the `Outcome` when the run is over, None when `until` was met first.  `pace` is called with the guest
-        time every few milliseconds; what it does with the time does not change the run.
+        time every few milliseconds; what it does with the time does not change the run.  Ctrl-C raises
+        KeyboardInterrupt between two steps of the machine, and the run can go on afterwards.
         """
-        stop_ns = self.now_ns + parse_duration(until) if isinstance(until, str) else None
         met = until if callable(until) else None
-        while self.outcome is None:
-            if pace is not None:
-                pace(self.now_ns)  # first, so that nothing is shown before its time has come
-            self._settle()
-            if self._is_over():
-                break
-            if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
-                return None
-            deadline_ns = self._next_deadline_ns(stop_ns)
-            exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
-            if exit_.reason is ExitReason.HALTED:
-                self._sleep(exit_, deadline_ns)
-            elif exit_.reason is ExitReason.TRIPLE_FAULT:
-                self._finish("triple-fault", 4, _describe_triple_fault(exit_))
+        stop_ns = None if until is None or callable(until) else self.now_ns + parse_duration(until)
+        with KeyboardGuard() as keyboard:
+            while self.outcome is None:
+                keyboard.check()
+                if pace is not None:
+                    pace(self.now_ns)  # first, so that nothing is shown before its time has come
+                self._settle()
+                if self._is_over():
+                    break
+                if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
+                    return None
+                self._step(self._next_deadline_ns(stop_ns))
         return self.outcome
+
+    def _step(self, deadline_ns: int | None) -> None:
+        """Let the CPU run once, and see why it came back."""
+        exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
+        if exit_.reason is ExitReason.HALTED:
+            self._sleep(exit_, deadline_ns)
+        elif exit_.reason is ExitReason.TRIPLE_FAULT:
+            self._finish("triple-fault", 4, describe_triple_fault(exit_))
 
     def interrupt(self) -> None:
         """End the run at the next opportunity, as interrupted; may be called from a signal handler."""
@@ -361,8 +361,10 @@ class Machine(Stateful):
         return accepted
 
     def close(self) -> None:
-        """Give RAM and CPU back to the host."""
-        self._cpu.close()
+        """Give RAM and CPU back to the host.  What was counted can still be read; everything else is a ConfigError."""
+        if not isinstance(self._cpu, ClosedCpu):
+            self._cpu.close()
+            self._cpu = ClosedCpu(self._cpu.blocks)
         self.memory.close()
 
     def __enter__(self) -> Machine:
@@ -373,10 +375,7 @@ class Machine(Stateful):
     ) -> None:
         self.close()
 
-
-def _describe_triple_fault(exit_: Exit) -> str:
-    """The first exception that could not be delivered, where it was, and the registers."""
-    names = [name for name in exit_.registers if name not in ("cs", "rip")]
-    values = " ".join(f"{name}={exit_.registers[name]:x}" for name in names)
-    place = f"{exit_.registers['cs']:04x}:{exit_.registers['rip']:016x}"
-    return f"exception {exit_.vector} at {place} could not be delivered; {values}"
+    def __repr__(self) -> str:
+        state = "running" if self.outcome is None else self.outcome.kind
+        ram = format_size(self.config.memory_bytes)
+        return f"<Machine {self.config.guest}, {ram} of RAM, {self.now_ns / 1e9:g} s, {state}>"

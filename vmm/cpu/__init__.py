@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from devices.errors import ConfigError
 from devices.state import State
 
 
@@ -119,3 +120,13 @@ class Cpu(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class ClosedCpu:
+    """Stands in a CPU's place once it is closed, so that nothing of what was freed is ever touched."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigError("The machine is closed.")
