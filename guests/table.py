@@ -125,4 +125,21 @@ TORTURE = GuestRow(
     prints=(r"^torture: \d+ checks, \d+ exceptions, \d+ timer interrupts, 0 wrong$",),
 )
 
-GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO, STATS, BALLOON, TORTURE)}
+HOSTILE = GuestRow(
+    name="hostile",
+    summary="makes a request that no driver may make, and judges what the balloon does about it",
+    memory="64M",
+    minimum_memory="1M",
+    demo_target="",
+    demo_poll=0.0,
+    demo_for="",
+    parameters=(("NAME", "the request to make; without a name it lists them all and ends"),),
+    prints=(
+        r"^hostile: give me the name of a request as my parameter:$",
+        r"^hostile: avail-jump +the available index runs ahead by more than the queue has \(2\.7\.13\.3\)$",
+        r"^hostile: huge +a buffer of 4 GiB \(2\.7\.5\)$",
+        r"^hostile: pfn-outside +page numbers of no RAM among good ones \(5\.5\.6\)$",
+    ),
+)
+
+GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO, STATS, BALLOON, TORTURE, HOSTILE)}
