@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from devices.errors import DriverError, OutsideRam
 from devices.memory import GuestMemory
 from devices.virtio import spec
-from devices.virtio.chains import Chains, Index, OneBuffer
+from devices.virtio.chains import Chains, FewChains, Index, OneBuffer
 
 _DESC = Struct("<QIHH")
 _NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
@@ -71,14 +71,7 @@ class Walker:
         taken, end = len(slots), first[-1]
         if end == 1 and slots[0] == 1:
             return OneBuffer(heads[0], addr[0], length[0], writable[0])
-        return Chains(
-            np.array(heads[:taken], np.uint16),
-            np.array(slots),
-            np.array(first),
-            np.array(addr[:end], np.uint64),
-            np.array(length[:end], np.uint64),
-            np.array(writable[:end]),
-        )
+        return FewChains(heads[:taken], slots, first, addr[:end], length[:end], writable[:end])
 
     def _follow(self, head: int, addr: list[int], length: list[int], writable: list[bool]) -> int:
         """Append the buffers of the chain at `head`; returns the entries it occupies in the descriptor table."""
