@@ -99,7 +99,10 @@ BALLOON = GuestRow(
     demo_target="32M@2s,16M@4s,64M@6s",
     demo_poll=0.0,
     demo_for="8s",
-    parameters=(("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),),
+    parameters=(
+        ("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),
+        ("check=0", "gives pages away without looking at them first, so that inflating can be timed"),
+    ),
     prints=(
         _VIRTIO,
         r"^balloon: inflateq \d+, deflateq \d+ entries; MSI-X$",

@@ -65,9 +65,7 @@ def test_neighbours_are_discarded_as_one_run_in_any_order(
     def watched(_fd: int, _mapping: object, file_offset: int, _offset: int, length: int) -> None:
         runs.append((file_offset // PAGE_BYTES, length // PAGE_BYTES))
 
-    def watched_runs(
-        fd: int, mapping: object, at: int, offsets: NDArray[np.uint64], lengths: NDArray[np.uint64]
-    ) -> None:
+    def watched_runs(fd: int, mapping: object, at: int, offsets: U64, lengths: U64) -> None:
         for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
             watched(fd, mapping, at + offset, offset, length)
 
