@@ -82,13 +82,7 @@ def throughput_rows(measured: dict[tuple[str, str], Times]) -> list[Row]:
     both, merged = {"memfd": 4.0, "anonymous": 4.0}, {"memfd": 0.85, "anonymous": 0.75}
     return [
         *rows,
-        ratio(
-            "ascending: 64 requests over C, sort and merge",
-            "ascending",
-            "many",
-            "batch",
-            {"memfd": 0.85, "anonymous": 0.75},
-        ),
+        ratio("ascending: 64 requests over C, sort and merge", "ascending", "many", "batch", merged),
         ratio("ascending: 64 requests over C, page by page", "ascending", "many", "page", both),
         ratio("random: 64 requests over C, sort and merge", "random", "many", "batch", {"anonymous": 1.3}, no_vector),
         ratio("random: a kick for each over C, sort and merge", "random", "one", "sort", {"anonymous": 1.3}, no_vector),

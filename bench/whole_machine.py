@@ -15,7 +15,7 @@ from bench.rig import MIB, REQUEST_PAGES, Rig, backed_by, pfns_of
 from devices.memory import PAGE_BYTES
 from vmm.machine import Machine
 
-GUEST_BYTES, BALLOON_BYTES = 256 * MIB, 128 * MIB
+GUEST_BYTES, BALLOON_BYTES = 128 * MIB, 64 * MIB
 BALLOON_PAGES = BALLOON_BYTES // PAGE_BYTES
 LATENCY_REQUESTS = 300
 LOOP_TIME = "50ms"  # of guest time: five million blocks
@@ -48,7 +48,7 @@ def size_of_guest(machine: Machine) -> int:
 
 
 def end_to_end(backing: str) -> Times:
-    """Inflating by 128 MiB: "guest" from outside the machine, "device" the same requests without CPU and guest."""
+    """Inflating by 64 MiB: "guest" from outside the machine, "device" the same requests without CPU and guest."""
     machine, rig = _balloon_guest(backing), Rig(backing)
     requests = BALLOON_PAGES // REQUEST_PAGES
     arrays = pfns_of("ascending", BALLOON_PAGES).reshape(requests, REQUEST_PAGES)
@@ -78,7 +78,7 @@ def end_to_end(backing: str) -> Times:
 def kick_to_interrupt(backing: str) -> float:
     """Median microseconds from the guest's notification, a store into MMIO, until the CPU's interrupt line is up: the
     buses, the transport, a request that discards nothing, the message and the local APIC."""
-    machine = _balloon_guest(backing, 64 * MIB)
+    machine = _balloon_guest(backing, 4 * MIB)
     deflateq, write = machine.board.need_balloon()[1].queues[1], machine.mmio_write
     latencies: list[int] = []
 

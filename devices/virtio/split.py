@@ -109,15 +109,15 @@ class SplitQueue(Stateful):
     def _take(self, pending: int) -> Chains:
         position = self._next_available & self.size - 1
         if pending == 1:
-            return self._walker.one_by_one([self._available.item(2 + position)], self._in_flight)
+            return self._walker.one(self._available.item(2 + position), self._in_flight)
         ring = self._available[2 : 2 + self.size]
-        heads = np.concatenate((ring[position : position + pending], ring[: max(position + pending - self.size, 0)]))
-        if pending >= LOCK_STEP_FROM_CHAINS and self._are_new(heads):
+        upper, lower = ring[position : position + pending], ring[: max(position + pending - self.size, 0)]
+        if pending >= LOCK_STEP_FROM_CHAINS and self._are_new(heads := np.concatenate((upper, lower))):
             chains = self._walker.in_lock_step(heads.astype(np.intp))
             if chains is not None:
                 self._heads_in_flight[heads] = 1
                 return chains
-        return self._walker.one_by_one(heads.tolist(), self._in_flight)
+        return self._walker.one_by_one(upper.tolist() + lower.tolist(), self._in_flight)
 
     def _are_new(self, heads: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> bool:
         """Whether all are in range, different, and not in flight."""

@@ -45,6 +45,15 @@ class Walker:
         self._bytes = view.data
         self._records: Records = view.view(spec.virtq_desc)
 
+    def one(self, head: int, in_flight: bytearray) -> Chains:
+        """`one_by_one` for a single chain, without its lists where that is a single buffer that keeps the rules."""
+        if head < self._size and not in_flight[head]:
+            gpa, size, flags, _ = _DESC.unpack_from(self._bytes, head * _DESC_BYTES)
+            if not flags & (_NEXT | _INDIRECT) and size and self._memory.region_of(gpa, size) is not None:
+                in_flight[head] = 1
+                return OneBuffer(head, gpa, size, bool(flags & _WRITE))
+        return self.one_by_one([head], in_flight)
+
     # -- one by one ------------------------------------------------------------------------------------------------
 
     def one_by_one(self, heads: list[int], in_flight: bytearray) -> Chains:
@@ -69,8 +78,6 @@ class Walker:
             slots.append(occupied)
             first.append(len(addr))
         taken, end = len(slots), first[-1]
-        if end == 1 and slots[0] == 1:
-            return OneBuffer(heads[0], addr[0], length[0], writable[0])
         return FewChains(heads[:taken], slots, first, addr[:end], length[:end], writable[:end])
 
     def _follow(self, head: int, addr: list[int], length: list[int], writable: list[bool]) -> int:
