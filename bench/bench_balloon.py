@@ -54,9 +54,9 @@ def test_following_chains(benchmark: BenchmarkFixture, rig: Rig, way: str, chain
     walker = Walker(rig.memory, DESC, QUEUE_SIZE, False)
     heads = np.arange(chains)
     if way == "lock-step":
-        benchmark(walker.in_lock_step, heads)  # type: ignore[no-untyped-call]
+        benchmark(walker.in_lock_step, heads)
     else:
-        benchmark(lambda: walker.one_by_one(heads.tolist(), bytearray(QUEUE_SIZE)))  # type: ignore[no-untyped-call]
+        benchmark(lambda: walker.one_by_one(heads.tolist(), bytearray(QUEUE_SIZE)))
 
 
 @pytest.mark.parametrize("chains", [1, 64, 256])

@@ -46,10 +46,11 @@ def _number(value: float | None) -> str:
 
 
 def machine() -> str:
-    """The processor's name and how many there are."""
+    """The processor's name, how many there are, and how much else they had to do in the last minute."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'unknown processor'}, {os.cpu_count()} cores"
+    name = names[0] if names else "unknown processor"
+    return f"{name}, {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}, this benchmark being 1 of it"
 
 
 def render(rows: list[Row]) -> str:
