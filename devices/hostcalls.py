@@ -236,6 +236,18 @@ def resident_pages(address: int, length: int) -> NDArray[np.bool_]:
         return (answer & 1).astype(np.bool_)
 
 
+def peek_anonymous(mapping: mmap.mmap, address: int, offset: int, length: int) -> bytes:
+    """A copy of private memory mapped at `address`: only of the pages that are there.  What is not reads as zero and
+    stays away."""
+    first = offset // PAGE_BYTES * PAGE_BYTES
+    answer = bytearray(offset + length - first)
+    present = resident_pages(address + first, len(answer))
+    for index in np.flatnonzero(present).tolist():
+        end = min((index + 1) * PAGE_BYTES, len(answer))
+        answer[index * PAGE_BYTES : end] = mapping[first + index * PAGE_BYTES : first + end]
+    return bytes(answer[offset - first :])
+
+
 def _read_pagemap(fd: int, first: int, pages: int) -> NDArray[np.bool_]:
     result = np.empty(pages, np.bool_)
     for start in range(0, pages, _PAGEMAP_CHUNK_PAGES):

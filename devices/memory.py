@@ -274,7 +274,7 @@ class GuestMemory:
                 hostcalls.discard_anonymous_runs(region.mapping, region.address, offsets, sizes)
             else:
                 hostcalls.discard_file_runs(self.fd, region.mapping, region.gpa, offsets, sizes)
-        self._writes.add_arrays(pfns << _SHIFT, counts << _SHIFT)
+        self.writes.add_arrays(pfns << _SHIFT, counts << _SHIFT)
         return int(counts.sum()) << PAGE_SHIFT
 
     def _discard_few(self, ranges: list[tuple[int, int]]) -> int:
@@ -314,7 +314,9 @@ class GuestMemory:
         places = self._places(gpa, length)
         if self.fd is not None:
             return hostcalls.read_file(self.fd, gpa, length)
-        return b"".join(_peek_anonymous(*place) for place in places)
+        return b"".join(
+            hostcalls.peek_anonymous(region.mapping, region.address, offset, size) for region, offset, size in places
+        )
 
     # -- who wrote what ------------------------------------------------------------------------------------------------
 
@@ -393,15 +395,3 @@ def _fill(pieces: list[Bytes], source: Bytes) -> None:
     for piece in pieces:
         piece[:] = source[position : position + len(piece)]
         position += len(piece)
-
-
-def _peek_anonymous(region: Region, offset: int, length: int) -> bytes:
-    """Copy only the pages that are there: what is not reads as zero and stays away."""
-    page = hostcalls.PAGE_BYTES
-    first = offset // page * page
-    answer = bytearray(offset + length - first)
-    present = hostcalls.resident_pages(region.address + first, len(answer))
-    for index in np.flatnonzero(present).tolist():
-        end = min((index + 1) * page, len(answer))
-        answer[index * page : end] = region.mapping[first + index * page : first + end]
-    return bytes(answer[offset - first :])
