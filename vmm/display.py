@@ -8,8 +8,9 @@ unfiltered: control characters are shown as escapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from devices.errors import ConfigError
@@ -18,10 +19,18 @@ from vmm.config import PAGE_BYTES, format_size
 
 if TYPE_CHECKING:
     from devices.effects import Event
+    from vmm.loader import Payload
     from vmm.machine import Machine
 
 COVERED_EVENTS = frozenset(("stats", "target"))  # told as statistics and as the host's new target
 LONGEST_LINE = 500  # characters of one line of the guest's that are kept; the rest is another line
+REPEAT_NS = 1_000_000  # equal statistics that come sooner than this after those shown last are not shown again
+STATS_COLUMNS, SUMMARY_COLUMNS = 120, 80  # of plain lines; the live view is as wide as its terminal
+BALLOON_QUEUES = frozenset(("inflateq", "deflateq", "statsq"))
+ESSENTIAL_REGISTERS = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
+    *("rflags", "cr0", "cr2", "cr3", "cr4"),
+)
 _UNIT_OF = {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
 
 
@@ -125,8 +134,17 @@ def _backed(machine: Machine) -> int | None:
 
 
 def format_time(time_ns: int) -> str:
-    """Seconds with as many decimals as a boot needs: "0.001234 s"."""
+    """The time of an event, to the microsecond, which tells a boot's steps apart: "0.001234 s"."""
     return f"{time_ns // 10**9}.{time_ns % 10**9 // 1000:06} s"
+
+
+def format_span(span_ns: int) -> str:
+    """How long something took, in the unit that suits it and never rounded up: "8.02 s", "478 ms", "389 us"."""
+    if span_ns < 1_000_000:
+        return f"{span_ns // 1000} us"
+    if span_ns < 10**9:
+        return f"{span_ns // 1_000_000} ms"
+    return f"{span_ns // 10**9}.{span_ns % 10**9 // 1_000_000:03}".rstrip("0").rstrip(".") + " s"
 
 
 def format_stat(name: str, value: int) -> str:
@@ -156,38 +174,85 @@ def both_sizes(ram_bytes: int, balloon_bytes: int) -> str:
     return f"{format_size(ram_bytes)} left to the guest (balloon {format_size(balloon_bytes)})"
 
 
-def stats_line(gauges: Gauges) -> str:
-    """One report of statistics, beside the balloon and the host's memory, as one line."""
-    values = ", ".join(f"{name.removeprefix('stat-')} {value}" for name, value in named_stats(gauges))
-    return (
-        f"target {format_size(gauges.target_ram_bytes)}, guest RAM {format_size(gauges.ram_bytes)}, "
-        f"balloon {format_size(gauges.balloon_bytes)}, host memory {format_backed(gauges.backed_bytes)}; {values}"
+def image_note(payload: Payload | None) -> str:
+    """What should be said about the guest's file: that it was taken for machine code; "" when it is no flat image."""
+    if payload is None or payload.kind != "flat":
+        return ""
+    return f"{payload.name} is no ELF file: loaded as a flat image at {payload.entry:x}h"
+
+
+def stats_lines(gauges: Gauges) -> list[str]:
+    """One report of statistics: a line with the balloon and the host's memory, and the guest's values under it."""
+    first = (
+        f"statistics: target {format_size(gauges.target_ram_bytes)}, guest RAM {format_size(gauges.ram_bytes)}, "
+        f"balloon {format_size(gauges.balloon_bytes)}, host memory {format_backed(gauges.backed_bytes)}"
     )
+    values = [f"{name.removeprefix('stat-')} {value}" for name, value in named_stats(gauges)]
+    return [first, *_join_lines(values, STATS_COLUMNS, " " * 14)]
 
 
-def summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The whole run on one screen, as (what, how much), from the report that `--json` prints."""
-    memory, balloon = report["memory"], report["balloon"]
-    rows = [
-        ("outcome", f"{report['outcome']}: {report['detail']}"),
-        (
-            "time",
-            f"{format_time(report['clock_ns'])} of guest time in {report['wall_s']:.2f} s, {report['blocks']:,} blocks",
-        ),
-    ]
-    if balloon is not None:
-        rows += _balloon_rows(balloon, memory["ram_bytes"]) + _stats_rows(report["stats"])
-        names = [
-            name.removeprefix("VIRTIO_BALLOON_F_").removeprefix("VIRTIO_F_")
-            for name in report["features"]["negotiated"]
-        ]
-        rows.append(("features", ", ".join(names) or "none negotiated"))
-    queues = ", ".join(f"{queue['name']} {queue['requests']}" for queue in report["queues"])
+def _join_lines(items: Iterable[str], columns: int, indent: str) -> list[str]:
+    """`items` with commas between them, in lines of at most `columns` characters; no item is broken."""
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + len(f", {item},") <= columns:
+            lines[-1] += f", {item}"
+        else:
+            lines.append(indent + item)
+    return [f"{line}," for line in lines[:-1]] + lines[-1:]
+
+
+def summary(report: Mapping[str, Any], note: str = "") -> list[tuple[str, str]]:
+    """The whole run on one screen, as (what, how much), from the report that `--json` prints.
+
+    `note` is `image_note`'s.
+    """
+    memory, rows = report["memory"], _outcome_rows(report)
+    rows += [("guest", note)] if note else []
+    guest_s = format_span(report["clock_ns"])
+    rows.append(("time", f"{guest_s} of guest time in {report['wall_s']:.2f} s, {report['blocks']:,} blocks"))
+    is_used = _uses_balloon(report)
+    if is_used:
+        rows += _balloon_rows(report["balloon"], memory["ram_bytes"]) + _stats_rows(report["stats"])
+        rows.append(("features", _feature_names(report["features"]["negotiated"])))
+    elif report["balloon"] is not None:
+        rows.append(("balloon", _unused_balloon(report["balloon"], memory["ram_bytes"])))
+    counts = [(queue["name"], queue["requests"]) for queue in report["queues"]]
+    queues = ", ".join(f"{name} {count}" for name, count in counts if is_used or name not in BALLOON_QUEUES)
     rows += [("requests", queues)] if queues else []
     ram, end, peak = (format_size(memory[name]) for name in ("ram_bytes", "backed_bytes_end", "backed_bytes_peak"))
     rows.append(("host memory", f"{end} behind the guest's {ram} at the end, {peak} at most"))
     rows.append(("exit status", str(report["exit_code"])))
     return rows
+
+
+def _outcome_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How it ended; of a triple fault's sixty registers those that are looked at first."""
+    sentence, _, values = str(report["detail"]).partition("; ")
+    if report["outcome"] != "triple-fault" or not values:
+        return [("outcome", f"{report['outcome']}: {report['detail']}")]
+    found = dict(word.split("=", 1) for word in values.split() if "=" in word)
+    registers = " ".join(f"{name}={found[name]}" for name in ESSENTIAL_REGISTERS if name in found)
+    return [("outcome", f"triple-fault: {sentence}"), ("registers", f"{registers} (all of them are in --json)")]
+
+
+def _uses_balloon(report: Mapping[str, Any]) -> bool:
+    """Whether there is a balloon and a driver ever did something with it; requests are counted across resets."""
+    if report["balloon"] is None:
+        return False
+    requests = sum(queue["requests"] for queue in report["queues"] if queue["name"] in BALLOON_QUEUES)
+    return bool(requests or report["features"]["negotiated"] or report["balloon"]["actual_pages"])
+
+
+def _unused_balloon(balloon: Mapping[str, int], memory_bytes: int) -> str:
+    target_bytes = balloon["target_pages"] * PAGE_BYTES
+    wish = f"; the target was {both_sizes(memory_bytes - target_bytes, target_bytes)}" if target_bytes else ""
+    return f"not used by the guest{wish}"
+
+
+def _feature_names(negotiated: Iterable[str]) -> str:
+    names = [name.removeprefix("VIRTIO_BALLOON_F_").removeprefix("VIRTIO_F_") for name in negotiated]
+    return ", ".join(names) or "none negotiated"
 
 
 def _balloon_rows(balloon: Mapping[str, int], memory_bytes: int) -> list[tuple[str, str]]:
@@ -202,7 +267,7 @@ def _balloon_rows(balloon: Mapping[str, int], memory_bytes: int) -> list[tuple[s
 
 
 def _stats_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    age = "" if stats["age_ns"] is None else f", {format_time(stats['age_ns'])} old"
+    age = "" if stats["age_ns"] is None else f", {format_span(stats['age_ns'])} old"
     return [("statistics", f"{stats['reason']}{age}, {len(stats['raw'])} values")]
 
 
@@ -247,9 +312,13 @@ class PlainDisplay(Silent):
         self._out = out
         self._show_console = show_console
         self._lines = ConsoleLines()
+        self._note = image_note(machine.board.payload)
+        self._shown: Gauges | None = None  # the statistics that were printed last
 
     def begin(self) -> None:
         self._print(headline(self._machine))
+        if self._note:
+            self._print(self._note)
 
     def on_event(self, now_ns: int, event: Event) -> None:
         if is_worth_a_line(event, read_gauges(self._machine)):
@@ -261,7 +330,21 @@ class PlainDisplay(Silent):
                 self._print(f"{format_time(self._machine.now_ns)}  | {line}")
 
     def on_stats(self, now_ns: int) -> None:
-        self._print(f"{format_time(now_ns)}  statistics: {stats_line(read_gauges(self._machine))}")
+        gauges = replace(read_gauges(self._machine), now_ns=now_ns, age_ns=None)
+        if self._is_repeated(gauges):
+            return
+        self._shown = gauges
+        first, *others = stats_lines(gauges)
+        self._print("\n".join((f"{format_time(now_ns)}  {first}", *others)))
+
+    def _is_repeated(self, gauges: Gauges) -> bool:
+        """Whether the same numbers were printed just before, as when a first poll follows the driver's first buffer."""
+        last = self._shown
+        return (
+            last is not None
+            and gauges.now_ns - last.now_ns < REPEAT_NS
+            and gauges == replace(last, now_ns=gauges.now_ns)
+        )
 
     def on_target(self, now_ns: int) -> None:
         self._print(f"{format_time(now_ns)}  {target_line(read_gauges(self._machine))}")
@@ -269,11 +352,22 @@ class PlainDisplay(Silent):
     def end(self, report: Mapping[str, Any]) -> None:
         for line in self._lines.flush():
             self._print(f"{format_time(self._machine.now_ns)}  | {line}")
-        for what, how_much in summary(report):
-            self._print(f"{what:<12} {how_much}")
+        for what, how_much in summary(report, self._note):
+            self._print(_summary_row(what, how_much))
 
     def _print(self, text: str) -> None:
         self._out.write(text + "\n")
+
+
+def _summary_row(what: str, how_much: str) -> str:
+    return textwrap.fill(
+        how_much,
+        SUMMARY_COLUMNS,
+        initial_indent=f"{what:<12} ",
+        subsequent_indent=" " * 13,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def headline(machine: Machine) -> str:

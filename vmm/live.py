@@ -24,6 +24,7 @@ from vmm.display import (
     format_backed,
     format_time,
     headline,
+    image_note,
     is_worth_a_line,
     named_stats,
     read_gauges,
@@ -46,6 +47,7 @@ class LiveDisplay(Silent):
     def __init__(self, machine: Machine, out: TextIO, *, show_console: bool = True) -> None:
         self._machine = machine
         self._show_console = show_console
+        self._note = image_note(machine.board.payload)
         self._console = Console(file=out, markup=False, highlight=False, emoji=False)
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._lines = ConsoleLines()
@@ -53,6 +55,8 @@ class LiveDisplay(Silent):
 
     def begin(self) -> None:
         self._console.print(Text(headline(self._machine), "bold"))
+        if self._note:
+            self._console.print(Text(self._note, "yellow"))
         self._live.start()
 
     def on_event(self, now_ns: int, event: Event) -> None:
@@ -79,7 +83,7 @@ class LiveDisplay(Silent):
         self._draw(self._machine.now_ns, at_once=True)
         self.close()
         self._console.print()
-        self._console.print(summary_table(report))
+        self._console.print(summary_table(report, self._note))
 
     def close(self) -> None:
         self._live.stop()
@@ -139,11 +143,11 @@ def _values(gauges: Gauges) -> Table:
     return table
 
 
-def summary_table(report: Mapping[str, Any]) -> Table:
-    """The summary as a table of two columns."""
+def summary_table(report: Mapping[str, Any], note: str = "") -> Table:
+    """The summary as a table of two columns; `note` is about the guest's file."""
     table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for what, how_much in summary(report):
+    for what, how_much in summary(report, note):
         table.add_row(what, Text(how_much, "bold red" if what == "exit status" and how_much != "0" else ""))
     return table

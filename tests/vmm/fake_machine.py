@@ -25,6 +25,7 @@ class FakeMachine:
         self.has_balloon = has_balloon
         self.actual_pages = 24 * PAGES_A_MIB
         self.backed = backed_bytes
+        self.board = SimpleNamespace(payload=SimpleNamespace(name="fake", kind="ELF64", entry=0x10000))
         self.memory = SimpleNamespace(backed_bytes=self._backed_bytes)
         self.statistics = SimpleNamespace(
             reason="ok",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from vmm.display import (
     LONGEST_LINE,
     ConsoleLines,
     PlainDisplay,
+    format_span,
     format_stat,
     format_time,
+    image_note,
     read_gauges,
     summary,
 )
@@ -69,6 +72,8 @@ def test_the_summary_tells_both_sizes_and_the_exit_status() -> None:
     assert rows["host memory"] == "12 MiB behind the guest's 64 MiB at the end, 40 MiB at most"
     assert rows["features"] == "STATS_VQ, VERSION_1"
     assert rows["exit status"] == "0"
+    assert rows["time"] == "1.5 s of guest time in 0.25 s, 1,234,567 blocks"
+    assert rows["statistics"] == "ok, 250 ms old, 1 values"
     assert len(rows) < 20
 
 
@@ -81,6 +86,74 @@ def test_the_summary_names_bad_page_numbers_only_when_there_are_some() -> None:
 def test_the_summary_of_a_machine_without_a_balloon_has_no_balloon_in_it() -> None:
     rows = dict(summary(fake_report(balloon=None, stats=None, features=None, queues=[])))
     assert rows.keys() == {"outcome", "time", "host memory", "exit status"}
+
+
+UNUSED: dict[str, Any] = {
+    "features": {"offered": ["VIRTIO_F_VERSION_1"], "negotiated": []},
+    "balloon": dict.fromkeys(fake_report()["balloon"], 0),
+    "stats": {"reason": "not negotiated", "age_ns": None, "values": {}, "raw": []},
+    "queues": [{"name": "inflateq", "size": 128, "requests": 0}],
+}
+
+
+def test_a_balloon_that_no_driver_ever_used_is_one_line_of_the_summary() -> None:
+    rows = dict(summary(fake_report(**UNUSED)))
+    assert rows.keys() == {"outcome", "time", "balloon", "host memory", "exit status"}
+    assert rows["balloon"] == "not used by the guest"
+
+
+def test_a_target_that_nobody_followed_is_told_in_that_line() -> None:
+    balloon = UNUSED["balloon"] | {"target_pages": 8192}
+    rows = dict(summary(fake_report(**UNUSED | {"balloon": balloon})))
+    assert rows["balloon"] == "not used by the guest; the target was 32 MiB left to the guest (balloon 32 MiB)"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": {"offered": [], "negotiated": ["VIRTIO_F_VERSION_1"]}},
+        {"queues": [{"name": "deflateq", "size": 128, "requests": 1}]},  # counted across resets: it was used once
+        {"balloon": UNUSED["balloon"] | {"actual_pages": 1}},
+    ],
+)
+def test_a_balloon_that_was_used_in_any_way_has_all_its_lines(change: dict[str, Any]) -> None:
+    assert dict(summary(fake_report(**UNUSED | change))).keys() >= {"target", "reached", "moved", "features"}
+
+
+def test_the_requests_of_other_devices_stay_beside_a_balloon_that_was_not_used() -> None:
+    queues = [*UNUSED["queues"], {"name": "requestq", "size": 64, "requests": 3}]
+    assert dict(summary(fake_report(**UNUSED | {"queues": queues})))["requests"] == "requestq 3"
+
+
+TRIPLE_FAULT = {
+    "outcome": "triple-fault",
+    "exit_code": 4,
+    "detail": "exception 6 at 0018:0000000000100008 could not be delivered; "
+    + " ".join(f"{name}=fedcba9876543210" for name in ("rbx", "rax", "es_base", *(f"r{n}" for n in range(8, 16))))
+    + " tsc_aux=0 cr0=80010033 cr8=0 rflags=46",
+}
+
+
+def test_the_summary_of_a_triple_fault_has_the_registers_that_matter() -> None:
+    rows = dict(summary(fake_report(**TRIPLE_FAULT)))
+    assert rows["outcome"] == "triple-fault: exception 6 at 0018:0000000000100008 could not be delivered"
+    names = re.findall(r"(\w+)=", rows["registers"])
+    assert names == ["rax", "rbx", *(f"r{n}" for n in range(8, 16)), "rflags", "cr0"]
+    assert "cr0=80010033" in rows["registers"]
+
+
+def test_the_summary_of_a_triple_fault_is_wrapped_to_its_width() -> None:
+    display, out = plain(FakeMachine())
+    display.end(fake_report(**TRIPLE_FAULT))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (first,) = [index for index, line in enumerate(lines) if line.startswith("registers    rax=fedcba9876543210 ")]
+    assert lines[first + 1].startswith(" " * 13 + "r")
+
+
+def test_a_span_is_told_in_the_unit_that_suits_it_and_never_rounded_up() -> None:
+    times = (0, 389_999, 1_000_000, 478_144_999, 8_000_000_000, 8_020_999_999)
+    assert [format_span(ns) for ns in times] == ["0 us", "389 us", "1 ms", "478 ms", "8 s", "8.02 s"]
 
 
 # -- the guest's console ---------------------------------------------------------------------------------------------
@@ -126,9 +199,78 @@ def test_plain_output_is_one_line_per_happening() -> None:
         "1.500000 s  | hello",
         "0.002000 s  balloon0: features negotiated",
         "1.000000 s  the host's new target: 32 MiB left to the guest (balloon 32 MiB)",
-        "1.500000 s  statistics: target 32 MiB, guest RAM 40 MiB, balloon 24 MiB, host memory 12 MiB; "
-        "free-memory 20 MiB, minor-faults 1,234, tag 4660 99",
+        "1.500000 s  statistics: target 32 MiB, guest RAM 40 MiB, balloon 24 MiB, host memory 12 MiB",
+        "              free-memory 20 MiB, minor-faults 1,234, tag 4660 99",
     ]
+
+
+def test_many_statistics_are_lines_of_a_readable_length_with_no_value_lost_or_broken() -> None:
+    machine = FakeMachine()
+    machine.statistics.values = {f"stat-some-long-name-{n}": (1 << 40) + n for n in range(40)}
+    display, out = plain(machine)
+    display.on_stats(0)
+    _, *lines = out.getvalue().splitlines()
+    assert 90 < max(map(len, lines)) <= 120
+    assert all(line.startswith(" " * 14) for line in lines)
+    found = " ".join(line.strip() for line in lines).split(", ")
+    assert found == [f"some-long-name-{n} {(1 << 40) + n:,}" for n in range(40)] + ["tag 4660 99"]
+
+
+def test_the_same_statistics_again_within_a_millisecond_are_not_shown_again() -> None:
+    display, out = plain(FakeMachine())
+    for now_ns in (5_000_000, 5_000_001, 5_999_999):
+        display.on_stats(now_ns)
+    assert re.findall(r"^\S+ s", out.getvalue(), re.MULTILINE) == ["0.005000 s"]
+    display.on_stats(6_000_000)  # a millisecond after those shown last, although not after the last that came
+    assert re.findall(r"^\S+ s", out.getvalue(), re.MULTILINE) == ["0.005000 s", "0.006000 s"]
+
+
+@pytest.mark.parametrize("what", ["value", "unknown tag", "balloon", "host memory"])
+def test_statistics_that_differ_are_shown_however_soon_they_come(what: str) -> None:
+    machine = FakeMachine()
+    display, out = plain(machine)
+    display.on_stats(5_000_000)
+    match what:
+        case "value":
+            machine.statistics.values["stat-free-memory"] += 1  # too little to be seen in MiB
+        case "unknown tag":
+            machine.statistics.raw = ((4660, 100),)
+        case "balloon":
+            machine.actual_pages += 1
+        case _:
+            machine.backed = 13 * MIB
+    display.on_stats(5_000_001)
+    assert out.getvalue().count("statistics: ") == 2
+
+
+FLAT_NOTE = "notes.txt is no ELF file: loaded as a flat image at 100000h"
+
+
+def flat_machine() -> FakeMachine:
+    machine = FakeMachine()
+    machine.board.payload = SimpleNamespace(name="notes.txt", kind="flat", entry=0x100000)
+    return machine
+
+
+def test_a_file_that_is_taken_for_machine_code_is_told_at_the_start_and_in_the_summary() -> None:
+    display, out = plain(flat_machine())
+    display.begin()
+    assert out.getvalue().splitlines()[1:] == [FLAT_NOTE]
+    display.end(fake_report())
+    assert f"guest        {FLAT_NOTE}" in out.getvalue().splitlines()
+
+
+def test_the_live_view_tells_it_too() -> None:
+    out = Terminal("utf-8")
+    display = LiveDisplay(flat_machine().as_machine(), out)
+    display.begin()
+    assert FLAT_NOTE in out.text()
+    display.end(fake_report())
+    assert out.text().count(FLAT_NOTE.split(":")[0]) == 2
+
+
+def test_a_machine_without_a_guest_of_its_own_has_nothing_to_tell_about_it() -> None:
+    assert image_note(None) == ""
 
 
 def test_plain_output_ends_with_the_rest_of_the_console_and_the_summary() -> None:
