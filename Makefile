@@ -32,6 +32,7 @@ lint: test-environment
 
 bench: test-environment
 	$(PYTHON_IN_VENV) -m bench
+	$(PYTHON_IN_VENV) -m pytest bench -q -k one_request --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
 
 images: test-environment
 	$(PYTHON_IN_VENV) -m firmware.build

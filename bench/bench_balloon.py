@@ -1,6 +1,7 @@
-"""Parts of the device on their own, for choosing between two ways of writing them: `pytest bench`.
+"""One request beside its bare host call, and parts of the device on their own: `pytest bench`.
 
-They run in a loop, with warm caches.  What a request costs in a live device is measured by `make bench`.
+The parts run in a loop, with warm caches, for choosing between two ways of writing them.  `make bench` runs the request
+here too, and compares whole batches with C.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.rig import AVAILABLE, DESC, FIRST_PFN, QUEUE_SIZE, USED, Rig, pfns_of
+from bench.device_path import bare_discard
+from bench.rig import AVAILABLE, BACKINGS, DESC, FIRST_PFN, QUEUE_SIZE, REQUEST_PAGES, USED, Rig, pfns_of
 from devices.virtio import spec
 from devices.virtio.balloon.pages import page_set
 from devices.virtio.balloon.stats import parse
@@ -30,6 +32,21 @@ def rounds(
     benchmark: BenchmarkFixture, work: Callable[[], object], prepare: Callable[[], None], count: int = 1000
 ) -> None:
     benchmark.pedantic(work, setup=prepare, rounds=count, warmup_rounds=50)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("what", ["request", "bare discard"])
+@pytest.mark.parametrize("backing", BACKINGS)
+def test_one_request(benchmark: BenchmarkFixture, backing: str, what: str) -> None:
+    """256 ascending pages, touched again before each round: from the kick to the used ring, and the host call alone."""
+    rig, pfns = Rig(backing), pfns_of("ascending", REQUEST_PAGES)
+    rig.place([pfns])
+
+    def prepare() -> None:
+        rig.touch(pfns)
+        rig.offer(0)
+
+    rounds(benchmark, rig.kick if what == "request" else bare_discard(rig, pfns), prepare, 2000)
+    rig.close()
 
 
 @pytest.mark.parametrize("chains", [4, 16, 64])

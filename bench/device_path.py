@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.loops import Loops, PreparedBatch
 from bench.measure import Times, alternate, gib_per_second, paired_difference_ns, paired_ratio, timed_ns
-from bench.rig import PATTERNS, REQUEST_PAGES, Rig, pfns_of
+from bench.rig import PATTERNS, REQUEST_PAGES, Pfns, Rig, pfns_of
 from bench.table import Row
 from devices import hostcalls
 from devices.memory import PAGE_BYTES, PAGE_SHIFT
@@ -92,18 +92,25 @@ def throughput_rows(measured: dict[tuple[str, str], Times]) -> list[Row]:
 # -- a single request --------------------------------------------------------------------------------------------------
 
 
-def beyond_the_discard(backing: str) -> float:
-    """Microseconds that a kick with 256 ascending pages takes beyond the bare discard call."""
-    rig, pfns = Rig(backing), pfns_of("ascending", REQUEST_PAGES)
-    rig.place([pfns])
-    region, start, size = rig.memory.regions[1], int(pfns[0]) << PAGE_SHIFT, REQUEST_PAGES * PAGE_BYTES
+def bare_discard(rig: Rig, pfns: Pfns) -> Callable[[], None]:
+    """The host call alone that a request for the ascending `pfns` ends in."""
+    region, start, size = rig.memory.regions[1], int(pfns[0]) << PAGE_SHIFT, len(pfns) * PAGE_BYTES
     offset = start - region.gpa
 
-    def bare() -> None:
+    def discard() -> None:
         if rig.memory.fd is None:
             hostcalls.discard_anonymous(region.mapping, offset, size)
         else:
             hostcalls.discard_file(rig.memory.fd, region.mapping, start, offset, size)
+
+    return discard
+
+
+def beyond_the_discard(backing: str) -> float:
+    """Microseconds that a kick with 256 ascending pages takes beyond the bare discard call."""
+    rig, pfns = Rig(backing), pfns_of("ascending", REQUEST_PAGES)
+    rig.place([pfns])
+    bare = bare_discard(rig, pfns)
 
     def prepare() -> None:
         rig.touch(pfns)
