@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from guests import GUESTS
 from vmm.cli import EXIT_STATUSES
+from vmm.config import make_config
 from vmm.options import WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +24,27 @@ def test_the_examples_of_the_readme_run() -> None:
     result = doctest.testfile(str(ROOT / "README.md"), module_relative=False, encoding="utf-8")
     assert result.attempted >= 10
     assert result.failed == 0
+
+
+def test_the_guest_of_the_readme_builds_and_runs_as_it_says(tmp_path: Path) -> None:
+    """Its source, its command to build it and its command to boot it, word by word."""
+    section = README[README.index("## A guest of your own") :]
+    source, commands = re.findall(r"^```c?\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[:2]
+    (tmp_path / "mine.c").write_text(source)
+    build, boot = (line.replace(".venv/bin/python", sys.executable) for line in commands.splitlines())
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ZIG_GLOBAL_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run(build.split(), cwd=tmp_path, env=environment, check=True)
+    done = subprocess.run(boot.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert "| mine: hello from C\n" in done.stdout
+    assert "quit: the guest ended with exit code 7" in done.stdout
+    assert done.returncode == 7
+
+
+def test_what_the_readme_says_of_sizes_is_so() -> None:
+    assert '`"64"` and `"64M"` are the same' in README
+    sizes = [make_config("hello", memory=memory).memory_bytes for memory in ("64", "64M", 64 << 20)]
+    assert sizes == [64 << 20] * 3
 
 
 def test_the_readme_names_every_exit_status() -> None:
