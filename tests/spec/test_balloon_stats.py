@@ -242,3 +242,14 @@ def test_statistics_of_one_driver_are_not_passed_off_as_the_next_ones(started: B
     statistics = started.statistics()
     assert statistics.reason == "never posted"
     assert statistics.values == {}
+
+
+def test_2_4_1_a_buffer_that_an_earlier_driver_left_is_not_returned_to_the_next(started: BalloonMachine) -> None:
+    started.driver.post_stats({4: 1})  # the device holds it
+    started.driver.start()
+    started.driver.post_stats({4: 2})
+    assert not started.driver.stats_wanted()
+    started.request_stats()
+    assert len(started.driver.collect(STATSQ)) == 1
+    started.request_stats()  # nothing is held now
+    assert started.driver.collect(STATSQ) == []
