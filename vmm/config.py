@@ -81,7 +81,8 @@ class TargetStep:
 class MachineConfig:
     """A machine, complete.  Sizes in bytes, times in nanoseconds of guest time; `for_ns` None means "no end".
 
-    `parameter` reaches the guest as its command line.  `targets` are in the order of their times.  ConfigError when a
+    `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  `parameter` reaches
+    the guest as its command line.  `targets` are in the order of their times.  ConfigError when a
     field cannot be, or two of them cannot be together.
     """
 
@@ -92,10 +93,11 @@ class MachineConfig:
     poll_ns: int = 0
     for_ns: int | None = None
     parameter: str = ""
+    bios: str = ""
     devices: tuple[DeviceConfig, ...] = field(default_factory=lambda: parse_devices((DEFAULT_DEVICE,)))
 
     def __post_init__(self) -> None:
-        if not self.guest:
+        if not self.guest and not self.bios:
             raise ConfigError("The guest must be a name or a file, not ''.")
         if self.clock not in get_args(ClockName):
             names = get_args(ClockName)
@@ -217,6 +219,7 @@ def make_config(
     poll: str | float = 0,
     duration: str | float | None = None,
     parameter: str = "",
+    bios: str = "",
     devices: Sequence[str] = (DEFAULT_DEVICE,),
 ) -> MachineConfig:
     """The machine that these words describe; see `vmm.boot` for what they are.  ConfigError with one sentence."""
@@ -228,5 +231,6 @@ def make_config(
         poll_ns=parse_duration(poll),
         for_ns=None if duration is None else parse_duration(duration),
         parameter=parameter,
+        bios=bios,
         devices=parse_devices(devices),
     )

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from unicorn import x86_const
 
+from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, registers, transitions
@@ -31,7 +32,10 @@ from vmm.cpu.instructions import Instructions, host_cpuid
 from vmm.cpu.layout import CS, EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
 from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, host_code, interrupts_open
 from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
-from vmm.cpu.physical import ROM_ADDRESSES, ROM_BYTES, PhysicalMemory
+from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
+from vmm.cpu.shadow import BASE as SHADOW_BASE
+from vmm.cpu.shadow import END as SHADOW_END
+from vmm.cpu.shadow import ShadowMemory
 
 PHYSICAL_LIMIT = 1 << PHYSICAL_BITS
 _FLAG_IF = 0x200
@@ -44,14 +48,15 @@ T = TypeVar("T")
 
 
 class UnicornCpu:
-    """A processor that runs in `memory`, with the 64 KiB `rom` at F0000h and FFFF0000h.
+    """A processor that runs in `memory`, with `rom` ending at 4 GiB and the end of it once more below 1 MiB.
 
-    Everything else below the physical limit belongs to `platform`.  ConfigError if this Unicorn is not the tested one.
-    `native` False forces the slower callbacks in Python; the counts are the same."""
+    The ROM has 64 KiB to 16 MiB, in units of 64 KiB (ConfigError otherwise).  Everything else below the physical limit
+    belongs to `platform`.  ConfigError if this Unicorn is not the tested one.  `native` False forces the slower
+    callbacks in Python; the counts are the same."""
 
     def __init__(self, memory: GuestMemory, platform: Platform, rom: bytes, *, native: bool = True) -> None:
-        if len(rom) != ROM_BYTES:
-            raise ConfigError(f"the firmware ROM must have {ROM_BYTES} bytes, not {len(rom)}")
+        if not 0 < len(rom) <= LARGEST_ROM_BYTES or len(rom) % ROM_UNIT_BYTES:
+            raise ConfigError(f"the firmware must have 64 KiB to 16 MiB, in units of 64 KiB, not {len(rom)} bytes")
         verify_layout()
         self._platform = platform
         self._engine = binding.Engine()
@@ -62,7 +67,8 @@ class UnicornCpu:
         self._clock.stop = ctypes.cast(binding.LIBRARY.uc_emu_stop, ctypes.c_void_p).value
         self._clock.translate = ctypes.cast(binding.LIBRARY.uc_vmem_translate, ctypes.c_void_p).value
         self._code_pages = CodePages(memory, self._engine, self._state, self._clock)
-        self._physical = PhysicalMemory(memory, rom, self._on_own_write)
+        self._shadow = ShadowMemory(self._engine, rom, self._on_own_write)
+        self._physical = PhysicalMemory(memory, rom, self._shadow, self._on_own_write)
         self._error: BaseException | None = None
         self._triple_fault: Exit | None = None
         self._stale: list[tuple[int, int]] = []
@@ -158,9 +164,15 @@ class UnicornCpu:
         """Whether translated code comes from a page that the range touches."""
         return self._code_pages.hit(gpa, length)
 
+    def map_shadow(self, shadows: Sequence[Shadow]) -> None:
+        """Let ranges between C0000h and FFFFFh read from and write to RAM or not; from inside a callback too."""
+        for shadow in shadows:
+            self._shadow.set(shadow.gpa, shadow.length, reads_ram=shadow.reads_ram, writes_ram=shadow.writes_ram)
+
     def close(self) -> None:
         """Give the engine back.  Before the memory it runs in is closed."""
         self._physical.close()
+        self._shadow.close()
         self._state.memory.release()
         self._engine.close()
 
@@ -351,21 +363,21 @@ class UnicornCpu:
             engine.hook(binding.HOOK_INSTRUCTION, callback, instruction=instruction)
 
     def _map(self, memory: GuestMemory, rom: bytes) -> None:
-        """RAM and ROM as memory, all gaps between them as the platform's."""
-        self._rom = mmap.mmap(-1, ROM_BYTES)
+        """RAM and ROM as memory, all gaps between them and the shadow RAM as the platform's."""
+        self._rom = mmap.mmap(-1, len(rom))
         self._rom[:] = rom
         rom_address = ctypes.addressof(ctypes.c_char.from_buffer(self._rom))
+        rom_base = ROM_END - len(rom)
         taken = [(region.gpa, region.end, region.address) for region in memory.regions]
-        taken += [(gpa, gpa + ROM_BYTES, rom_address) for gpa in ROM_ADDRESSES]
+        for start, end, address in (*taken, (rom_base, ROM_END, rom_address)):
+            self._engine.map_memory(start, end - start, binding.PROT_ALL, address)
+        self._engine.take_protected_writes(rom_base, ROM_END - 1, lambda _gpa, _size, _value: None)
         position = 0
-        for start, end, address in sorted(taken):
+        for start, end, _ in sorted([*taken, (SHADOW_BASE, SHADOW_END, 0), (rom_base, ROM_END, 0)]):
             if position < start:
                 self._map_window(position, start)
-            self._engine.map_memory(start, end - start, binding.PROT_ALL, address)
             position = end
         self._map_window(position, PHYSICAL_LIMIT)
-        for gpa in ROM_ADDRESSES:
-            self._engine.ignore_writes(gpa, gpa + ROM_BYTES - 1)
 
     def _map_window(self, start: int, end: int) -> None:
         def read(_engine: int, offset: int, size: int, _data: int) -> int:

@@ -22,6 +22,7 @@ FLAT_GPA = 0x100000
 LARGEST_IMAGE_BYTES = 1 << 30  # a device such as /dev/zero never ends
 EXECUTE, WRITE, READ = 1, 2, 4  # ELF's p_flags
 MAX_SEGMENTS = 16  # the firmware has room for no more
+FIRMWARE_UNIT_BYTES, LARGEST_FIRMWARE_BYTES = 64 << 10, 16 << 20
 
 
 class Segment(NamedTuple):
@@ -76,6 +77,20 @@ def read_image(guest: str) -> Image:
     if len(data) > LARGEST_IMAGE_BYTES:
         raise ConfigError(f"The guest {guest!r} is larger than {LARGEST_IMAGE_BYTES >> 20} MiB.")
     return Image(guest, data)
+
+
+def read_firmware(path: str) -> bytes:
+    """The firmware image in the file `path`.  ConfigError unless it can be read and can lie below 4 GiB."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"The firmware {path!r} cannot be read: {reason}.") from error
+    if not 0 < len(data) <= LARGEST_FIRMWARE_BYTES or len(data) % FIRMWARE_UNIT_BYTES:
+        raise ConfigError(
+            f"The firmware {path!r} must have 64 KiB to 16 MiB, in units of 64 KiB, not {len(data)} bytes."
+        )
+    return data
 
 
 def load(image: Image, memory: GuestMemory) -> Payload:
