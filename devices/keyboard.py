@@ -134,7 +134,7 @@ class KeyboardPort:
 
 @dataclass
 class SystemControlA:
-    """Port 92h: bit 0 rising resets, bit 1 is the A20 gate, the others read back.  Bytes beyond the port read as FFh."""
+    """Port 92h: bit 0 rising resets, bit 1 is the A20 gate, all read back.  Bytes beyond the port read as FFh."""
 
     value: int = OUTPUT_A20
 

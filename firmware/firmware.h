@@ -32,8 +32,12 @@ struct segment {
     u32 zero;
 };
 
+enum payload_flags { PAYLOAD_MULTIBOOT = 1 }; /* to be entered as the Multiboot specification has it */
+
 struct payload {
     u64 entry;
+    u64 multiboot_info; /* where its boot information lies, if it is one */
+    u32 flags;
     u32 segment_count;
     struct segment segments[MAX_SEGMENTS + 1]; /* the last one used is the ROM itself, see paging.c */
 };
@@ -83,8 +87,12 @@ void paging_start(void);
 /* pci.c: returns how many functions there are. */
 u32 pci_scan(void);
 
+/* interrupts.c */
+void interrupts_start(void);
+
 /* exceptions.c */
 void exceptions_start(void);
 
 /* reset.S */
 u32 enter_guest(u64 entry, const struct boot_info *boot_info);
+__attribute__((noreturn)) void enter_multiboot(u64 entry, u64 information);

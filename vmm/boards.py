@@ -74,13 +74,18 @@ def ram_layout(memory_bytes: int) -> list[tuple[int, int]]:
     return layout
 
 
-def e820(layout: list[tuple[int, int]], rom_bytes: int = firmware.ROM_BYTES) -> bytes:
-    """The memory map as QEMU's etc/e820: le64 address, le64 length, le32 type for each entry."""
+def memory_map(layout: list[tuple[int, int]], rom_bytes: int) -> tuple[tuple[int, int, int], ...]:
+    """What is RAM and what is reserved, as ascending (address, length, type of E820)."""
     entries = [(gpa, size, E820_USABLE) for gpa, size in layout]
     entries += [(ROM_SHADOW_BASE, EXTENDED_BASE - ROM_SHADOW_BASE, E820_RESERVED)]
     entries += [(ECAM_BASE, WINDOW_BYTES, E820_RESERVED)]
     entries += [(HIGH_BASE - rom_bytes, rom_bytes, E820_RESERVED)]
-    return b"".join(struct.pack("<QQI", *entry) for entry in sorted(entries))
+    return tuple(sorted(entries))
+
+
+def e820(layout: list[tuple[int, int]], rom_bytes: int = firmware.ROM_BYTES) -> bytes:
+    """The memory map as QEMU's etc/e820: le64 address, le64 length, le32 type for each entry."""
+    return b"".join(struct.pack("<QQI", *entry) for entry in memory_map(layout, rom_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +121,19 @@ class Board:
         self.memory = GuestMemory(layout)
         try:
             self.rom = firmware.image() if not config.bios else loader.read_firmware(config.bios)
-            self.payload = loader.load(loader.read_image(config.guest), self.memory) if config.guest else None
+            self.payload = self._load(config, layout)
             self._build(config, layout)
         except BaseException:
             self.memory.close()
             raise
+
+    def _load(self, config: MachineConfig, layout: list[tuple[int, int]]) -> loader.Payload | None:
+        """Put the guest into RAM, if there is one."""
+        if not config.guest:
+            return None
+        modules = loader.read_modules(config.modules)
+        boot = loader.BootData(config.parameter_bytes, modules, memory_map(layout, len(self.rom)))
+        return loader.load(loader.read_image(config.guest), self.memory, boot)
 
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)

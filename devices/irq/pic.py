@@ -5,7 +5,7 @@ to the inputs and how INTR reaches the processor; `wiring.py` does.
 
 A request lasts as long as its input is high: an edge that is taken back before the acknowledge is forgotten, and an
 acknowledge that finds nothing answers with input 7 and puts nothing into service (a spurious interrupt).  The slave's
-output is the master's input 2; it goes low during each acknowledge, as on the chip, so that the next request is an edge.
+output is the master's input 2; it goes low during each acknowledge, as on the chip: the next request is an edge again.
 
 Deviations: there is no MCS-80 mode, no buffered mode, and the trigger mode comes from the ELCR and not from ICW1.
 """

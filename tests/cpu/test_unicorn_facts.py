@@ -285,9 +285,11 @@ def test_jumping_to_a_device_is_an_error_of_the_run_with_rip_at_the_target(bare:
 def test_only_memory_protected_afterwards_discards_stores(bare: Bare) -> None:
     bare.load("c604250030000055f4")  # mov byte [3000h], 55h; hlt
     bare.ram[DATA] = 7
-    bare.engine.ignore_writes(DATA, DATA + 0xFFF)
+    stores: list[tuple[int, int, int]] = []
+    bare.engine.take_protected_writes(DATA, DATA + 0xFFF, lambda gpa, size, value: stores.append((gpa, size, value)))
     assert bare.engine.start(CODE) == binding.OK
     assert bare.ram[DATA] == 7
+    assert stores == [(DATA, 1, 0x55)]
 
 
 def test_reading_cr8_gives_zero_whatever_was_written(bare: Bare) -> None:
