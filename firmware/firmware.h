@@ -3,6 +3,7 @@
  * The code runs in place from the ROM.  Everything it writes is in `struct low_ram`, in the 64 KiB of RAM that the
  * board's memory map gives to the firmware:
  *
+ *    400h -  4FFh   what kernels look for in a PC's BIOS data area (memory_publish)
  *   1000h - 6FFFh   bootstrap page tables (reset.S), unused once paging_start() has run
  *   7000h - BFFFh   struct low_ram
  *   C000h - FFFFh   stack
@@ -77,6 +78,7 @@ void memory_map_read(void);
 void memory_map_carve(u64 base, u64 end, u32 type);
 void memory_map_merge(void);
 u64 memory_map_total(u32 type);
+void memory_publish(void);
 
 /* payload.c */
 void payload_read(void);

@@ -78,8 +78,9 @@ void firmware_main(void)
     /* Step 14: addresses for everything on the PCI bus. */
     u32 pci_functions = pci_scan();
 
-    /* Step 15: interrupts as PC firmware leaves them. */
+    /* Step 15: interrupts and low memory as PC firmware leaves them. */
     interrupts_start();
+    memory_publish();
 
     /* Step 16: tell the guest, and go. */
     fill_boot_info(ram_bytes, pci_functions);

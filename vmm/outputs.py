@@ -36,7 +36,7 @@ class SerialSink(Silent):
 
 
 def serial_path(text: str, what: str = "serial console") -> Path | None:
-    """The file that `--serial TEXT` names, None for "stdio".  ConfigError, about `what`, for anything else."""
+    """The file that `--serial TEXT` names, None for "stdio".  ConfigError, about `what`, otherwise."""
     kind, _, path = text.partition(":")
     if text == "stdio":
         return None

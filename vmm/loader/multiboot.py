@@ -1,8 +1,8 @@
 """Multiboot 1 kernels: the header, the two ways to load one, and the boot information (Multiboot 0.6.96).
 
 Owns what such a kernel finds in RAM: its own segments, its modules at page borders behind it, and the information
-structure with everything that it points to, as high below A0000h as it fits.  It does not enter the kernel; the
-firmware does, when its own work is done, so the whole memory map is the kernel's.
+structure with everything that it points to, as high in conventional memory as it fits.  It does not enter the kernel;
+the firmware does, when its own work is done, so the whole memory map is the kernel's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Payload, Seg
 HEADER_MAGIC = 0x1BADB002
 SEARCHED_BYTES = 8192
 FOUR_GIB = 1 << 32
-CONVENTIONAL_END, EXTENDED_BASE = 0xA0000, 0x100000
+CONVENTIONAL_END, EXTENDED_BASE = 0x9FC00, 0x100000  # the firmware's extended data area takes the last KiB
 
 PAGE_ALIGN, MEMORY_INFO, VIDEO_MODE = 1 << 0, 1 << 1, 1 << 2
 MUST_UNDERSTAND = 0xFFFF
