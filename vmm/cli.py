@@ -148,7 +148,7 @@ def boot_command(
     ] = "",
     initrd: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[ WORDS]", help="A module for a Multiboot kernel; may be given again."),
+        typer.Option(metavar="FILE[ WORDS],…", help="Modules for a Multiboot kernel; may be given again."),
     ] = None,
     debugcon: Annotated[
         str,

@@ -31,8 +31,9 @@ LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for besides the machine itself.  `serial` and `debugcon` (the output of the debug port)
-    are "", "stdio" or "file:PATH"."""
+    """What the command line asks for besides the machine itself.
+
+    `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"."""
 
     config: MachineConfig
     serial: str = ""

@@ -62,9 +62,11 @@ def read_firmware(path: str) -> bytes:
 
 
 def read_modules(texts: Sequence[str]) -> tuple[Module, ...]:
-    """The files that "FILE" or "FILE WORDS" name; the words reach the guest with the file's name before them."""
+    """The files that "FILE" or "FILE WORDS" name, several in one text behind commas, as QEMU has it.
+
+    The words reach the guest with the file's name before them."""
     modules = []
-    for text in texts:
+    for text in (part for text in texts for part in text.split(",")):
         path, _, _ = text.partition(" ")
         modules.append(
             Module(path, _read_file("module", path, LARGEST_IMAGE_BYTES), text.encode("utf-8", "surrogateescape"))
