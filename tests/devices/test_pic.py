@@ -58,7 +58,7 @@ class Pics:
 
     def vectors(self) -> list[int]:
         """Everything that can be acknowledged without an end of interrupt in between."""
-        taken = []
+        taken: list[int] = []
         while self.pair.intr and len(taken) < 20:
             taken.append(self.pair.acknowledge())
         return taken

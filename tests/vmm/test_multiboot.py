@@ -177,7 +177,15 @@ def test_what_the_kernel_was_given_overlaps_nothing(memory: GuestMemory) -> None
     payload = load(low, memory, BootData(b"", modules, MAP))
     places = sorted((s.gpa, s.gpa + s.size_bytes) for s in payload.segments)
     assert all(before[1] <= after[0] for before, after in pairwise(places))
-    assert len(places) == 5
+    assert len(places) == 3  # the kernel, its modules together, and the boot information
+
+
+def test_a_kernel_with_more_segments_than_the_firmware_can_take_is_refused(memory: GuestMemory) -> None:
+    one = elf(32, b"code")
+    table = one[52:84] * 15
+    image = one[:28] + struct.pack("<I", len(one)) + one[32:44] + struct.pack("<H", 15) + one[46:] + table
+    with pytest.raises(ConfigError, match=r"has 15 segments to load; at most 14 are supported[.]$"):
+        load(image, memory)
 
 
 def test_modules_are_named_with_their_words_one_by_one_or_behind_commas(tmp_path: Path) -> None:

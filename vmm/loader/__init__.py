@@ -66,7 +66,7 @@ def read_modules(texts: Sequence[str]) -> tuple[Module, ...]:
 
     The words reach the guest with the file's name before them."""
     modules = []
-    for text in (part for text in texts for part in text.split(",")):
+    for text in ",".join(texts).split(",") if texts else []:
         path, _, _ = text.partition(" ")
         modules.append(
             Module(path, _read_file("module", path, LARGEST_IMAGE_BYTES), text.encode("utf-8", "surrogateescape"))

@@ -14,7 +14,6 @@ from devices.memory import GuestMemory
 from vmm.loader.image import EXECUTE, MAX_SEGMENTS, Image, Payload, Segment, place
 
 
-
 def load_elf(image: Image, memory: GuestMemory) -> Payload:
     """Put the ELF file `image` into RAM.  ConfigError with one sentence when it cannot be run."""
     name = image.name

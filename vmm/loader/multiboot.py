@@ -18,7 +18,7 @@ from elftools.elf.elffile import ELFFile
 
 from devices.errors import ConfigError
 from devices.memory import PAGE_BYTES, GuestMemory
-from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Payload, Segment, place
+from vmm.loader.image import EXECUTE, MAX_SEGMENTS, READ, WRITE, BootData, Image, Payload, Segment, place
 
 HEADER_MAGIC = 0x1BADB002
 SEARCHED_BYTES = 8192
@@ -32,6 +32,7 @@ ADDRESS_FIELDS = 1 << 16
 INFO_MEMORY, INFO_CMDLINE, INFO_MODULES, INFO_MEMORY_MAP, INFO_LOADER = 1 << 0, 1 << 2, 1 << 3, 1 << 6, 1 << 9
 INFO_BYTES = 120
 LOADER_NAME = b"balloon-vmm\0"
+_OWN_SEGMENTS = 2  # the modules together, and the boot information
 _MODULE = struct.Struct("<IIII")
 _MAP_ENTRY = struct.Struct("<IQQI")
 
@@ -76,6 +77,11 @@ def load_multiboot(image: Image, header: Header, memory: GuestMemory, boot: Boot
             f"The Multiboot kernel {name!r} needs what flag bits {unknown:#x} stand for, which is unknown."
         )
     kernel = _flat_kernel(image, header) if header.flags & ADDRESS_FIELDS else _elf_kernel(image)
+    if len(kernel.parts) > MAX_SEGMENTS - _OWN_SEGMENTS:
+        raise ConfigError(
+            f"The guest {name!r} has {len(kernel.parts)} segments to load; "
+            f"at most {MAX_SEGMENTS - _OWN_SEGMENTS} are supported."
+        )
     segments = []
     for gpa, data, size in kernel.parts:
         place(name, gpa, data, size, memory, limit=FOUR_GIB)
@@ -126,15 +132,18 @@ def _elf_kernel(image: Image) -> Kernel:
 
 
 def _place_modules(boot: BootData, segments: list[Segment], memory: GuestMemory) -> list[tuple[int, int, bytes]]:
-    """Each module at a page border behind everything else: (start, end, its command line)."""
+    """Each module at a page border behind everything else: (start, end, its command line).
+
+    For the firmware they are one segment, so that any number of them fits into its table."""
     placed = []
-    position = max(EXTENDED_BASE, *(s.gpa + s.size_bytes for s in segments))
+    first = position = -(-max(EXTENDED_BASE, *(s.gpa + s.size_bytes for s in segments)) // PAGE_BYTES) * PAGE_BYTES
     for module in boot.modules:
         position = -(-position // PAGE_BYTES) * PAGE_BYTES
         place(module.name, position, module.data, max(len(module.data), 1), memory, limit=FOUR_GIB)
         placed.append((position, position + len(module.data), module.cmdline))
-        segments.append(Segment(position, max(len(module.data), 1), WRITE | READ))
-        position += len(module.data)
+        position += max(len(module.data), 1)
+    if placed:
+        segments.append(Segment(first, position - first, WRITE | READ))
     return placed
 
 
