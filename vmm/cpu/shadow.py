@@ -26,7 +26,7 @@ _READ_ONLY = binding.PROT_READ | binding.PROT_EXECUTE
 
 
 class ShadowMemory:
-    """The window of an `engine`.  After `reset` reads find the ROM and writes vanish.
+    """The window of an `engine`.  At first reads find the ROM and writes vanish.
 
     `changed(gpa, length)` hears of every change that is not the guest's own store."""
 
@@ -40,10 +40,15 @@ class ShadowMemory:
         self._window = memoryview(self._mapping)
         self.reads_ram = [False] * (_SIZE // SEGMENT_BYTES)
         self.writes_ram = [False] * (_SIZE // SEGMENT_BYTES)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
-        for offset in range(0, _SIZE, SEGMENT_BYTES):
-            engine.map_memory(BASE + offset, SEGMENT_BYTES, binding.PROT_ALL, address + offset)
-        engine.take_protected_writes(BASE, END - 1, self.write)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+
+    def pieces(self) -> list[tuple[int, int, int]]:
+        """What the owner of the engine must map before `start`: (gpa, length, host address)."""
+        return [(BASE + at, SEGMENT_BYTES, self._address + at) for at in range(0, _SIZE, SEGMENT_BYTES)]
+
+    def start(self) -> None:
+        """Take the guest's stores from now on."""
+        self._engine.take_protected_writes(BASE, END - 1, self.write)
 
     @property
     def view(self) -> memoryview:

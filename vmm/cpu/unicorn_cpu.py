@@ -33,8 +33,6 @@ from vmm.cpu.layout import CS, EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_la
 from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, host_code, interrupts_open
 from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
 from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
-from vmm.cpu.shadow import BASE as SHADOW_BASE
-from vmm.cpu.shadow import END as SHADOW_END
 from vmm.cpu.shadow import ShadowMemory
 
 PHYSICAL_LIMIT = 1 << PHYSICAL_BITS
@@ -368,15 +366,19 @@ class UnicornCpu:
         self._rom[:] = rom
         rom_address = ctypes.addressof(ctypes.c_char.from_buffer(self._rom))
         rom_base = ROM_END - len(rom)
-        taken = [(region.gpa, region.end, region.address) for region in memory.regions]
-        for start, end, address in (*taken, (rom_base, ROM_END, rom_address)):
-            self._engine.map_memory(start, end - start, binding.PROT_ALL, address)
+        taken = [(region.gpa, region.size, region.address) for region in memory.regions]
+        taken += [(rom_base, len(rom), rom_address), *self._shadow.pieces()]
+        # The largest first: Unicorn numbers pages for its code tracking behind the smallest block it has, so that any
+        # other order gives two pages one number.
+        for gpa, size, address in sorted(taken, key=lambda piece: -piece[1]):
+            self._engine.map_memory(gpa, size, binding.PROT_ALL, address)
         self._engine.take_protected_writes(rom_base, ROM_END - 1, lambda _gpa, _size, _value: None)
+        self._shadow.start()
         position = 0
-        for start, end, _ in sorted([*taken, (SHADOW_BASE, SHADOW_END, 0), (rom_base, ROM_END, 0)]):
-            if position < start:
-                self._map_window(position, start)
-            position = end
+        for gpa, size, _ in sorted(taken):
+            if position < gpa:
+                self._map_window(position, gpa)
+            position = gpa + size
         self._map_window(position, PHYSICAL_LIMIT)
 
     def _map_window(self, start: int, end: int) -> None:
