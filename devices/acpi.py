@@ -8,9 +8,11 @@ between the two is `power.Pm1aControl`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Line
 from devices.registers import Register, RegisterMap
+from devices.state import COUNTER, FLAG, Stateful, Table, uint
 
 HZ = 3_579_545
 COUNTER_BITS = 24
@@ -30,7 +32,7 @@ def ticks_at(now_ns: int) -> int:
 
 
 @dataclass
-class PmEvents:
+class PmEvents(Stateful):
     """PM1_STS and PM1_EN, a bus handler for four ports; timed, resettable.  Status bits are cleared by writing ones.
 
     Accesses are cut at register borders as `RegisterMap` does it; a byte written to PM1_STS clears in that byte only.
@@ -41,6 +43,8 @@ class PmEvents:
     enable: int = 0
     level: bool = False
     seen_halves: int = 0
+
+    STATE: ClassVar[Table] = {"status": uint(16), "enable": uint(16), "level": FLAG, "seen_halves": COUNTER}
 
     def reset(self) -> Effects:
         """Back to the state after power-on."""

@@ -7,17 +7,21 @@ as FFh and ignore writes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects
+from devices.state import Bytes, Stateful, Table
 
 LISTENS = 0xE9
 
 
 @dataclass
-class DebugPort:
+class DebugPort(Stateful):
     """A bus handler for one port; resettable: what was written and not yet taken is lost."""
 
     output: bytearray = field(default_factory=bytearray)
+
+    STATE: ClassVar[Table] = {"output": Bytes(1 << 40)}
 
     def read(self, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
         return (LISTENS if offset == 0 else 0xFF) | ((1 << 8 * size) - 1) & ~0xFF, NOTHING

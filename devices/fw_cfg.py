@@ -13,8 +13,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects
+from devices.state import COUNTER, Bytes, Pairs, Stateful, Table, uint
 
 PORTS = 2  # the selector at 510h, the data at 511h
 
@@ -34,10 +36,11 @@ SIGNATURE = b"QEMU"
 ID_TRADITIONAL = 1 << 0  # this interface; bit 1 would be the DMA one
 
 MAX_NAME_BYTES = 55
+MAX_ITEM_BYTES = (1 << 32) - 1  # the directory has 32 bits for a size
 _DIRECTORY_ENTRY = struct.Struct(">IHH56s")  # size, key, reserved, NUL-terminated name; big-endian, unlike the rest
 
 
-class FwCfg:
+class FwCfg(Stateful):
     """The items of `files` (name to contents) at ports 510h and 511h; a bus handler, resettable.
 
     `items` have fixed keys, from 2 to 1Fh and not 19h.  ValueError when a key is another, a name is empty, longer than
@@ -48,6 +51,12 @@ class FwCfg:
     next byte of the item, and bytes beyond the two ports are FFh, as from a bus where nobody answers.  So a 16-bit
     read at 511h consumes one byte, not two; use string instructions of bytes.
     """
+
+    STATE: ClassVar[Table] = {
+        "_items": Pairs(uint(16), Bytes(MAX_ITEM_BYTES)),
+        "selected": uint(16),
+        "position_bytes": COUNTER,
+    }
 
     def __init__(self, files: Mapping[str, bytes], items: Mapping[int, bytes] = MappingProxyType({})) -> None:
         for key in items:

@@ -105,6 +105,31 @@ def read_file(fd: int, offset: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
+def write_file(fd: int, offset: int, data: bytes) -> None:
+    """Store `data` in the memory file.  One pwrite stops short of 2 GiB."""
+    rest = memoryview(data)
+    while rest:
+        done = os.pwrite(fd, rest, offset)
+        offset, rest = offset + done, rest[done:]
+
+
+def data_extents(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    """(offset, length) of what is allocated of the file between two offsets, ascending."""
+    extents = []
+    while start < end:
+        try:
+            first = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing but holes up to the end of the file
+                raise
+            break
+        if first >= end:
+            break
+        start = min(os.lseek(fd, first, os.SEEK_HOLE), end)
+        extents.append((first, start - first))
+    return extents
+
+
 def allocated_bytes(fd: int) -> int:
     """What the host has really allocated for the file."""
     return os.fstat(fd).st_blocks * 512

@@ -12,8 +12,10 @@ swallowed, and no answer comes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Stop, StopKind
+from devices.state import FLAG, Maybe, Stateful, Table, uint
 
 STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
 READ_COMMAND_BYTE, WRITE_COMMAND_BYTE = 0x20, 0x60
@@ -31,7 +33,7 @@ _RESET = Effects(stop=Stop(StopKind.RESET))
 
 
 @dataclass
-class KeyboardController:
+class KeyboardController(Stateful):
     """One controller; `data` and `command` are the bus handlers of its ports 60h and 64h.  Resettable.
 
     Both ports are a byte wide: what an access covers beyond its port reads as FFh and ignores writes.
@@ -43,6 +45,12 @@ class KeyboardController:
     last_output: int = 0
     waiting_command: int = 0  # takes the next byte written to port 60h
     last_was_command: bool = False
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("command_byte", "output_port", "last_output", "waiting_command"), uint(8)),
+        "output": Maybe(uint(8)),
+        "last_was_command": FLAG,
+    }
 
     def reset(self) -> Effects:
         """Back to the state after power-on."""
@@ -133,10 +141,12 @@ class KeyboardPort:
 
 
 @dataclass
-class SystemControlA:
+class SystemControlA(Stateful):
     """Port 92h: bit 0 rising resets, bit 1 is the A20 gate, all read back.  Bytes beyond the port read as FFh."""
 
     value: int = OUTPUT_A20
+
+    STATE: ClassVar[Table] = {"value": uint(8)}
 
     def read(self, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
         return (self.value if offset == 0 else 0xFF) | ((1 << 8 * size) - 1) & ~0xFF, NOTHING

@@ -84,7 +84,7 @@ class GuestMemory:
             self.close()
             raise
         self._spans = _spans(layout)
-        self._writes = WriteLog()
+        self.writes = WriteLog()
 
     def _map(self, gpa: int, size: int) -> Region:
         try:
@@ -160,11 +160,11 @@ class GuestMemory:
         if isinstance(data, bytes) and (region := self.region_of(gpa, len(data))) is not None:
             start = gpa - region.gpa
             region.mapping[start : start + len(data)] = data
-            self._writes.add(gpa, len(data))
+            self.writes.add(gpa, len(data))
             return
         source = _as_bytes(data)
         _fill(self._pieces(gpa, len(source)), source)
-        self._writes.add(gpa, len(source))
+        self.writes.add(gpa, len(source))
 
     def read_int(self, gpa: int, size: int) -> int:
         """The little-endian integer of `size` bytes at `gpa`."""
@@ -227,7 +227,7 @@ class GuestMemory:
             rows[offsets] = source.view(rows.dtype)
         else:
             _fill([piece for place in places for piece in self._pieces(*place)], source)
-        self._writes.add_many(places)
+        self.writes.add_many(places)
 
     def _rows(self, gpas: U64, sizes: U64) -> list[tuple[NDArray[np.bool_], NDArray[np.void], U64]]:
         """Regions as overlapping rows, one starting at each byte, with which pieces are rows of that region and where.
@@ -271,7 +271,7 @@ class GuestMemory:
         else:
             for region, offset, length in places:
                 hostcalls.discard_file(self.fd, region.mapping, region.gpa + offset, offset, length)
-        self._writes.add_many(ranges)
+        self.writes.add_many(ranges)
         return sum(length for _, length in ranges)
 
     def backed_bytes(self) -> int:
@@ -292,18 +292,18 @@ class GuestMemory:
 
     def wrote(self, gpa: int, length: int) -> None:
         """Remember that the host's side changed `length` bytes at `gpa`."""
-        self._writes.add(gpa, length)
+        self.writes.add(gpa, length)
 
     @property
     def has_writes(self) -> bool:
         """Whether `take_writes` would give anything."""
-        return bool(self._writes)
+        return bool(self.writes)
 
     def take_writes(self) -> list[tuple[int, int]]:
         """(gpa, length) ranges that cover every change since the last call.
 
         Ranges that touch are joined.  If nobody asked for long, the list names what lies between them too."""
-        return self._writes.take()
+        return self.writes.take()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,11 @@ The devices are resettable; none of them keeps time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Event, Stop, StopKind
 from devices.registers import Register, RegisterMap
+from devices.state import Stateful, Table, uint
 
 SCI_EN = 1 << 0
 BM_RLD = 1 << 1
@@ -62,7 +64,7 @@ PM1A_CONTROL = RegisterMap("PM1a control", 2, [Register(0, 2, "control", "rw")])
 
 
 @dataclass
-class Pm1aControl:
+class Pm1aControl(Stateful):
     """Port 604h, the power management control register (ACPI §4.8.3.2.1), 16 bits.
 
     SCI_EN, BM_RLD and SLP_TYP read back.  Setting SLP_EN enters the state that SLP_TYP names: 0 is S5, power off; the
@@ -72,6 +74,8 @@ class Pm1aControl:
 
     name: str = "pm1a"
     control: int = SCI_EN  # there is no legacy mode to leave
+
+    STATE: ClassVar[Table] = {"control": uint(16)}
 
     def read(self, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
         return PM1A_CONTROL.read(self, offset, size, now_ns)

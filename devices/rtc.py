@@ -19,8 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Line
+from devices.state import FLAG, TIME_NS, Bytes, Int, Maybe, Stateful, Table, uint
 
 SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM = range(6)
 DAY_OF_WEEK, DAY_OF_MONTH, MONTH, YEAR, REG_A, REG_B, REG_C, REG_D = range(6, 14)
@@ -60,7 +62,7 @@ def _memory_sizes(below_4g_bytes: int, above_4g_bytes: int) -> dict[int, int]:
 
 
 @dataclass
-class Rtc:
+class Rtc(Stateful):
     """One clock.  A bus handler for the ports 70h (index) and 71h (data); timed; resettable.
 
     `start_s` is the Unix time at guest time 0, the two sizes are the RAM below and above 4 GiB, `line` is the board's
@@ -80,6 +82,17 @@ class Rtc:
     level: bool = False
     seen_ns: int | None = None  # up to when the flags are known; None after reset
     stored: bytearray = field(default_factory=lambda: bytearray(128))
+
+    STATE: ClassVar[Table] = {
+        "start_s": Int(0, 1 << 40),
+        "index": uint(7),
+        "nmi_masked": FLAG,
+        "offset_ns": Int(-TIME_NS.high, TIME_NS.high),
+        "flags": uint(8),
+        "level": FLAG,
+        "seen_ns": Maybe(TIME_NS),
+        "stored": Bytes(),
+    }
 
     def __post_init__(self) -> None:
         self.stored[REG_A] = A_DIVIDER_RUNS | 6

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Line
 from devices.registers import Register, RegisterMap
+from devices.state import COUNTER, FLAG, Bytes, Int, Stateful, Table, uint
 
 FIFO_BYTES = 16
 OUTPUT_LIMIT_BYTES = 1 << 20
@@ -53,7 +55,7 @@ REGISTERS = RegisterMap(
 
 
 @dataclass
-class Serial:
+class Serial(Stateful):
     """One port; `line` is the board's name of its interrupt.  A bus handler for 8 one-byte ports; resettable.
 
     Wider accesses are taken as bytes in ascending order, bytes beyond the eighth port read as zero.
@@ -74,6 +76,16 @@ class Serial:
     received: bytearray = field(default_factory=bytearray)
     output: bytearray = field(default_factory=bytearray)
     lost_output_bytes: int = 0
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("ier", "lcr", "mcr", "scr", "line_errors", "modem_deltas"), uint(8)),
+        "divisor": uint(16),
+        "trigger_bytes": Int(1, TRIGGER_LEVELS[-1]),
+        **dict.fromkeys(("fifos_enabled", "thre_pending", "level"), FLAG),
+        "received": Bytes(FIFO_BYTES),
+        "output": Bytes(OUTPUT_LIMIT_BYTES),
+        "lost_output_bytes": COUNTER,
+    }
 
     def reset(self) -> Effects:
         """Back to the state after power-on.  Output that was not taken is gone: take it first."""

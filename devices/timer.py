@@ -17,8 +17,10 @@ There is no speaker: its gate bit is only remembered.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Line
+from devices.state import FLAG, PART, TIME_NS, Bytes, Int, Many, Maybe, Stateful, Table, uint
 
 HZ = 1_193_182
 MIN_TICKS = 12  # about 10 microseconds
@@ -41,7 +43,7 @@ def tick_start_ns(tick: int) -> int:
 
 
 @dataclass
-class Counter:
+class Counter(Stateful):
     """One of the three counters.  `control` is the low six bits of its control word: access, mode, BCD.
 
     `count` is the number loaded, 1 to 65536, None after a control word.  How many ticks ago it was loaded is
@@ -60,6 +62,21 @@ class Counter:
     read_high_next: bool = False
     latched_count: bytes = b""
     latched_status: int | None = None
+
+    STATE: ClassVar[Table] = {
+        "gate": FLAG,
+        "control": uint(6),
+        "count": Maybe(Int(1, 0x1_0000)),
+        "next_count": Maybe(Int(1, 0x1_0000)),
+        "next_count_tick": TIME_NS,
+        "running": FLAG,
+        "base_tick": TIME_NS,
+        "base_elapsed": Int(-1, TIME_NS.high),
+        "written_low": Maybe(uint(8)),
+        "read_high_next": FLAG,
+        "latched_count": Bytes(2),
+        "latched_status": Maybe(uint(8)),
+    }
 
     @property
     def mode(self) -> int:
@@ -223,7 +240,7 @@ def _counters() -> list[Counter]:
 
 
 @dataclass
-class Timer8254:
+class Timer8254(Stateful):
     """Ports 40h-43h: three counters and the control word; a bus handler, timed, resettable.
 
     The ports are a byte wide: wider accesses are bytes in ascending order.  The control port, and bytes beyond it,
@@ -236,6 +253,14 @@ class Timer8254:
     level: bool = False
     seen_tick: int = 0
     last_rise_tick: int = 0
+
+    STATE: ClassVar[Table] = {
+        "counters": Many(PART),
+        "port_b": uint(8),
+        "level": FLAG,
+        "seen_tick": TIME_NS,
+        "last_rise_tick": TIME_NS,
+    }
 
     def reset(self) -> Effects:
         """Back to the state after power-on: nothing programmed, the output low."""

@@ -6,17 +6,22 @@ time the closest ones are joined over the gap between them, so that the list sta
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
+
+from devices.state import Many, Stateful, Table, Tuple, uint
 
 MAX_RANGES = 4096
 """More than this many ranges are never kept."""
 
 
-class WriteLog:
+class WriteLog(Stateful):
     """(gpa, length_bytes) ranges in the order in which they were written, as long as there are few."""
 
     __slots__ = ("_ranges",)
+    STATE: ClassVar[Table] = {"_ranges": Many(Tuple(uint(64), uint(64)), longest=MAX_RANGES)}
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []

@@ -6,13 +6,13 @@ image in it, both address spaces, and the devices; it has no CPU and no clock of
 
 from __future__ import annotations
 
+import hashlib
 import os
-import random
 import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import firmware
 from devices import fw_cfg
@@ -32,6 +32,7 @@ from devices.pci.piix import IsaBridge, PowerManagement
 from devices.power import ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
 from devices.rtc import Rtc
 from devices.serial import Serial
+from devices.state import COUNTER, PART, Many, Stateful, Table
 from devices.timer import PortB, Timer8254
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
@@ -109,11 +110,38 @@ class Timed(Protocol):
     def advance(self, now_ns: int) -> Effects: ...
 
 
-class Board:
+class SeededEntropy(Stateful):
+    """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
+
+    STATE: ClassVar[Table] = {"taken_bytes": COUNTER}
+    _BLOCK_BYTES = hashlib.blake2b().digest_size
+
+    def __init__(self, seed: str) -> None:
+        self.seed = seed
+        self.taken_bytes = 0
+
+    def __call__(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        first, skip = divmod(self.taken_bytes, self._BLOCK_BYTES)
+        self.taken_bytes += count
+        last = -(-self.taken_bytes // self._BLOCK_BYTES)
+        return b"".join(self._block(index) for index in range(first, last))[skip : skip + count]
+
+    def _block(self, index: int) -> bytes:
+        return hashlib.blake2b(self.seed.encode() + index.to_bytes(8, "little")).digest()
+
+
+class Board(Stateful):
     """Everything that `config` asks for, wired and at power-on.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
     """
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("lapic", "interrupts", "timer", "rtc", "serial", "debug_port", "keyboard", "port_92"), PART),
+        **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "host_bridge"), PART),
+        "entropy": Many(PART),
+    }
 
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
@@ -138,15 +166,18 @@ class Board:
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)
         self.mmio = AddressSpace("memory", 52)
+        self.entropy: list[SeededEntropy] = []
         high_bytes = sum(size for gpa, size in layout if gpa >= HIGH_BASE)
         start_s = VIRTUAL_START_UNIX_S if config.clock == "virtual" else int(time.time())
         self.lapic = LocalApic()
         self.timer = Timer8254()
         self.rtc = Rtc(start_s, config.memory_bytes - high_bytes, high_bytes)
         self.serial = Serial()
+        self.pm1a = Pm1aControl()
         self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config))
         self.debug_port = DebugPort()
         self.pm_events = PmEvents()
+        self.keyboard, self.port_92 = KeyboardController(), SystemControlA()
         self.isa_bridge = IsaBridge()
         self.interrupts = InterruptWiring(ISA_LINES, PCI_LINES, self.isa_bridge, self.lapic)
         self._claim()
@@ -168,16 +199,16 @@ class Board:
 
     def _claim(self) -> None:
         """Give every device at a fixed address its range."""
-        pic, keyboard = self.interrupts.pic, KeyboardController()
+        pic = self.interrupts.pic
         rom, alias = Rom(self.rom), Rom(self.rom[-SHADOW_BYTES // 2 :].rjust(SHADOW_BYTES, b"\xff"))
         table: list[tuple[AddressSpace, int, int, Handler, str]] = [
             (self.ports, 0x20, 2, pic.handler(0), "8259 master"),
             (self.ports, 0x40, 4, self.timer, "8254"),
-            (self.ports, 0x60, 1, keyboard.data, "8042"),
+            (self.ports, 0x60, 1, self.keyboard.data, "8042"),
             (self.ports, 0x61, 1, PortB(self.timer), "8254 port B"),
-            (self.ports, 0x64, 1, keyboard.command, "8042"),
+            (self.ports, 0x64, 1, self.keyboard.command, "8042"),
             (self.ports, 0x70, 2, self.rtc, "CMOS"),
-            (self.ports, 0x92, 1, SystemControlA(), "port 92h"),
+            (self.ports, 0x92, 1, self.port_92, "port 92h"),
             (self.ports, 0xA0, 2, pic.handler(1), "8259 slave"),
             (self.ports, 0xF4, 4, IsaDebugExit(), "isa-debug-exit"),
             (self.ports, COM1, 8, self.serial, "COM1"),
@@ -198,7 +229,7 @@ class Board:
         """The power management ports as the PIIX4 has them, counted from their base."""
         ports = AddressSpace("power management", 6)
         ports.add(0, 4, self.pm_events, "PM1a events")
-        ports.add(4, 2, Pm1aControl(), "PM1a control")
+        ports.add(4, 2, self.pm1a, "PM1a control")
         ports.add(8, 4, PmTimer(), "PM timer")
         return ports
 
@@ -268,7 +299,10 @@ def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
 
 
 def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
-    entropy = random.Random(device.id).randbytes if board.config.clock == "virtual" else os.urandom
+    entropy: Callable[[int], bytes] = os.urandom
+    if board.config.clock == "virtual":
+        board.entropy.append(SeededEntropy(device.id))
+        entropy = board.entropy[-1]
     features = _features(device, ("indirect_desc", "event_idx"))
     return Rng(board.memory, entropy, name=device.id, features=features)
 

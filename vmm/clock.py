@@ -8,7 +8,9 @@ deadline: two runs are identical to the byte, however fast the host is and howev
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
+
+from devices.state import TIME_NS, State, Stateful, Table
 
 BLOCK_NS = 10  # guest nanoseconds a block; near what a block costs on a current host
 SLICE_BLOCKS = 1_000_000  # how long the CPU may run before the machine looks up (about 10 ms of wall time)
@@ -24,13 +26,21 @@ class Clock(Protocol):
         """How many blocks to run, at least 1, so as not to pass the deadline by more than a block."""
         ...
 
+    def save_state(self) -> State: ...
+
+    def check_state(self, saved: Any, where: str) -> None: ...
+
+    def restore_state(self, saved: Any) -> None: ...
+
     def idle_until(self, blocks: int, deadline_ns: int) -> None:
         """The CPU sleeps: let the time come nearer to the deadline."""
         ...
 
 
-class VirtualClock:
+class VirtualClock(Stateful):
     """BLOCK_NS a block, plus what idle guests skipped."""
+
+    STATE: ClassVar[Table] = {"skipped_ns": TIME_NS}
 
     def __init__(self) -> None:
         self.skipped_ns = 0
@@ -48,16 +58,27 @@ class VirtualClock:
         self.skipped_ns += max(deadline_ns - self.now_ns(blocks), 0)
 
 
-class RealtimeClock:
+class RealtimeClock(Stateful):
     """The host's monotonic clock, zero at power-on."""
 
     LONGEST_SLEEP_NS = 20_000_000  # so that an interrupt from the keyboard is noticed
 
+    STATE: ClassVar[Table] = {"elapsed_ns": TIME_NS}
+
     def __init__(self) -> None:
         self._start_ns = time.monotonic_ns()
 
-    def now_ns(self, blocks: int) -> int:
+    @property
+    def elapsed_ns(self) -> int:
+        """Guest time; setting it lets the guest not notice how long its state was saved."""
         return time.monotonic_ns() - self._start_ns
+
+    @elapsed_ns.setter
+    def elapsed_ns(self, elapsed_ns: int) -> None:
+        self._start_ns = time.monotonic_ns() - elapsed_ns
+
+    def now_ns(self, blocks: int) -> int:
+        return self.elapsed_ns
 
     def budget(self, blocks: int, deadline_ns: int | None) -> int:
         if deadline_ns is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from devices.memory import PAGE_BYTES
 from devices.virtio import spec
-from vmm.config import TargetStep, parse_size
+from vmm.config import TargetStep, format_size, parse_size
 
 if TYPE_CHECKING:
     from devices.virtio.balloon import Balloon, Statistics
@@ -105,6 +105,10 @@ class BalloonControl:
             return []
         return spec.feature_names(self._device.driver_features, self._device.device_id)
 
+    def __repr__(self) -> str:
+        target, actual = format_size(self.target_pages * PAGE_BYTES), format_size(self.actual_pages * PAGE_BYTES)
+        return f"<Balloon {actual}, target {target}, {format_size(self.guest_ram_bytes)} left to the guest>"
+
 
 class StatsView:
     """The statistics that the driver sent last, as of now."""
@@ -136,3 +140,8 @@ class StatsView:
     def raw(self) -> list[tuple[int, int]]:
         """(tag, value) of every entry, in the order sent, unknown tags too."""
         return list(self.snapshot().raw)
+
+    def __repr__(self) -> str:
+        now = self.snapshot()
+        age = "" if now.age_ns is None else f", {now.age_ns / 1e9:g} s old"
+        return f"<Statistics {now.reason}{age}, {len(now.raw)} values>"

@@ -9,28 +9,23 @@ the host's side overwrote.  Nothing here changes the count of blocks, so watchin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devices.effects import NOTHING, Effects, Event, Message, Stop, StopKind
 from devices.memory import GuestMemory
+from devices.memory_state import MemoryState
+from devices.state import COUNTER, PART, TEXT, Bytes, HasState, Int, Maybe, Record, Stateful, Table
 from vmm.boards import Board
 from vmm.clock import Clock, RealtimeClock, VirtualClock
-from vmm.config import MachineConfig, TargetStep, parse_duration
+from vmm.config import MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
-from vmm.cpu import Exit, ExitReason
+from vmm.cpu import ClosedCpu, Cpu, Exit, ExitReason
+from vmm.keyboard import KeyboardGuard
+from vmm.outcome import Outcome, describe_triple_fault
+from vmm.state import EVENTS, STOP, TARGET_STEPS, UNBOUNDED, MachineState, restore, save
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended: one of the documented words, the exit status that goes with it, and a sentence."""
-
-    kind: str
-    exit_code: int
-    detail: str
 
 
 class Observer(Protocol):
@@ -48,19 +43,30 @@ class Observer(Protocol):
 Condition = Callable[["Machine"], bool]
 
 
-class Machine:
+class Machine(Stateful):
     """A machine made after `config`, at its reset vector, with the guest's image in RAM.
 
     Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
     give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
     """
 
+    STATE: ClassVar[Table] = {
+        "_clock": PART,
+        "_steps": TARGET_STEPS,
+        "_stop": STOP,
+        "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
+        "_console": Bytes(UNBOUNDED),
+        "_debug_output": Bytes(UNBOUNDED),
+        "_events": EVENTS,
+        **dict.fromkeys(("_stats_seen", "backed_bytes_peak"), COUNTER),
+    }
+
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
-        self.console = b""
-        self.debug_output = b""
+        self._console = bytearray()  # appending to bytes would copy all of it for each line
+        self._debug_output = bytearray()
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
@@ -71,7 +77,7 @@ class Machine:
         self.board = Board(config)
         try:
             self.memory: GuestMemory = self.board.memory
-            self._cpu = self.board.make_cpu(self)
+            self._cpu: Cpu | ClosedCpu = self.board.make_cpu(self)
         except BaseException:
             self.board.memory.close()
             raise
@@ -90,6 +96,16 @@ class Machine:
     def blocks(self) -> int:
         """Basic blocks that the CPU executed so far."""
         return self._cpu.blocks
+
+    @property
+    def console(self) -> bytes:
+        """Everything the guest wrote to its serial console so far."""
+        return bytes(self._console)
+
+    @property
+    def debug_output(self) -> bytes:
+        """Everything the guest wrote to the debug port 402h so far."""
+        return bytes(self._debug_output)
 
     @property
     def exit_code(self) -> int | None:
@@ -122,31 +138,59 @@ class Machine:
 
         return report(self)
 
+    # -- its state ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> MachineState:
+        """Everything that decides how the run goes on, as one value; nothing is changed.
+
+        Not from an observer or a callback, but between two calls of `run` or in its `until`."""
+        return save(self)
+
+    def restore(self, state: MachineState) -> None:
+        """Go on from `state`, which this machine or another one made after the same configuration has saved.
+
+        With the virtual clock the run is then the same to the byte as if it had never been cut.  ConfigError, and
+        nothing changed, if the state does not fit this machine."""
+        restore(self, state)
+        self._interrupted = False
+
+    def parts(self) -> dict[str, HasState]:
+        """What `save` saves, in the order in which it is put back."""
+        return {"memory": MemoryState(self.memory), "cpu": self._cpu, "board": self.board, "run": self}
+
     # -- running it ----------------------------------------------------------------------------------------------------
 
-    def run(self, until: Condition | str | None = None, *, pace: Callable[[int], None] | None = None) -> Outcome | None:
-        """Run until the guest ends, or `until` holds: a predicate of the machine, or a guest time from now ("2s").
+    def run(
+        self, until: Condition | str | float | None = None, *, pace: Callable[[int], None] | None = None
+    ) -> Outcome | None:
+        """Run until the guest ends, or `until` holds: a predicate of the machine, or a guest time from now ("2s", 0.5).
 
         Returns the `Outcome` when the run is over, None when `until` was met first.  `pace` is called with the guest
-        time every few milliseconds; what it does with the time does not change the run.
+        time every few milliseconds; what it does with the time does not change the run.  Ctrl-C raises
+        KeyboardInterrupt between two steps of the machine, and the run can go on afterwards.
         """
-        stop_ns = self.now_ns + parse_duration(until) if isinstance(until, str) else None
         met = until if callable(until) else None
-        while self.outcome is None:
-            if pace is not None:
-                pace(self.now_ns)  # first, so that nothing is shown before its time has come
-            self._settle()
-            if self._is_over():
-                break
-            if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
-                return None
-            deadline_ns = self._next_deadline_ns(stop_ns)
-            exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
-            if exit_.reason is ExitReason.HALTED:
-                self._sleep(exit_, deadline_ns)
-            elif exit_.reason is ExitReason.TRIPLE_FAULT and self._stop is None:  # else a reset came first
-                self._finish("triple-fault", 4, _describe_triple_fault(exit_))
+        stop_ns = None if until is None or callable(until) else self.now_ns + parse_duration(until)
+        with KeyboardGuard() as keyboard:
+            while self.outcome is None:
+                keyboard.check()
+                if pace is not None:
+                    pace(self.now_ns)  # first, so that nothing is shown before its time has come
+                self._settle()
+                if self._is_over():
+                    break
+                if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
+                    return None
+                self._step(self._next_deadline_ns(stop_ns))
         return self.outcome
+
+    def _step(self, deadline_ns: int | None) -> None:
+        """Let the CPU run once, and see why it came back."""
+        exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
+        if exit_.reason is ExitReason.HALTED:
+            self._sleep(exit_, deadline_ns)
+        elif exit_.reason is ExitReason.TRIPLE_FAULT and self._stop is None:  # else a reset came first
+            self._finish("triple-fault", 4, describe_triple_fault(exit_))
 
     def interrupt(self) -> None:
         """End the run at the next opportunity, as interrupted; may be called from a signal handler."""
@@ -224,7 +268,7 @@ class Machine:
     def _settle_output(self) -> None:
         """Hand console output and events to the observers, in the order in which they came."""
         data = self.board.serial.take_output()
-        self.console += data
+        self._console += data
         self._settle_debug_output()
         events, self._events = self._events, []
         for observer in self.observers:
@@ -243,7 +287,7 @@ class Machine:
         """Hand on what came out of the debug port."""
         data = self.board.debug_port.take_output()
         if data:
-            self.debug_output += data
+            self._debug_output += data
             for sink in self.debug_sinks:
                 sink(data)
 
@@ -342,8 +386,10 @@ class Machine:
         return accepted
 
     def close(self) -> None:
-        """Give RAM and CPU back to the host."""
-        self._cpu.close()
+        """Give RAM and CPU back to the host.  What was counted can still be read; everything else is a ConfigError."""
+        if not isinstance(self._cpu, ClosedCpu):
+            self._cpu.close()
+            self._cpu = ClosedCpu(self._cpu.blocks)
         self.memory.close()
 
     def __enter__(self) -> Machine:
@@ -354,10 +400,7 @@ class Machine:
     ) -> None:
         self.close()
 
-
-def _describe_triple_fault(exit_: Exit) -> str:
-    """The first exception that could not be delivered, where it was, and the registers."""
-    names = [name for name in exit_.registers if name not in ("cs", "rip")]
-    values = " ".join(f"{name}={exit_.registers[name]:x}" for name in names)
-    place = f"{exit_.registers['cs']:04x}:{exit_.registers['rip']:016x}"
-    return f"exception {exit_.vector} at {place} could not be delivered; {values}"
+    def __repr__(self) -> str:
+        state = "running" if self.outcome is None else self.outcome.kind
+        ram = format_size(self.config.memory_bytes)
+        return f"<Machine {self.config.name}, {ram} of RAM, {self.now_ns / 1e9:g} s, {state}>"

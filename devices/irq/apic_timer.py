@@ -16,12 +16,15 @@ The timer knows nothing of vectors, masks or the rest of the APIC.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from devices.state import FLAG, TIME_NS, Maybe, Stateful, Table, uint
 
 MIN_INTERVAL_NS = 10_000
 
 
 @dataclass
-class ApicTimer:
+class ApicTimer(Stateful):
     """`initial_count` and `divide_configuration` as the guest wrote them; `periodic` is the mode, else one-shot.
 
     `due_ns` is the guest time of the next expiry worth reporting, None when there is none.
@@ -33,6 +36,15 @@ class ApicTimer:
     base_ns: int = 0
     base_count: int = 0
     due_ns: int | None = None
+
+    STATE: ClassVar[Table] = {
+        "initial_count": uint(32),
+        "divide_configuration": uint(4),
+        "periodic": FLAG,
+        "base_ns": TIME_NS,
+        "base_count": uint(32),
+        "due_ns": Maybe(TIME_NS),
+    }
 
     @property
     def tick_ns(self) -> int:

@@ -14,9 +14,11 @@ Pins are asserted or not, whatever voltage that is on a board: the polarity bit 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Message
 from devices.registers import Register, RegisterMap
+from devices.state import Many, Stateful, Table, uint
 
 PINS = 24
 VERSION = 0x11 | PINS - 1 << 16
@@ -38,7 +40,7 @@ REGISTERS = RegisterMap("I/O APIC", 0x20, [Register(0x00, 4, "index", "rw"), Reg
 
 
 @dataclass
-class IoApic:
+class IoApic(Stateful):
     """One I/O APIC.  A bus handler for its registers at FEC00000h: IOREGSEL at 0, IOWIN at 10h; resettable.
 
     Accesses are cut at register borders as `RegisterMap` does it.  `levels` has a bit for each asserted pin.
@@ -48,6 +50,13 @@ class IoApic:
     apic_id: int = 0
     levels: int = 0
     table: list[int] = field(default_factory=lambda: [MASKED] * PINS)
+
+    STATE: ClassVar[Table] = {
+        "index": uint(8),
+        "apic_id": uint(4),
+        "levels": uint(PINS),
+        "table": Many(uint(64)),
+    }
 
     def reset(self) -> Effects:
         """Every entry masked; the pins stay as they are wired."""

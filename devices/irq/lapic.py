@@ -22,11 +22,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partialmethod
 from itertools import product
-from typing import Literal
+from typing import ClassVar, Literal
 
 from devices.effects import NOTHING, Effects, Event
 from devices.irq.apic_timer import ApicTimer
 from devices.registers import Register, RegisterMap
+from devices.state import FLAG, PART, Stateful, Table, uint
 
 MESSAGE_BASE = 0xFEE0_0000  # the same 1 MiB holds the registers (seen from the CPU) and the messages (from devices)
 MESSAGE_END = 0xFEF0_0000
@@ -97,7 +98,7 @@ def _highest(vectors: int) -> int:
 
 
 @dataclass
-class LocalApic:
+class LocalApic(Stateful):
     """One local APIC.  A bus handler for its 4 KiB of registers; timed; resettable.
 
     Registers are 32 bits wide at multiples of 16.  Other widths and alignments are cut at register borders as
@@ -127,6 +128,15 @@ class LocalApic:
     lint0: bool = False
     timer: ApicTimer = field(default_factory=ApicTimer)
     logged_errors: int = 0  # since the last write to the ESR, which makes them readable
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("apic_id", "version", "tpr", "ldr", "dfr", "svr", "esr", "icr_low", "icr_high"), uint(32)),
+        **dict.fromkeys(("isr", "tmr", "irr"), uint(256)),
+        **dict.fromkeys(_LVT_NAMES, uint(32)),
+        "lint0": FLAG,
+        "timer": PART,
+        "logged_errors": uint(32),
+    }
 
     def reset(self) -> Effects:
         """Back to the state after power-on; LINT0 stays as it is wired."""

@@ -13,8 +13,10 @@ Deviations: there is no MCS-80 mode, no buffered mode, and the trigger mode come
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from devices.effects import NOTHING, Effects
+from devices.state import FLAG, PART, Int, Stateful, Table, uint
 
 CASCADE = 2  # the master's input that is the slave's output
 SPURIOUS = 7
@@ -29,7 +31,7 @@ POLL_REQUESTED = 0x80
 
 
 @dataclass
-class Pic:
+class Pic(Stateful):
     """One 8259A.  Its two ports are bytes: command (0) and data (1).
 
     `lines` are the inputs, `edges` the rising edges not yet acknowledged, `lowest` the input of lowest priority.
@@ -53,6 +55,14 @@ class Pic:
     auto_eoi: bool = False
     rotate_on_auto_eoi: bool = False
     special_fully_nested: bool = False
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("lines", "edges", "imr", "isr", "elcr", "base", "icw1", "icw3"), uint(8)),
+        "lowest": uint(3),
+        "expected": Int(0, 4),
+        **dict.fromkeys(("read_isr", "poll", "special_mask", "auto_eoi"), FLAG),
+        **dict.fromkeys(("rotate_on_auto_eoi", "special_fully_nested"), FLAG),
+    }
 
     def reset(self) -> None:
         """Back to the state after power-on; the inputs stay as they are wired."""
@@ -181,7 +191,7 @@ class Pic:
 
 
 @dataclass
-class PicPair:
+class PicPair(Stateful):
     """Master and slave as a PC wires them: inputs 0 to 7 and 8 to 15.  Resettable.
 
     `handler(n)` is the bus handler of chip n's two ports (20h, A0h), `elcr` the one of 4D0h and 4D1h.  All ports are a
@@ -190,6 +200,8 @@ class PicPair:
 
     master: Pic = field(default_factory=lambda: Pic(is_master=True))
     slave: Pic = field(default_factory=Pic)
+
+    STATE: ClassVar[Table] = {"master": PART, "slave": PART}
 
     def reset(self) -> Effects:
         self.master.reset()

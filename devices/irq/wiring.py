@@ -14,12 +14,13 @@ drives a line, and what the controllers do with their inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from devices.effects import NOTHING, Effects
 from devices.irq.ioapic import IoApic
 from devices.irq.lapic import LocalApic
 from devices.irq.pic import PicPair
+from devices.state import FLAG, PART, TEXT, Pairs, Stateful, Table
 
 PIRQS = 4
 FIRST_PIRQ_PIN = 16
@@ -34,11 +35,13 @@ class PirqRouter(Protocol):
     def pirq_routes(self) -> tuple[int | None, ...]: ...
 
 
-class InterruptWiring:
+class InterruptWiring(Stateful):
     """`isa` gives the number of each ISA line by its name, `pirq` the index (0 to 3) of each PCI line.
 
     Lines in neither table lead nowhere.
     """
+
+    STATE: ClassVar[Table] = {"pic": PART, "ioapic": PART, "levels": Pairs(TEXT, FLAG)}
 
     def __init__(self, isa: Mapping[str, int], pirq: Mapping[str, int], router: PirqRouter, lapic: LocalApic) -> None:
         self.lapic = lapic

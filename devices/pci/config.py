@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+from devices.state import Bytes, Stateful, Table
 
 CONFIG_BYTES = 256
 FIRST_CAPABILITY = 0x40
@@ -41,12 +43,14 @@ class Field(NamedTuple):
     writable: int = 0
 
 
-class ConfigSpace:
+class ConfigSpace(Stateful):
     """The 256 bytes that `fields` describe.
 
     ValueError at construction when two fields overlap, one leaves the space, or a value does not fit its size.
     `config["command"]` is the device's own side of a field, which no mask binds.
     """
+
+    STATE: ClassVar[Table] = {"_bytes": Bytes()}
 
     def __init__(self, fields: Iterable[Field]) -> None:
         self._fields: dict[str, Field] = {}

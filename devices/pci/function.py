@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from devices.bus import Handler
 from devices.effects import NOTHING, Effects, Line
@@ -31,6 +31,7 @@ from devices.pci.config import (
     header_fields,
 )
 from devices.pci.msix import MsixTable
+from devices.state import FLAG, PART, Stateful, Table
 
 SLOTS = 32
 FUNCTIONS = 8
@@ -64,13 +65,15 @@ class _Window:
         return self.function.access_write(self.bar, offset, size, value, now_ns)
 
 
-class PciFunction:
+class PciFunction(Stateful):
     """Function `function` (0 to 7) of device `slot` (0 to 31) on bus 0, called `name`.
 
     `msix` brings its own base address register and capability.  `interrupt_pin` is 0 for none or 1 for INTA.  `fields`
     are registers of its own from 40h on, which leave no room for a capability.  Function 0 says with `multifunction`
     that it is not the only one.
     """
+
+    STATE: ClassVar[Table] = {"config": PART, "msix": PART, "_interrupt_requested": FLAG, "_inta": FLAG}
 
     def __init__(
         self,

@@ -15,12 +15,15 @@ one event says what it collided with, and every later configuration write tries 
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from devices.bus import AddressSpace, Range
 from devices.effects import NOTHING, Effects, Event, Stop, StopKind
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from devices.pci.function import BarRegion, PciFunction
 from devices.pci.i440fx import I440fx
+from devices.state import TEXT, Many, Pairs, State, Stateful, Table, Tuple, require_fields, uint
 
 PORT_BASE = 0xCF8
 PORT_COUNT = 8
@@ -29,16 +32,26 @@ RESET_NOW = 1 << 2
 
 _ADDRESS_ENABLE = 1 << 31
 _ADDRESS_WRITABLE = 0x80FFFFFC
+
 _Key = tuple[int, int]  # device and function number, base address register
+_KEY = Tuple(uint(8), uint(8))
 
 
-class HostBridge:
+class HostBridge(Stateful):
     """Bus 0 between `ports` and `mmio`, where no range may cover `ram`.
 
     It claims its ports itself and puts its own function, an i440FX, into slot 0; `functions` go by device and function
     number (`PciFunction.devfn`).  Whatever else is fixed (the interrupt
     controller, the ROM) claims its range in `mmio` and is thereby safe from the functions.
     """
+
+    STATE: ClassVar[Table] = {
+        "config_address": uint(32),
+        "reset_control": uint(8),
+        "_refused": Pairs(_KEY, TEXT),
+    }
+    BESIDE: ClassVar = ("functions", "mapped")
+    _ORDER: ClassVar = Many(_KEY, longest=256)
 
     def __init__(self, ports: AddressSpace, mmio: AddressSpace, ram: GuestMemory) -> None:
         self._spaces = {"port": ports, "memory": mmio}
@@ -73,6 +86,33 @@ class HostBridge:
             effects |= function.reset()
         self.config_address = self.reset_control = 0
         return effects | self._remap()
+
+    # -- the state: also the functions, and which of their ranges were mapped first --------------------------------
+
+    def save_state(self) -> State:
+        functions: State = {f"{devfn:02x}": function.save_state() for devfn, function in self.functions.items()}
+        return {**super().save_state(), "functions": functions, "mapped": self._ORDER.save(self._mapped)}
+
+    def check_state(self, saved: Any, where: str) -> None:
+        super().check_state(saved, where)
+        functions = require_fields(
+            f"{where}.functions", saved["functions"], [f"{devfn:02x}" for devfn in self.functions]
+        )
+        for devfn, function in self.functions.items():
+            function.check_state(functions[f"{devfn:02x}"], function.name)
+        self._ORDER.check((), saved["mapped"], f"{where}.mapped")
+
+    def restore_state(self, saved: Any) -> None:
+        for devfn, function in self.functions.items():
+            function.restore_state(saved["functions"][f"{devfn:02x}"])
+        for region, claimed in self._mapped.values():
+            self._spaces[region.space].remove(claimed)
+        self._mapped.clear()
+        wanted = self._wanted()
+        for key in self._ORDER.restore((), saved["mapped"]):
+            if key in wanted:
+                self._map(key, wanted[key])
+        super().restore_state(saved)
 
     # -- ports CF8h to CFFh ------------------------------------------------------------------------------------------
 
@@ -140,7 +180,7 @@ class HostBridge:
 
     def _remap(self) -> Effects:
         """Make the address spaces hold what the functions decode; returns one event for each new collision."""
-        wanted = {(devfn, r.bar): r for devfn, function in self.functions.items() for r in function.bar_regions()}
+        wanted = self._wanted()
         # Give up first, so that two ranges can change places.
         for key, (region, claimed) in list(self._mapped.items()):
             if wanted.get(key) != region:
@@ -154,6 +194,10 @@ class HostBridge:
                 if refused.get(key) != reason:
                     events.append(Event(self.functions[key[0]].name, "bar-not-mapped", reason))
         return Effects(events=tuple(events)) if events else NOTHING
+
+    def _wanted(self) -> dict[_Key, BarRegion]:
+        """What the functions decode now."""
+        return {(devfn, r.bar): r for devfn, function in self.functions.items() for r in function.bar_regions()}
 
     def _map(self, key: _Key, region: BarRegion) -> str | None:
         """Map `region`, or say why not."""

@@ -13,8 +13,11 @@ covers.  Bytes outside the table and the pending bits read as zero; the pending 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from devices.effects import NOTHING, Effects, Message
 from devices.pci.config import Bar, BarKind, Capability, Field
+from devices.state import FLAG, Bytes, Stateful, Table, uint
 
 CAPABILITY_ID = 0x11
 MAX_VECTORS = 0x800
@@ -29,11 +32,17 @@ _ENTRY_WRITABLE = (0xFFFFFFFF_FFFFFFFC | 0xFFFFFFFF << 64 | _ENTRY_MASKED).to_by
 _ENTRY_AFTER_RESET = _ENTRY_MASKED.to_bytes(_ENTRY_BYTES, "little")
 
 
-class MsixTable:
+class MsixTable(Stateful):
     """`vectors` vectors in base address register `bar`, which holds the table at 0 and the pending bits half way up.
 
     ValueError unless there are 1 to 2048 vectors.
     """
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("enabled", "function_mask", "bus_master"), FLAG),
+        "_entries": Bytes(),
+        "_pending": uint(MAX_VECTORS),
+    }
 
     def __init__(self, vectors: int, bar: int) -> None:
         if not 1 <= vectors <= MAX_VECTORS:

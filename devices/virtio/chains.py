@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices.memory import GuestMemory
+from devices.state import FLAG, Int, Many, Plain, Record, Tuple, uint
 
 Heads = NDArray[np.uint16]
 Index = NDArray[np.intp]
@@ -104,6 +105,41 @@ class Chains:
                 memory.write(int(self.addr[i]), piece)
                 position += len(piece)
         return position
+
+
+class _SavedChains:
+    """How chains that a device holds are saved: a list with one entry a chain."""
+
+    _buffer = Tuple(uint(64), Int(1, (1 << 64) - 1), FLAG)
+    _chain = Record(dict, head=uint(16), slots=Int(1, 1 << 16), buffers=Many(_buffer, longest=1 << 16))
+    _chains = Many(_chain, longest=1 << 16)
+
+    def save(self, current: Chains) -> Plain:
+        buffers = list(zip(current.addr.tolist(), current.length.tolist(), current.writable.tolist(), strict=True))
+        borders = current.first.tolist()
+        return [
+            {"head": head, "slots": slots, "buffers": [list(buffer) for buffer in buffers[start:end]]}
+            for head, slots, start, end in zip(
+                current.head.tolist(), current.slots.tolist(), borders, borders[1:], strict=False
+            )
+        ]
+
+    def check(self, current: Chains | None, saved: Any, where: str) -> None:
+        self._chains.check(None, saved, where)
+
+    def restore(self, current: Chains | None, saved: Any) -> Chains:
+        buffers = [buffer for chain in saved for buffer in chain["buffers"]]
+        return Chains(
+            np.array([chain["head"] for chain in saved], np.uint16),
+            np.array([chain["slots"] for chain in saved], np.intp),
+            np.cumsum([0, *(len(chain["buffers"]) for chain in saved)]),
+            np.array([addr for addr, _, _ in buffers], np.uint64),
+            np.array([length for _, length, _ in buffers], np.uint64),
+            np.array([writable for _, _, writable in buffers], np.bool_),
+        )
+
+
+CHAINS = _SavedChains()
 
 
 class OneBuffer(Chains):

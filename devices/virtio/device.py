@@ -21,12 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import ClassVar, ParamSpec
+from typing import Any, ClassVar, ParamSpec
 
 from devices.effects import Event
 from devices.errors import DriverError
 from devices.memory import GuestMemory
 from devices.registers import RegisterMap
+from devices.state import FLAG, TIME_NS, Maybe, State, Stateful, Table, require_list, uint
 from devices.virtio import spec, status
 from devices.virtio.chains import Chains
 from devices.virtio.queue import Queue, QueueSpec
@@ -78,7 +79,7 @@ class Notifications:
 NO_NOTIFICATIONS = Notifications()
 
 
-class VirtioDevice:
+class VirtioDevice(Stateful):
     """A device with the given queues, offering the feature bits of the mask `features`.
 
     `dma_enabled` follows the bus (PCI bus mastering) and starts off.  Two devices are equal (`==`) when a driver could
@@ -88,6 +89,16 @@ class VirtioDevice:
     config: ClassVar[RegisterMap]
     feature_requires: ClassVar[Mapping[int, int]] = {}
     """Feature bit -> the bit it cannot be without (§2.2.1)."""
+
+    STATE: ClassVar[Table] = {
+        "driver_features": uint(64),
+        "status": uint(8),
+        "config_generation": uint(8),
+        "dma_enabled": FLAG,
+        "_carry_on_ns": Maybe(TIME_NS),
+        "_config_was_read": FLAG,
+    }
+    BESIDE: ClassVar = ("queues",)
 
     def __init__(self, memory: GuestMemory, name: str, features: int, queues: Sequence[QueueSpec]) -> None:
         self.memory = memory
@@ -196,6 +207,23 @@ class VirtioDevice:
         self.dma_enabled = False
         self._forget_driver()
 
+    # -- the state: also the queues, whose rings depend on what was negotiated ---------------------------------------
+
+    def save_state(self) -> State:
+        return {**super().save_state(), "queues": [queue.save_state() for queue in self.queues]}
+
+    def check_state(self, saved: Any, where: str) -> None:
+        super().check_state(saved, where)
+        features = status.negotiated(saved["status"], saved["driver_features"])
+        entries = require_list(f"{where}.queues", saved["queues"], len(self.queues))
+        for queue, entry in zip(self.queues, entries, strict=True):
+            queue.check_queue(entry, f"{where}.{queue.name}", self.memory, features)
+
+    def restore_state(self, saved: Any) -> None:
+        super().restore_state(saved)
+        for queue, entry in zip(self.queues, saved["queues"], strict=True):
+            queue.restore_queue(entry, self.memory, status.negotiated(self.status, self.driver_features))
+
     # -- for subclasses --------------------------------------------------------------------------------------------
 
     @property
@@ -210,7 +238,7 @@ class VirtioDevice:
 
     def has_feature(self, bit: int) -> bool:
         """Whether feature `bit` was negotiated."""
-        return bool(self.status & _FEATURES_OK and self.driver_features >> bit & 1)
+        return bool(status.negotiated(self.status, self.driver_features) >> bit & 1)
 
     def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
         """Return chains to the driver.  Only while the device is live."""
@@ -298,16 +326,7 @@ class VirtioDevice:
         return self._contained(queue, self._set_up, queue) | self._look_at([queue], now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
-        queue.ring = SplitQueue(
-            self.memory,
-            queue.size,
-            queue.desc_gpa,
-            queue.driver_gpa,
-            queue.device_gpa,
-            indirect=self.has_feature(spec.VIRTIO_F_INDIRECT_DESC),
-            event_idx=self.has_feature(spec.VIRTIO_F_EVENT_IDX),
-        )
-        queue.enabled = True
+        queue.set_up(self.memory, status.negotiated(self.status, self.driver_features))
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
 
     def _exists(self, queue: Queue) -> bool:

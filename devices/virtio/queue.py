@@ -5,8 +5,11 @@ Owns what the driver wrote about a queue and which writes are refused.  The ring
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from devices.errors import DriverError
+from devices.memory import GuestMemory
+from devices.state import COUNTER, FLAG, Int, State, Stateful, Table, refuse, uint
 from devices.virtio import spec
 from devices.virtio.split import SplitQueue
 
@@ -22,7 +25,7 @@ class QueueSpec(NamedTuple):
 
 
 @dataclass(slots=True)
-class Queue:
+class Queue(Stateful):
     """`size` starts as `max_size`; addresses are guest-physical; `ring` is there while the queue is enabled.
 
     `requests` counts the chains ever taken, across resets too.  ValueError unless `max_size` is a power of two up to
@@ -40,10 +43,49 @@ class Queue:
     ring: SplitQueue | None = None
     requests: int = field(default=0, compare=False)
 
+    STATE: ClassVar[Table] = {
+        "size": Int(1, spec.VIRTQ_MAX_SIZE),
+        "enabled": FLAG,
+        **dict.fromkeys(_ADDRESSES, uint(64)),
+        "requests": COUNTER,
+    }
+    BESIDE: ClassVar = ("ring",)
+
     def __post_init__(self) -> None:
         if not _is_size(self.max_size, spec.VIRTQ_MAX_SIZE):
             raise ValueError(f"the size of {self.name} must be a power of two up to 32768, not {self.max_size}")
         self.size = self.max_size
+
+    def set_up(self, memory: GuestMemory, features: int) -> None:
+        """Enable it with the parts that the driver named; `features` were negotiated.  DriverError as for a ring."""
+        self.ring = _ring(memory, features, self.size, self.desc_gpa, self.driver_gpa, self.device_gpa)
+        self.enabled = True
+
+    def save_state(self) -> State:
+        return {**Stateful.save_state(self), "ring": None if self.ring is None else self.ring.save_state()}
+
+    def check_queue(self, saved: Any, where: str, memory: GuestMemory, features: int) -> None:
+        """ConfigError unless `restore_queue` can take `saved`: its ring must be one in `memory`."""
+        Stateful.check_state(self, saved, where)
+        if not _is_size(saved["size"], self.max_size):
+            raise refuse(f"{where}.size", f"a power of two up to {self.max_size}", saved["size"])
+        if saved["enabled"] != (saved["ring"] is not None):
+            raise refuse(f"{where}.ring", "there exactly if the queue is enabled", saved["ring"])
+        if saved["enabled"]:
+            try:
+                ring = _ring(memory, features, saved["size"], *(saved[name] for name in _ADDRESSES))
+            except DriverError as error:
+                raise refuse(f"{where}.ring", "in this machine's RAM", error.detail) from error
+            ring.check_state(saved["ring"], f"{where}.ring")
+
+    def restore_queue(self, saved: Any, memory: GuestMemory, features: int) -> None:
+        """Take over what `check_queue` has accepted."""
+        self.reset()
+        Stateful.restore_state(self, saved)
+        if saved["enabled"]:
+            self.set_up(memory, features)
+        if self.ring is not None:
+            self.ring.restore_state(saved["ring"])
 
     def write(self, name: str, value: int) -> None:
         """Set "size" or an address of a queue that is not enabled.  A size that is no power of two or above the maximum
@@ -62,6 +104,11 @@ class Queue:
         self.enabled = False
         self.desc_gpa = self.driver_gpa = self.device_gpa = 0
         self.ring = None
+
+
+def _ring(memory: GuestMemory, features: int, size: int, desc_gpa: int, driver_gpa: int, device_gpa: int) -> SplitQueue:
+    indirect, event_idx = (bool(features >> bit & 1) for bit in (spec.VIRTIO_F_INDIRECT_DESC, spec.VIRTIO_F_EVENT_IDX))
+    return SplitQueue(memory, size, desc_gpa, driver_gpa, device_gpa, indirect=indirect, event_idx=event_idx)
 
 
 def _is_size(value: int, maximum: int) -> bool:

@@ -7,9 +7,11 @@ run with a seeded source is repeatable.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from devices.memory import GuestMemory
 from devices.registers import RegisterMap
+from devices.state import COUNTER, Table
 from devices.virtio import spec
 from devices.virtio.chains import Chains
 from devices.virtio.device import Notifications, Queue, QueueSpec, VirtioDevice
@@ -25,6 +27,7 @@ class Rng(VirtioDevice):
 
     device_id = spec.DeviceId.ENTROPY
     config = RegisterMap("entropy", 0, ())
+    STATE: ClassVar[Table] = {**VirtioDevice.STATE, "served_bytes": COUNTER}
 
     def __init__(
         self,

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import Struct
+from typing import ClassVar
 
 import numpy as np
 
 from devices.errors import DriverError
 from devices.memory import GuestMemory
+from devices.state import Bytes, Stateful, Table, uint
 from devices.virtio import spec
 from devices.virtio.chains import Chains
 from devices.virtio.walk import Walker
@@ -30,11 +32,16 @@ _RING = 4  # §2.7.6, §2.7.8: `ring` follows two 16-bit fields
 _FLAGS, _IDX = 0, 1  # 16-bit words of both rings
 
 
-class SplitQueue:
+class SplitQueue(Stateful):
     """A queue of `size` entries (a power of two up to 32768) whose parts are where the driver said.
 
     `indirect` and `event_idx` tell whether VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX were negotiated.
     DriverError when a part is misaligned (§2.7.1) or is not inside one region of RAM."""
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("_next_available", "_next_used", "_notified_used"), uint(16)),
+        "_in_flight": Bytes(),
+    }
 
     def __init__(
         self,

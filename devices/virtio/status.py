@@ -31,6 +31,7 @@ STEPS = (
     Step(int(Status.FAILED), 0),
 )
 
+_FEATURES_OK = int(Status.FEATURES_OK)
 _VERSION_1 = 1 << spec.VIRTIO_F_VERSION_1
 
 
@@ -47,6 +48,11 @@ def next_status(status: int, written: int, features_ok: bool) -> int:
         if written & step.bit and allowed:
             status |= step.bit
     return status
+
+
+def negotiated(device_status: int, driver_features: int) -> int:
+    """The features that both sides agreed on: none before FEATURES_OK (§2.2)."""
+    return driver_features if device_status & _FEATURES_OK else 0
 
 
 def feature_objections(offered: int, accepted: int, requires: Mapping[int, int], device_id: int) -> Iterator[str]:

@@ -158,3 +158,21 @@ def test_seabios_comes_as_far_as_looking_for_something_to_boot(seabios: Path, na
             assert words in m.debug_output
         assert b"Using pmtimer" in m.debug_output
         assert b"No bootable device." in m.console
+
+
+@pytest.mark.parametrize("cut", ["1ms", "8ms", "24ms", "1s"])
+def test_a_cut_run_of_seabios_goes_on_as_if_it_had_not_been_cut(seabios: Path, cut: str) -> None:
+    """Its tables and its code are in shadow RAM, its time comes from the 8254 through the 8259."""
+
+    def end(machine: Machine) -> tuple[object, ...]:
+        return machine.run(), machine.blocks, machine.now_ns, machine.console, machine.debug_output, machine.registers()
+
+    bios = seabios / "bios-256k.bin"
+    with vmm.boot(bios=bios, duration="70s") as whole, vmm.boot(bios=bios, duration="70s") as first:
+        expected = end(whole)
+        first.run(until=cut)
+        state = first.save()
+        with vmm.boot(bios=bios, duration="70s") as second:
+            second.restore(state)
+            assert second.save() == state
+            assert end(second) == expected

@@ -6,6 +6,7 @@ Small guests are given as machine code with the assembly beside it; flat images 
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import vmm
-from devices.effects import Event
+from devices.effects import Effects, Event
 from devices.errors import ConfigError
 from vmm.machine import Machine
 
@@ -277,3 +278,70 @@ def test_hello_runs_in_every_size_of_memory(memory: str) -> None:
     with vmm.boot("hello", memory=memory) as m:
         outcome = m.run()
         assert outcome is not None and (outcome.kind, outcome.exit_code) == ("quit", 0), m.console.decode()
+
+
+def test_a_closed_machine_says_so_and_can_still_be_read() -> None:
+    m = vmm.boot("hello", memory="16M")
+    m.run()
+    blocks = m.blocks
+    m.close()
+    m.close()
+    assert (m.blocks, m.exit_code) == (blocks, 0)
+    assert m.console.startswith(b"balloon-vmm firmware")
+    for use in (m.registers, m.save, lambda: m.balloon.set_target("8M")):
+        with pytest.raises(ConfigError, match=r"^The machine is closed\.$"):
+            use()
+
+
+def test_an_unfinished_machine_cannot_run_once_closed() -> None:
+    m = vmm.boot("stats", memory="16M")
+    m.run(until=0.01)
+    m.close()
+    with pytest.raises(ConfigError, match=r"^The machine is closed\.$"):
+        m.run(until="1s")
+
+
+def test_a_number_of_seconds_is_a_guest_time_too(flat: Path) -> None:
+    with boot(flat, SPIN) as m:
+        assert m.run(until=0.01) is None
+        assert 10_000_000 <= m.now_ns < 10_001_000
+
+
+def test_what_is_printed_of_a_machine_says_what_it_is() -> None:
+    with vmm.boot("stats", memory="16M") as m:
+        m.run(until=0.5)
+        assert repr(m) == f"<Machine stats, 16 MiB of RAM, {m.now_ns / 1e9:g} s, running>"
+        assert repr(m.balloon) == "<Balloon 0 B, target 0 B, 16 MiB left to the guest>"
+        assert re.fullmatch(r"<Statistics ok, [0-9.]+ s old, 8 values>", repr(m.stats))
+
+
+def test_ctrl_c_is_raised_between_two_steps_and_the_run_can_go_on() -> None:
+    with vmm.boot("hello", memory="16M") as whole:
+        whole.run()
+    with vmm.boot("hello", memory="16M") as m:
+        # Inside a callback of the CPU, where an access of the guest is half done.
+        whole_write = m.board.serial.write
+        pressed: list[int] = []
+
+        def write(offset: int, size: int, value: int, now_ns: int) -> Effects:
+            if not pressed:
+                pressed.append(now_ns)
+                signal.raise_signal(signal.SIGINT)
+            return whole_write(offset, size, value, now_ns)
+
+        m.board.serial.write = write  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            m.run()
+        assert pressed
+        assert m.run() == whole.outcome
+        assert m.console == whole.console
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_a_run_that_is_stuck_in_its_callers_code(flat: Path) -> None:
+    def stuck(machine: Machine) -> bool:
+        while True:
+            signal.raise_signal(signal.SIGINT)
+
+    with boot(flat, SPIN) as m, pytest.raises(KeyboardInterrupt):
+        m.run(until=stuck)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from devices.effects import Shadow
+from devices.errors import ConfigError
+from devices.state import State
 
 
 class Platform(Protocol):
@@ -102,6 +104,14 @@ class Cpu(Protocol):
         """Change some of them, between runs."""
         ...
 
+    def save_state(self) -> State: ...
+
+    def check_state(self, saved: Any, where: str) -> None: ...
+
+    def restore_state(self, saved: Any) -> None:
+        """Go on from a state that another processor, or this one earlier, has saved; between runs, RAM as it was."""
+        ...
+
     def translate(self, gva: int) -> int | None:
         """The guest-physical address behind a linear one, or None."""
         ...
@@ -115,3 +125,13 @@ class Cpu(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class ClosedCpu:
+    """Stands in a CPU's place once it is closed, so that nothing of what was freed is ever touched."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigError("The machine is closed.")

@@ -178,6 +178,11 @@ class Engine:
     def write_msr(self, number: int, value: int) -> None:
         LIBRARY.uc_reg_write(self.handle, x86_const.UC_X86_REG_MSR, byref(_Msr(number, value)))
 
+    def read_msr(self, number: int) -> int:
+        msr = _Msr(number, 0)
+        LIBRARY.uc_reg_read(self.handle, x86_const.UC_X86_REG_MSR, byref(msr))
+        return int(msr.value)
+
     def write_table(self, register: int, selector: int, base: int, limit: int, flags: int) -> None:
         LIBRARY.uc_reg_write(self.handle, register, byref(_SystemTable(selector, base, limit, flags)))
 

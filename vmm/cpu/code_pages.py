@@ -28,10 +28,16 @@ class CodePages:
     def __init__(self, memory: GuestMemory, engine: binding.Engine, state: CpuState, clock: Clock) -> None:
         self._engine = engine
         self._state = state
+        self.is_empty = True
         self._count = max(memory.regions[-1].end, FIRST_MIB) >> PAGE_SHIFT  # shadow RAM ends with the first MiB
         self._marks = mmap.mmap(-1, self._count)
         clock.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._marks))
         clock.code_pages_length = self._count
+
+    def clear(self) -> None:
+        """All translations are gone."""
+        self._marks[:] = bytes(len(self._marks))
+        self.is_empty = True
 
     def hit(self, gpa: int, length: int) -> bool:
         """Whether code was translated from a page that the range touches."""
@@ -42,6 +48,7 @@ class CodePages:
 
     def note_first(self, linear: int, physical: PhysicalMemory) -> None:
         """Mark what the first block of all may come from: Unicorn does not announce its translation."""
+        self.is_empty = False
         for gva in (linear, linear + PAGE_BYTES):
             try:
                 page = walk(self._state, physical, gva, touch=False) >> PAGE_SHIFT

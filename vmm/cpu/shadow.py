@@ -14,7 +14,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable
+from typing import Any, ClassVar
 
+from devices.state import FLAG, Bytes, Many, Pairs, State, Stateful, Table, uint
 from vmm.cpu import binding
 
 BASE, END = 0xC0000, 0x100000
@@ -25,10 +27,14 @@ _SIZE = END - BASE
 _READ_ONLY = binding.PROT_READ | binding.PROT_EXECUTE
 
 
-class ShadowMemory:
+class ShadowMemory(Stateful):
     """The window of an `engine`.  At first reads find the ROM and writes vanish.
 
     `changed(gpa, length)` hears of every change that is not the guest's own store."""
+
+    STATE: ClassVar[Table] = {"reads_ram": Many(FLAG), "writes_ram": Many(FLAG)}
+    BESIDE: ClassVar = ("ram",)
+    _RAM: ClassVar = Pairs(uint(4), Bytes(SEGMENT_BYTES))
 
     def __init__(self, engine: binding.Engine, rom: bytes, changed: Callable[[int, int], None]) -> None:
         self._engine = engine
@@ -72,6 +78,31 @@ class ShadowMemory:
         self.reads_ram[segment], self.writes_ram[segment] = reads_ram, writes_ram
         protection = binding.PROT_ALL if reads_ram and writes_ram else _READ_ONLY
         self._engine.protect_memory(BASE + start, SEGMENT_BYTES, protection)
+
+    # -- the state: also what the RAM holds, by segments that are not all zero -----------------------------------------
+
+    def save_state(self) -> State:
+        ram = {n: data for n in range(len(self.reads_ram)) if (data := self._ram_of(n)).count(0) != SEGMENT_BYTES}
+        return {**super().save_state(), "ram": self._RAM.save(ram)}
+
+    def _ram_of(self, segment: int) -> bytes:
+        span = slice(segment * SEGMENT_BYTES, (segment + 1) * SEGMENT_BYTES)
+        return bytes(self._window[span] if self.reads_ram[segment] else self._hidden[span])
+
+    def check_state(self, saved: Any, where: str) -> None:
+        super().check_state(saved, where)
+        self._RAM.check({}, saved["ram"], f"{where}.ram")
+
+    def restore_state(self, saved: Any) -> None:
+        """The owner of the engine forgets all translations."""
+        ram = self._RAM.restore({}, saved["ram"])
+        for segment in range(len(self.reads_ram)):
+            self._set_segment(segment, reads_ram=False, writes_ram=False)
+            span = slice(segment * SEGMENT_BYTES, (segment + 1) * SEGMENT_BYTES)
+            self._hidden[span] = ram.get(segment, b"").ljust(SEGMENT_BYTES, b"\0")
+            self._set_segment(segment, saved["reads_ram"][segment], saved["writes_ram"][segment])
+
+    # -- the CPU's side ------------------------------------------------------------------------------------------------
 
     def write(self, gpa: int, size: int, value: int) -> None:
         """A store of `size` bytes that may begin or end outside the window; what is outside vanishes."""

@@ -25,7 +25,8 @@ from unicorn import x86_const
 from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
-from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, registers, transitions
+from devices.state import State
+from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, registers, saved_state, transitions
 from vmm.cpu.code_pages import CodePages
 from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
@@ -138,6 +139,26 @@ class UnicornCpu:
         self._engine.ctl(binding.CTL_FLUSH_TLB)
         self._halted = False
 
+    def save_state(self) -> State:
+        """All that decides how it goes on, by name; see `saved_state.py`.  Between runs only."""
+        processor = saved_state.read(self._engine, self._state, self._clock, self._halted)
+        return {**processor, "shadow": self._shadow.save_state()}
+
+    def check_state(self, saved: Any, where: str) -> None:
+        """ConfigError unless `restore_state(saved)` will work."""
+        saved_state.check(self.save_state(), saved, where)
+        self._shadow.check_state(saved["shadow"], f"{where}.shadow")
+
+    def restore_state(self, saved: Any) -> None:
+        """Go on from a saved state, `blocks` too, with RAM as it was then.  Between runs only."""
+        saved_state.write(self._engine, self._state, self._clock, saved)
+        self._shadow.restore_state(saved["shadow"])
+        self._engine.ctl(binding.CTL_FLUSH_TRANSLATIONS)
+        self._engine.ctl(binding.CTL_FLUSH_TLB)
+        self._code_pages.clear()
+        self._stale.clear()
+        self._halted, self._clock.irq = saved["halted"], 0
+
     def translate(self, gva: int) -> int | None:
         """The guest-physical address behind a linear one as the page tables stand, or None.  Changes nothing."""
         self._engine.save()
@@ -181,7 +202,7 @@ class UnicornCpu:
         if self._stale:
             self._code_pages.drop(self._stale)
             self._stale.clear()
-        if clock.executed == 0:
+        if self._code_pages.is_empty:
             engine.save()
             linear = self._state.segment(CS).base + self._state.eip
             self._code_pages.note_first(linear, self._physical)

@@ -11,15 +11,16 @@ the pages again.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, ClassVar, Final
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.registers import Register, RegisterMap
+from devices.state import COUNTER, PART, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, page_set
 from devices.virtio.balloon.stats import Statistics, StatsConversation
-from devices.virtio.chains import Chains
+from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
 
 _PFN_BYTES = PFN.itemsize
@@ -42,6 +43,15 @@ SUPPORTED_FEATURES: Final = (
     | 1 << spec.VIRTIO_F_EVENT_IDX
     | 1 << spec.VIRTIO_F_VERSION_1
 )
+_COUNTERS: Final = (
+    "inflated_pages",
+    "deflated_pages",
+    "discarded_bytes",
+    "bad_pfns",
+    "stray_pages",
+    "ignored_bytes",
+    "failed_discards",
+)
 DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
 
 
@@ -57,6 +67,15 @@ class Balloon(VirtioDevice):
 
     device_id = spec.DeviceId.BALLOON
     config = RegisterMap("balloon", 8, (Register(0, 4, "num_pages", "ro"), Register(4, 4, "actual", "rw")))
+
+    STATE: ClassVar[Table] = {
+        **VirtioDevice.STATE,
+        **dict.fromkeys(("num_pages", "actual", "_told_actual"), uint(32)),
+        **dict.fromkeys(_COUNTERS, COUNTER),
+        "_pages": PART,
+        "_stats": PART,
+        "_held": Maybe(CHAINS),
+    }
 
     def __init__(
         self,
@@ -256,6 +275,16 @@ class Balloon(VirtioDevice):
             return NO_NOTIFICATIONS
         self._told_actual = self.actual
         return self.event("actual", f"the driver has {self.actual} pages in the balloon")
+
+    def check_state(self, saved: Any, where: str) -> None:
+        super().check_state(saved, where)
+        if saved["held"] is None:
+            return
+        place = f"{where}.held"
+        chain = require_list(place, saved["held"], 1)[0]
+        ring = None if self._stats_queue is None else saved["queues"][self._stats_queue.index]["ring"]
+        if ring is None or not any(ring["in_flight"][chain["head"] : chain["head"] + 1]):
+            raise refuse(place, "a chain in flight in statsq", f"the head {chain['head']}")
 
     def settings(self) -> tuple[object, ...]:
         held = None if self._held is None else self._held.head.tolist()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
+from devices.state import State, refuse, require_fields, require_list
 
 Pfns = NDArray[np.unsignedinteger[Any]]
 
@@ -141,6 +142,27 @@ class BalloonPages:
         before = int(np.count_nonzero(self._inside[places]))
         self._inside[places] = inside
         return before
+
+    def save_state(self) -> State:
+        """The pages inside as runs, [first page frame number, count], ascending."""
+        edges = np.flatnonzero(np.diff(self._inside.view(np.int8), prepend=0, append=0))
+        return {"runs": [[start, end - start] for start, end in edges.reshape(-1, 2).tolist()]}
+
+    def check_state(self, saved: Any, where: str) -> None:
+        end = 0
+        for index, run in enumerate(require_list(where, require_fields(where, saved, ["runs"])["runs"])):
+            start, count = require_list(f"{where}.runs[{index}]", run, 2)
+            if type(start) is not int or type(count) is not int or start < end or count < 1:
+                raise refuse(f"{where}.runs[{index}]", "behind the run before it", run)
+            end = start + count
+            if end > self._size:
+                raise refuse(f"{where}.runs[{index}]", "inside RAM", run)
+
+    def restore_state(self, saved: Any) -> None:
+        self.clear()
+        for start, count in saved["runs"]:
+            self._inside[start : start + count] = True
+            self.count += count
 
     def __eq__(self, other: object) -> bool:
         """Whether the same pages are inside."""

@@ -11,10 +11,11 @@ reply has not come).  There is never silence without a reason: see `Statistics.r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from devices.state import COUNTER, FLAG, TIME_NS, Many, Maybe, Record, Stateful, Table, Tuple, uint
 from devices.virtio import spec
 
 Reason = Literal["ok", "not negotiated", "never posted", "stale"]
@@ -39,8 +40,12 @@ def parse(payload: bytes, sent_bytes: int) -> Report:
     count = min(len(payload) // ENTRY_BYTES, MAX_ENTRIES)
     entries = np.frombuffer(payload, spec.virtio_balloon_stat, count)
     raw = tuple(zip(entries["tag"].tolist(), entries["val"].tolist(), strict=True))
+    return _report(raw, sent_bytes - count * ENTRY_BYTES)
+
+
+def _report(raw: tuple[tuple[int, int], ...], ignored_bytes: int) -> Report:
     values = {known.name: value for tag, value in raw if (known := spec.BALLOON_STATS.get(tag)) is not None}
-    return Report(raw, values, sent_bytes - count * ENTRY_BYTES)
+    return Report(raw, values, ignored_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,20 @@ class Statistics:
     raw: tuple[tuple[int, int], ...] = ()
 
 
-class StatsConversation:
+_RAW = Many(Tuple(uint(16), uint(64)), longest=MAX_ENTRIES)
+
+
+class StatsConversation(Stateful):
     """When to ask.  `interval_ns` is the polling interval, 0 for none; `reports` counts the reports ever received.
 
     `next_poll_ns` is when the next poll is due; 0 means at once."""
+
+    STATE: ClassVar[Table] = {
+        **dict.fromkeys(("interval_ns", "next_poll_ns", "_last_ns"), TIME_NS),
+        "reports": COUNTER,
+        "_last": Maybe(Record(_report, raw=_RAW, ignored_bytes=COUNTER)),
+        **dict.fromkeys(("wanted", "under_way", "_outdated"), FLAG),
+    }
 
     def __init__(self) -> None:
         self.interval_ns = 0

@@ -14,10 +14,13 @@ Invariant: after status 0 nothing is left of the old driver: no vector, no pendi
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from devices.effects import NOTHING, Effects
 from devices.pci.config import Bar, BarKind, Identity
 from devices.pci.function import PciFunction
 from devices.pci.msix import MsixTable
+from devices.state import FLAG, PART, Many, Table, uint
 from devices.virtio import spec
 from devices.virtio.device import Notifications, Queue, VirtioDevice
 from devices.virtio.transport.pci_layout import (
@@ -42,6 +45,16 @@ class VirtioPciModern(PciFunction):
 
     ValueError when the device has more queues than the notification page has addresses.
     """
+
+    STATE: ClassVar[Table] = {
+        **PciFunction.STATE,
+        "device": PART,
+        "_dma_enabled": FLAG,
+        **dict.fromkeys(("device_feature_select", "driver_feature_select"), uint(32)),
+        **dict.fromkeys(("queue_select", "config_msix_vector"), uint(16)),
+        "queue_vectors": Many(uint(16)),
+        "isr_status": uint(8),
+    }
 
     def __init__(self, device: VirtioDevice, slot: int, *, class_code: int = CLASS_OTHER) -> None:
         if len(device.queues) * NOTIFY_OFF_MULTIPLIER > MODERN_BAR_BYTES - NOTIFY:

@@ -332,6 +332,62 @@ def test_2_7_8_2_the_used_index_is_written_after_the_elements(ring: RawRing, mon
     assert ring.used_idx() == 8
 
 
+# -- what stands before and after a fence ------------------------------------------------------------------------------
+# A driver on another processor is played by a fence that lets it act: what it does there must count, since everything
+# before the fence is visible to it and everything after it is read anew.
+
+
+def test_2_7_13_ring_entries_are_read_after_the_available_index(ring: RawRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring.offer(0)
+    late_entry = (2).to_bytes(2, "little")
+    monkeypatch.setattr(ring.memory, "fence", lambda: ring.memory.write(ring.avail + 4, late_entry))
+    chains = ring.queue().take_available()
+    assert chains is not None and chains.head.tolist() == [2]
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+@pytest.mark.parametrize("wants", [False, True])
+def test_2_7_7_2_the_drivers_wish_is_read_after_the_used_index_is_there(
+    ring: RawRing, monkeypatch: pytest.MonkeyPatch, event_idx: bool, wants: bool
+) -> None:
+    ring.offer(0)
+    queue = ring.queue(event_idx=event_idx)
+    chains = queue.take_available()
+    assert chains is not None
+    queue.put_used(chains)
+
+    def wish(wanted: bool) -> None:
+        ring.set_avail_flags(0 if wanted else 1)
+        ring.set_used_event(0 if wanted else 100)
+
+    def change_of_mind() -> None:
+        assert ring.used_idx() == 1
+        wish(wants)
+
+    wish(not wants)
+    monkeypatch.setattr(ring.memory, "fence", change_of_mind)
+    assert queue.needs_notification() is wants
+
+
+def test_2_7_10_2_a_chain_offered_while_avail_event_is_stored_is_not_lost(
+    ring: RawRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver read the old avail_event and does not notify: the device must look once more after its store."""
+    ring.offer(0)
+    queue = ring.queue(event_idx=True)
+
+    def offer_late() -> None:
+        if ring.avail_event() == 1 and not late:
+            late.append(1)
+            ring.offer(1)
+
+    late: list[int] = []
+    monkeypatch.setattr(ring.memory, "fence", offer_late)
+    assert queue.take_available() is not None
+    chains = queue.take_available()
+    assert chains is not None and chains.head.tolist() == [1]
+
+
 # -- notifications -----------------------------------------------------------------------------------------------------
 
 
