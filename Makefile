@@ -5,13 +5,14 @@ ARGS ?=
 PYTHON_IN_VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help boot test lint bench images clean boot-environment test-environment
+.PHONY: help boot test test-long lint bench images clean boot-environment test-environment
 
 help:
 	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
 	@echo 'make test     lint, then every test'
+	@echo 'make test-long  the fast code against its plain reference, with twenty times as many examples (some minutes)'
 	@echo 'make lint     ruff and mypy --strict'
-	@echo 'make bench    the benchmarks'
+	@echo 'make bench    the device beside C loops, and the whole machine, in one table (some minutes)'
 	@echo 'make images   build firmware and guests from their sources again'
 	@echo 'make clean    remove the environment and everything that was made'
 
@@ -21,13 +22,16 @@ boot: boot-environment
 test: lint
 	$(PYTHON_IN_VENV) -m pytest -n 2 $(ARGS)
 
+test-long: test-environment
+	VMM_EXAMPLES=20 $(PYTHON_IN_VENV) -m pytest -n 2 --timeout 0 tests/devices/virtio/test_equality.py $(ARGS)
+
 lint: test-environment
 	$(PYTHON_IN_VENV) -m ruff check .
 	$(PYTHON_IN_VENV) -m ruff format --check .
 	$(PYTHON_IN_VENV) -m mypy
 
 bench: test-environment
-	$(PYTHON_IN_VENV) -m pytest bench -s --benchmark-columns=min,median,iqr,rounds $(ARGS)
+	$(PYTHON_IN_VENV) -m bench
 
 images: test-environment
 	$(PYTHON_IN_VENV) -m firmware.build

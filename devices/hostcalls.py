@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 
@@ -23,6 +24,7 @@ _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _SYS_PROCESS_MADVISE = 440  # the same number on every architecture
 _UIO_MAXIOV = 1024
+_FEW_RUNS = 8  # up to here one madvise a run is cheaper than process_madvise
 _PM_OURS = np.uint64(1 << 63 | 1 << 56)  # a /proc/PID/pagemap entry: present, and mapped by nobody else
 _PM_SWAPPED = np.uint64(1 << 62)
 _PAGEMAP_CHUNK_PAGES = 1 << 18
@@ -93,6 +95,21 @@ def discard_file(fd: int, mapping: mmap.mmap, file_offset: int, offset: int, len
     punch_hole(fd, file_offset, length)
 
 
+def discard_file_runs(
+    fd: int, mapping: mmap.mmap, file_offset: int, offsets: NDArray[np.uint64], lengths: NDArray[np.uint64]
+) -> None:
+    """`discard_file` for many ranges of one mapping, which begins at `file_offset`; both arrays have shape (n,)."""
+    runs = list(zip(offsets.tolist(), lengths.tolist(), strict=True))
+    if PAGE_BYTES == 4096:
+        advise, remove = mapping.madvise, mmap.MADV_REMOVE
+        with contextlib.suppress(OSError):
+            for offset, length in runs:
+                advise(remove, offset, length)
+            return
+    for offset, length in runs:  # all of them: what is a hole already stays one
+        punch_hole(fd, file_offset + offset, length)
+
+
 def read_file(fd: int, offset: int, length: int) -> bytes:
     """`length` bytes of the memory file, which gains no page by it.  One pread stops short of 2 GiB."""
     pieces = []
@@ -154,12 +171,39 @@ def discard_anonymous(mapping: mmap.mmap, offset: int, length: int) -> None:
     mapping[last : offset + length] = bytes(offset + length - last)
 
 
+def discard_anonymous_runs(
+    mapping: mmap.mmap, address: int, offsets: NDArray[np.uint64], lengths: NDArray[np.uint64]
+) -> None:
+    """`discard_anonymous` for many ranges of one mapping, which is at `address`; both arrays have shape (n,)."""
+    if len(offsets) > _FEW_RUNS and discard_anonymous_ranges(offsets + np.uint64(address), lengths):
+        return
+    for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+        discard_anonymous(mapping, offset, length)
+
+
 def discard_anonymous_ranges(addresses: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> bool:
     """Give many ranges of this process's private memory back in few calls, or say False: then some or all of them are
-    still there.  process_madvise takes MADV_DONTNEED for oneself on new kernels only; older ones answer EINVAL."""
-    if PAGE_BYTES != 4096 or not hasattr(os, "pidfd_open"):
+    still there."""
+    if PAGE_BYTES != 4096 or not process_madvise_works():
         return False
-    vectors = np.stack((addresses, lengths), axis=1)
+    return _process_madvise(np.stack((addresses, lengths), axis=1))
+
+
+@functools.cache
+def process_madvise_works() -> bool:
+    """Whether process_madvise takes MADV_DONTNEED for oneself, tried once on a page of our own.  Kernels before 6.13
+    answer EINVAL."""
+    page = np.frombuffer(map_memory(None, 0, PAGE_BYTES), np.uint8)
+    page[0] = 1
+    return _process_madvise(np.array([[page.ctypes.data, PAGE_BYTES]], np.uint64)) and not page[0]
+
+
+def _process_madvise(vectors: NDArray[np.uint64]) -> bool:
+    """Discard (address, length) ranges, shape (n, 2), or say False.
+
+    The descriptor is opened anew each time: an inherited one would name the parent."""
+    if not hasattr(os, "pidfd_open"):
+        return False
     try:
         pidfd = os.pidfd_open(os.getpid())
     except OSError:
@@ -190,6 +234,18 @@ def resident_pages(address: int, length: int) -> NDArray[np.bool_]:
         if _libc.mincore(address, pages * PAGE_BYTES, answer.ctypes.data):
             raise _last_error() from None
         return (answer & 1).astype(np.bool_)
+
+
+def peek_anonymous(mapping: mmap.mmap, address: int, offset: int, length: int) -> bytes:
+    """A copy of private memory mapped at `address`: only of the pages that are there.  What is not reads as zero and
+    stays away."""
+    first = offset // PAGE_BYTES * PAGE_BYTES
+    answer = bytearray(offset + length - first)
+    present = resident_pages(address + first, len(answer))
+    for index in np.flatnonzero(present).tolist():
+        end = min((index + 1) * PAGE_BYTES, len(answer))
+        answer[index * PAGE_BYTES : end] = mapping[first + index * PAGE_BYTES : first + end]
+    return bytes(answer[offset - first :])
 
 
 def _read_pagemap(fd: int, first: int, pages: int) -> NDArray[np.bool_]:

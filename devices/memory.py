@@ -40,7 +40,7 @@ U64: TypeAlias = NDArray[np.uint64]
 Integers: TypeAlias = NDArray[np.unsignedinteger[Any]] | Sequence[int]
 Buffer: TypeAlias = bytes | bytearray | memoryview | NDArray[Any]
 
-_FEW_RUNS = 8  # up to here one madvise a run is cheaper than building vectors for process_madvise
+_SHIFT = np.uint64(PAGE_SHIFT)
 
 
 class Run(NamedTuple):
@@ -261,18 +261,46 @@ class GuestMemory:
         `runs` are `Run`s; or, with `counts_pages`, the first page frame numbers and the counts are two arrays of shape
         (n,).  OutsideRam, and nothing done, if any run is not all RAM.  Discarding a hole is no error, an empty run
         neither."""
-        pairs: object = runs
-        if counts_pages is not None:
-            pairs = zip(np.asarray(runs).tolist(), np.asarray(counts_pages).tolist(), strict=True)
-        ranges = [(pfn << PAGE_SHIFT, count << PAGE_SHIFT) for pfn, count in cast(Iterable[tuple[int, int]], pairs)]
+        if counts_pages is None:
+            return self._discard_few(
+                [(pfn << PAGE_SHIFT, count << PAGE_SHIFT) for pfn, count in cast(Iterable[Run], runs)]
+            )
+        pfns, counts = _pair(cast(Integers, runs), counts_pages)
+        parts = self._by_region(pfns, counts)
+        if not parts:
+            return self.discard(map(Run, pfns.tolist(), counts.tolist()))
+        for region, offsets, sizes in parts:
+            if self.fd is None:
+                hostcalls.discard_anonymous_runs(region.mapping, region.address, offsets, sizes)
+            else:
+                hostcalls.discard_file_runs(self.fd, region.mapping, region.gpa, offsets, sizes)
+        self.writes.add_arrays(pfns << _SHIFT, counts << _SHIFT)
+        return int(counts.sum()) << PAGE_SHIFT
+
+    def _discard_few(self, ranges: list[tuple[int, int]]) -> int:
+        """The same for (gpa, length_bytes) ranges: no arrays are made of them."""
         places = [place for gpa, length in ranges for place in self._places(gpa, length)]
-        if self.fd is None:
-            _discard_anonymous(places)
-        else:
-            for region, offset, length in places:
+        for region, offset, length in places:
+            if self.fd is None:
+                hostcalls.discard_anonymous(region.mapping, offset, length)
+            else:
                 hostcalls.discard_file(self.fd, region.mapping, region.gpa + offset, offset, length)
         self.writes.add_many(ranges)
         return sum(length for _, length in ranges)
+
+    def _by_region(self, pfns: U64, counts: U64) -> list[tuple[Region, U64, U64]]:
+        """Runs of pages by the region that holds them: offsets and bytes.  Nothing if any is not in a single one."""
+        parts, left = [], len(pfns)
+        for region in self.regions:
+            offsets, pages = pfns - np.uint64(region.gpa >> PAGE_SHIFT), np.uint64(region.size >> PAGE_SHIFT)
+            inside = (offsets < pages) & (counts <= pages - offsets)
+            found = int(np.count_nonzero(inside))
+            if found == len(pfns):
+                return [(region, offsets << _SHIFT, counts << _SHIFT)]
+            if found:
+                parts.append((region, offsets[inside] << _SHIFT, counts[inside] << _SHIFT))
+                left -= found
+        return parts if left == 0 else []
 
     def backed_bytes(self) -> int:
         """How much host memory really stands behind the guest's RAM now."""
@@ -286,7 +314,9 @@ class GuestMemory:
         places = self._places(gpa, length)
         if self.fd is not None:
             return hostcalls.read_file(self.fd, gpa, length)
-        return b"".join(_peek_anonymous(*place) for place in places)
+        return b"".join(
+            hostcalls.peek_anonymous(region.mapping, region.address, offset, size) for region, offset, size in places
+        )
 
     # -- who wrote what ------------------------------------------------------------------------------------------------
 
@@ -365,24 +395,3 @@ def _fill(pieces: list[Bytes], source: Bytes) -> None:
     for piece in pieces:
         piece[:] = source[position : position + len(piece)]
         position += len(piece)
-
-
-def _discard_anonymous(places: list[tuple[Region, int, int]]) -> None:
-    if len(places) > _FEW_RUNS:
-        addresses = np.array([region.address + offset for region, offset, _ in places], np.uint64)
-        if hostcalls.discard_anonymous_ranges(addresses, np.array([length for *_, length in places], np.uint64)):
-            return
-    for region, offset, length in places:
-        hostcalls.discard_anonymous(region.mapping, offset, length)
-
-
-def _peek_anonymous(region: Region, offset: int, length: int) -> bytes:
-    """Copy only the pages that are there: what is not reads as zero and stays away."""
-    page = hostcalls.PAGE_BYTES
-    first = offset // page * page
-    answer = bytearray(offset + length - first)
-    present = hostcalls.resident_pages(region.address + first, len(answer))
-    for index in np.flatnonzero(present).tolist():
-        end = min((index + 1) * page, len(answer))
-        answer[index * page : end] = region.mapping[first + index * page : first + end]
-    return bytes(answer[offset - first :])

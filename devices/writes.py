@@ -51,6 +51,15 @@ class WriteLog(Stateful):
         if len(self._ranges) > MAX_RANGES:
             self._ranges = _joined(np.array(self._ranges, np.uint64), MAX_RANGES // 2)
 
+    def add_arrays(self, gpas: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> None:
+        """Remember several ranges, given as two arrays of shape (n,)."""
+        if len(gpas) + len(self._ranges) <= MAX_RANGES:
+            self.add_many(list(zip(gpas.tolist(), lengths.tolist(), strict=True)))
+            return
+        kept = np.array(self._ranges, np.uint64).reshape(-1, 2)
+        together = np.concatenate((kept, np.stack((gpas, lengths), axis=1)[lengths != 0]))
+        self._ranges = _joined(together, MAX_RANGES // 2)
+
     def take(self) -> list[tuple[int, int]]:
         """All ranges since the last call."""
         ranges, self._ranges = self._ranges, []

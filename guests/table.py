@@ -99,7 +99,10 @@ BALLOON = GuestRow(
     demo_target="32M@2s,16M@4s,64M@6s",
     demo_poll=0.0,
     demo_for="8s",
-    parameters=(("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),),
+    parameters=(
+        ("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),
+        ("check=0", "gives pages away without looking at them first, so that inflating can be timed"),
+    ),
     prints=(
         _VIRTIO,
         r"^balloon: inflateq \d+, deflateq \d+ entries; MSI-X$",
@@ -125,4 +128,21 @@ TORTURE = GuestRow(
     prints=(r"^torture: \d+ checks, \d+ exceptions, \d+ timer interrupts, 0 wrong$",),
 )
 
-GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO, STATS, BALLOON, TORTURE)}
+HOSTILE = GuestRow(
+    name="hostile",
+    summary="makes a request that no driver may make, and judges what the balloon does about it",
+    memory="64M",
+    minimum_memory="1M",
+    demo_target="",
+    demo_poll=0.0,
+    demo_for="",
+    parameters=(("NAME", "the request to make; without a name it lists them all and ends"),),
+    prints=(
+        r"^hostile: give me the name of a request as my parameter:$",
+        r"^hostile: avail-jump +the available index runs ahead by more than the queue has \(2\.7\.13\.3\)$",
+        r"^hostile: huge +a buffer of 4 GiB \(2\.7\.5\)$",
+        r"^hostile: pfn-outside +page numbers of no RAM among good ones \(5\.5\.6\)$",
+    ),
+)
+
+GUESTS: dict[str, GuestRow] = {row.name: row for row in (HELLO, STATS, BALLOON, TORTURE, HOSTILE)}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 DEFAULT_GUEST, DEFAULT_MEMORY = "stats", "64M"
 COMMANDS = ("boot", "guests", "devices")
+NOT_COMMANDS = {"run": "boot", "start": "boot", "list": "guests"}  # what other programs call them
 
 EXIT_STATUSES = (
     ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
@@ -128,7 +129,7 @@ def boot_command(
     serial: Annotated[
         str,
         typer.Option(
-            metavar="stdio|file:PATH",
+            metavar="stdio|file:PATH|null",
             help="Where the guest's console goes, unchanged; by default its lines are shown among the others.",
             show_default=False,
         ),
@@ -348,4 +349,5 @@ def _rewrite(words: list[str]) -> list[str]:
 
     if first in GUESTS or os.path.exists(first):
         raise ConfigError(f"There is no command {first!r}; did you mean 'vmm boot {first}'?")
-    raise ConfigError(f"There is no command {first!r}{did_you_mean(first, COMMANDS)}")
+    hint = did_you_mean(NOT_COMMANDS.get(first, first), COMMANDS)
+    raise ConfigError(f"There is no command {first!r}, only boot, guests and devices{hint}")

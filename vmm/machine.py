@@ -259,11 +259,15 @@ class Machine(Stateful):
         self._settle_output()
 
     def _drop_overwritten_code(self) -> None:
-        """What the host's side wrote may have been code; it is also when host memory is worth measuring."""
+        """What the host's side wrote may have been code; it is also when host memory is worth measuring.
+
+        A memory file tells at once how large it is; anonymous RAM must be looked through, which a request cannot wait
+        for: it is measured when a target changes, and at the end."""
         writes = self.memory.take_writes()
         if writes:
             self._cpu.drop_translations(writes)
-            self._sample_backing()
+            if self.memory.fd is not None:
+                self._sample_backing()
 
     def _settle_output(self) -> None:
         """Hand console output and events to the observers, in the order in which they came."""
@@ -295,6 +299,7 @@ class Machine(Stateful):
         self.backed_bytes_peak = max(self.backed_bytes_peak, self.memory.backed_bytes())
 
     def _take_step(self, step: TargetStep, now_ns: int) -> None:
+        self._sample_backing()
         self.balloon.set_step(step)
         for observer in self.observers:
             observer.on_target(now_ns)

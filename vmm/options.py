@@ -8,11 +8,12 @@ what is so instead; anything else gets one with the nearest word that exists.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from devices.errors import ConfigError
-from vmm.models import did_you_mean
+from vmm.models import did_you_mean, suggest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,13 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("-pflash", "-L"), "the firmware is one ROM image; see -bios"),
     **dict.fromkeys(("-netdev",), "this machine has no network"),
     **dict.fromkeys(("-vnc", "-spice", "-audio", "-usb", "-usbdevice"), "this machine has a serial console only"),
-    **dict.fromkeys(("-object", "-chardev", "-numa", "-mem-path", "-mem-prealloc"), "RAM is one memory file; see -m"),
+    **dict.fromkeys(("-numa", "-mem-path", "-mem-prealloc"), "RAM is one memory file; see -m"),
+    "-object": "no device here needs a back end; virtio-rng-pci and the RAM have their own",
+    "-chardev": "the serial console is the only character device; see -serial",
+    "-balloon": "write -device virtio-balloon-pci instead",
     **dict.fromkeys(("-qmp", "-mon", "-monitor", "-gdb", "-s", "-S", "-trace", "-d", "-D"), _NO_MONITOR),
-    **dict.fromkeys(("-daemonize", "-pidfile", "-name", "-uuid", "-sandbox", "-runas"), "vmm runs in the foreground"),
+    **dict.fromkeys(("-daemonize", "-pidfile", "-sandbox", "-runas"), "vmm runs in the foreground, as who starts it"),
+    **dict.fromkeys(("-name", "-uuid"), "a run is called after its guest and has no name of its own"),
     "-rtc": "the guest's date is fixed with the virtual clock and the host's with the realtime clock",
 }
 
@@ -125,8 +130,22 @@ def _translate_option(given: str, rest: Iterator[str]) -> list[str]:
         if value != word.only:
             raise ConfigError(f"The option {name} can only be {word.only!r} here, not {value!r}.")
         return []
+    if word.option == "--serial":
+        value = _serial_place(value)
     # One word, so that a value that begins with a dash stays a value.
     return [f"{word.option}={value.removeprefix('size=') if name == '-m' else value}"]
+
+
+def _serial_place(value: str) -> str:
+    """QEMU's words for the serial console, as this program's; any other word is judged where the console is opened."""
+    if value in ("null", "none"):
+        return f"file:{os.devnull}"
+    if value.startswith("mon:"):
+        raise ConfigError(
+            f"The serial console cannot be {value!r}: there is no monitor to share it with; "
+            f"write '-serial {value.removeprefix('mon:') or 'stdio'}'."
+        )
+    return value
 
 
 def _why_not(name: str) -> str:
@@ -134,6 +153,9 @@ def _why_not(name: str) -> str:
         return f"The option {name} is QEMU's and not supported: {REFUSED[name]}."
     if name.startswith("-m") and name[2:3].isdigit():
         return f"There is no option {name!r}; did you mean '-m {name[2:]}'?"
+    nearest = suggest(name, [*WORDS, *REFUSED, "-kernel"])
+    if nearest in REFUSED and not name[1:2].isdigit():
+        return f"There is no option {name!r}, and QEMU's {nearest} is not supported: {REFUSED[nearest]}."
     if name[1:2].isdigit():
         return f"There is no option {name!r}; a size or a time must not be negative."
     return f"There is no option {name!r}{did_you_mean(name, [*WORDS, *REFUSED, '-kernel', '--kernel'])}"

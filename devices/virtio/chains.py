@@ -11,6 +11,7 @@ It refuses to know the ring format: a split and a packed ring make the same valu
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,76 @@ class _SavedChains:
 
 
 CHAINS = _SavedChains()
+
+
+class FewChains(Chains):
+    """Chains in lists: the same value, for as few chains as plain Python is quicker for.
+
+    `first` has one entry more than there are chains.  The arrays appear when they are asked for."""
+
+    __slots__ = ("_addr", "_first", "_heads", "_length", "_slots", "_writable")
+
+    def __init__(
+        self,
+        heads: list[int],
+        slots: list[int],
+        first: list[int],
+        addr: list[int],
+        length: list[int],
+        writable: list[bool],
+    ) -> None:
+        self._heads = heads
+        self._slots = slots
+        self._first = first
+        self._addr = addr
+        self._length = length
+        self._writable = writable
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in Chains.__slots__:
+            raise AttributeError(f"chains have no attribute {name!r}")
+        super().__init__(
+            np.array(self._heads, np.uint16),
+            np.array(self._slots),
+            np.array(self._first),
+            np.array(self._addr, np.uint64),
+            np.array(self._length, np.uint64),
+            np.array(self._writable),
+        )
+        return getattr(self, name)
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    @property
+    def descriptors(self) -> int:
+        return len(self._addr)
+
+    def id_of(self, index: int) -> int:
+        return self._heads[index]
+
+    def readable_bytes(self) -> list[int]:
+        return self._sums_of(False)
+
+    def writable_bytes(self) -> list[int]:
+        return self._sums_of(True)
+
+    def _sums_of(self, wanted: bool) -> list[int]:
+        sizes = [size * (write == wanted) for size, write in zip(self._length, self._writable, strict=True)]
+        if len(sizes) == len(self._heads):
+            return sizes
+        return [sum(sizes[start:end]) for start, end in pairwise(self._first)]
+
+    def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> bytes:
+        pieces = []
+        for gpa, size, write in zip(self._addr, self._length, self._writable, strict=True):
+            if not write:
+                if size >= limit_bytes:
+                    pieces.append(memory.read(gpa, limit_bytes))
+                    break
+                pieces.append(memory.read(gpa, size))
+                limit_bytes -= size
+        return b"".join(pieces)
 
 
 class OneBuffer(Chains):

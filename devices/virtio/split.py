@@ -24,8 +24,11 @@ from devices.virtio import spec
 from devices.virtio.chains import Chains
 from devices.virtio.walk import Walker
 
-LOCK_STEP_FROM_CHAINS = 48
-"""From so many chains on they are followed in lock-step (bench/bench_balloon.py)."""
+LOCK_STEP_FROM_CHAINS = 128
+"""From so many chains on they are followed in lock-step, and returned with numpy.
+
+In a loop they cross at 48 chains (bench/bench_balloon.py).  But a kick comes when the driver's own work has just pushed
+this code out of the caches, and of numpy's there is more."""
 
 _USED_ELEM = Struct("<II")
 _RING = 4  # §2.7.6, §2.7.8: `ring` follows two 16-bit fields
@@ -106,15 +109,15 @@ class SplitQueue(Stateful):
     def _take(self, pending: int) -> Chains:
         position = self._next_available & self.size - 1
         if pending == 1:
-            return self._walker.one_by_one([self._available.item(2 + position)], self._in_flight)
+            return self._walker.one(self._available.item(2 + position), self._in_flight)
         ring = self._available[2 : 2 + self.size]
-        heads = np.concatenate((ring[position : position + pending], ring[: max(position + pending - self.size, 0)]))
-        if pending >= LOCK_STEP_FROM_CHAINS and self._are_new(heads):
+        upper, lower = ring[position : position + pending], ring[: max(position + pending - self.size, 0)]
+        if pending >= LOCK_STEP_FROM_CHAINS and self._are_new(heads := np.concatenate((upper, lower))):
             chains = self._walker.in_lock_step(heads.astype(np.intp))
             if chains is not None:
                 self._heads_in_flight[heads] = 1
                 return chains
-        return self._walker.one_by_one(heads.tolist(), self._in_flight)
+        return self._walker.one_by_one(upper.tolist() + lower.tolist(), self._in_flight)
 
     def _are_new(self, heads: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> bool:
         """Whether all are in range, different, and not in flight."""
@@ -136,11 +139,13 @@ class SplitQueue(Stateful):
         """Return `chains`; `written` is how many bytes were stored in the buffers of each (§2.7.8.2), or of all."""
         count = len(chains)
         position = self._next_used & self.size - 1
-        if count == 1:
-            head = chains.id_of(0)
-            length = written if isinstance(written, int) else written[0]
-            _USED_ELEM.pack_into(self._used_bytes, _RING + 8 * position, head, length)
-            self._in_flight[head] = 0
+        if count < LOCK_STEP_FROM_CHAINS:
+            for index in range(count):
+                head = chains.id_of(index)
+                place = _RING + 8 * (position + index & self.size - 1)
+                length = written if isinstance(written, int) else written[index]
+                _USED_ELEM.pack_into(self._used_bytes, place, head, length)
+                self._in_flight[head] = 0
         else:
             self._put_many(chains, written, position)
         self._next_used = self._next_used + count & 0xFFFF

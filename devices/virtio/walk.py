@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from devices.errors import DriverError, OutsideRam
 from devices.memory import GuestMemory
 from devices.virtio import spec
-from devices.virtio.chains import Chains, Index, OneBuffer
+from devices.virtio.chains import Chains, FewChains, Index, OneBuffer
 
 _DESC = Struct("<QIHH")
 _NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
@@ -44,6 +44,15 @@ class Walker:
         view = memory.view(desc_gpa, size * _DESC_BYTES)
         self._bytes = view.data
         self._records: Records = view.view(spec.virtq_desc)
+
+    def one(self, head: int, in_flight: bytearray) -> Chains:
+        """`one_by_one` for a single chain, without its lists where that is a single buffer that keeps the rules."""
+        if head < self._size and not in_flight[head]:
+            gpa, size, flags, _ = _DESC.unpack_from(self._bytes, head * _DESC_BYTES)
+            if not flags & (_NEXT | _INDIRECT) and size and self._memory.region_of(gpa, size) is not None:
+                in_flight[head] = 1
+                return OneBuffer(head, gpa, size, bool(flags & _WRITE))
+        return self.one_by_one([head], in_flight)
 
     # -- one by one ------------------------------------------------------------------------------------------------
 
@@ -69,16 +78,7 @@ class Walker:
             slots.append(occupied)
             first.append(len(addr))
         taken, end = len(slots), first[-1]
-        if end == 1 and slots[0] == 1:
-            return OneBuffer(heads[0], addr[0], length[0], writable[0])
-        return Chains(
-            np.array(heads[:taken], np.uint16),
-            np.array(slots),
-            np.array(first),
-            np.array(addr[:end], np.uint64),
-            np.array(length[:end], np.uint64),
-            np.array(writable[:end]),
-        )
+        return FewChains(heads[:taken], slots, first, addr[:end], length[:end], writable[:end])
 
     def _follow(self, head: int, addr: list[int], length: list[int], writable: list[bool]) -> int:
         """Append the buffers of the chain at `head`; returns the entries it occupies in the descriptor table."""

@@ -88,25 +88,19 @@ static void update_actual(struct balloon *balloon)
     virtio_write_config32(&balloon->device, CONFIG_ACTUAL, (u32)balloon->pages.count);
 }
 
-static u64 find_page(struct balloon *balloon)
-{
-    while (pages_free() <= balloon->guest.reserved_pages)
-        if (!balloon->guest.reclaim || !balloon->guest.reclaim())
-            return NO_PAGE;
-    return page_allocate();
-}
-
 /* §5.5.6: the pages stay ours until the device has acknowledged them, but we must not use them any more. */
 static u32 inflate(struct balloon *balloon, u32 wanted)
 {
     u32 count = 0;
-    for (u64 gpa; count < wanted && (gpa = find_page(balloon)) != NO_PAGE; count++) {
-        if (balloon->guest.before_inflate)
-            balloon->guest.before_inflate(gpa);
-        page_leave();
-        page_set_put(&balloon->pages, gpa);
-        pfns[count] = (u32)(gpa / PAGE_SIZE);
+    for (;;) {
+        u64 free = pages_free(), reserved = balloon->guest.reserved_pages;
+        u64 spare = free > reserved ? free - reserved : 0;
+        count += pages_leave(&balloon->pages, pfns + count, (u32)min_u64(wanted - count, spare));
+        if (count == wanted || !balloon->guest.reclaim || !balloon->guest.reclaim())
+            break;
     }
+    for (u32 i = 0; balloon->guest.before_inflate && i < count; i++)
+        balloon->guest.before_inflate((u64)pfns[i] * PAGE_SIZE);
     if (count) {
         request(balloon, &balloon->inflateq, count);
         update_actual(balloon);

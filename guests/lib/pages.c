@@ -136,9 +136,39 @@ void page_free(u64 gpa)
     page_set_put(&free_pages, gpa);
 }
 
-void page_leave(void)
+/* The page frame numbers of the lowest bits of a word, at most `count`; takes the bits out of the word. */
+static u32 name_bits(u64 *bits, u32 first, u32 *pfns, u32 count)
 {
-    total--;
+    u32 named = 0;
+    if (*bits == ~0ul && count >= BITS) {
+        *bits = 0;
+        UNROLL
+        for (; named < BITS; named++)
+            pfns[named] = first + named;
+    }
+    for (; *bits && named < count; *bits &= *bits - 1)
+        pfns[named++] = first + (u32)__builtin_ctzl(*bits);
+    return named;
+}
+
+u32 pages_leave(struct page_set *set, u32 *pfns, u32 count)
+{
+    u32 left = 0;
+    for (u64 word = free_pages.first; left < count && word < free_pages.word_count; word++) {
+        u64 before = free_pages.words[word], bits = before;
+        u32 named = name_bits(&bits, (u32)(word * BITS), pfns + left, count - left);
+        if (!named)
+            continue;
+        free_pages.words[word] = bits;
+        free_pages.first = word;
+        set->words[word] |= before ^ bits; /* both bitmaps are of all RAM */
+        set->first = min_u64(set->first, word);
+        left += named;
+    }
+    free_pages.count -= left;
+    set->count += left;
+    total -= left;
+    return left;
 }
 
 void page_return(void)

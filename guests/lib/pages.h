@@ -33,8 +33,11 @@ u64 page_allocate(void);
 u64 pages_allocate(u64 count);
 void page_free(u64 gpa);
 
-/* An allocated page leaves this guest's memory (into the balloon) or comes back, still allocated. */
-void page_leave(void);
+/* The lowest free pages, `count` of them or all there are, leave this guest's memory for `set`.  Writes their page frame
+ * numbers in ascending order, and returns how many. */
+u32 pages_leave(struct page_set *set, u32 *pfns, u32 count);
+
+/* A page that had left comes back, allocated. */
 void page_return(void);
 
 /* Pages that nobody uses, and all pages this guest has: the usable memory it began with less those that have left. */

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from devices import hostcalls
 from devices.errors import ConfigError, OutsideRam
@@ -177,8 +179,68 @@ def test_where_process_madvise_is_refused_runs_go_one_by_one(monkeypatch: pytest
     with anonymous(monkeypatch) as memory:
         fill(memory)
         monkeypatch.setattr(hostcalls, "discard_anonymous_ranges", lambda _addresses, _lengths: False)
-        memory.discard([Run(page, 1) for page in (0, 1, 2, 3, 4, 5, 8, 9, HIGH // PAGE)])
+        memory.discard(np.array([0, 1, 2, 3, 4, 5, 8, 9, HIGH // PAGE], np.uint64), np.ones(9, np.uint64))
         assert memory.backed_bytes() == 3 * PAGE
+
+
+@pytest.fixture
+def unprobed() -> Iterator[None]:
+    """Whatever the probe says in a test is forgotten before and after it."""
+    hostcalls.process_madvise_works.cache_clear()
+    yield
+    hostcalls.process_madvise_works.cache_clear()
+
+
+@pytest.mark.usefixtures("unprobed")
+def test_process_madvise_is_tried_once_and_never_again_where_the_kernel_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+
+    def refuses(vectors: NDArray[np.uint64]) -> bool:
+        tried.append(len(vectors))
+        return False
+
+    monkeypatch.setattr(hostcalls, "_process_madvise", refuses)
+    monkeypatch.setattr(hostcalls, "create_memory_file", no_memory_file)
+    with GuestMemory([(0, MIB)]) as memory:
+        fill(memory)
+        for _ in range(3):
+            assert memory.discard(np.arange(0, 100, 2, dtype=np.uint64), np.ones(50, np.uint64)) == 50 * PAGE
+        assert memory.backed_bytes() == MIB - 50 * PAGE
+    assert tried == [1]
+
+
+@pytest.mark.usefixtures("unprobed")
+def test_a_kernel_that_only_pretends_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe looks whether its page is really gone."""
+    monkeypatch.setattr(hostcalls, "_process_madvise", lambda _vectors: True)
+    assert not hostcalls.process_madvise_works()
+
+
+def test_where_one_run_of_many_is_refused_all_holes_are_punched(monkeypatch: pytest.MonkeyPatch) -> None:
+    with GuestMemory([(0, MIB), (2 * MIB, MIB)]) as memory:
+        fill(memory)
+        monkeypatch.setattr(mmap, "MADV_REMOVE", -1)
+        assert memory.discard(np.array([513, 2, 516], np.uint64), np.array([2, 1, 3], np.uint64)) == 6 * PAGE
+        assert memory.backed_bytes() == 2 * MIB - 6 * PAGE
+        assert memory.peek(2 * MIB, 4 * PAGE) == b"\xaa" * PAGE + bytes(2 * PAGE) + b"\xaa" * PAGE
+        assert memory.take_writes() == [(513 * PAGE, 2 * PAGE), (2 * PAGE, PAGE), (516 * PAGE, 3 * PAGE)]
+
+
+@pytest.mark.parametrize("bad", [(6, 1), (5, 2), (10, 1), (0, 1 << 52), (1 << 52, 1), (1 << 60, 1 << 60)])
+def test_nothing_is_discarded_when_a_run_of_two_arrays_leaves_ram(ram: GuestMemory, bad: tuple[int, int]) -> None:
+    fill(ram)
+    with pytest.raises(OutsideRam):
+        ram.discard(np.array([0, bad[0]], np.uint64), np.array([1, bad[1]], np.uint64))
+    assert ram.backed_bytes() == ram.size_bytes
+    assert ram.take_writes() == []
+
+
+def test_a_run_of_two_arrays_may_cross_adjoining_regions(ram: GuestMemory) -> None:
+    fill(ram)
+    assert ram.discard(np.array([3, 8], np.uint64), np.array([3, 1], np.uint64)) == 4 * PAGE
+    assert ram.backed_bytes() == 8 * PAGE
 
 
 @pytest.mark.parametrize("fake", ["pidfd_open", "constant"])

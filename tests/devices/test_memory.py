@@ -346,6 +346,7 @@ def test_closing_twice_or_with_a_view_alive_is_no_error_and_leaves_no_descriptor
 
 
 def test_a_forgotten_ram_is_given_back() -> None:
+    gc.collect()  # what other tests left behind must not go in between
     open_before = sorted(os.listdir("/proc/self/fd"))
     memory = GuestMemory(LAYOUT)
     del memory

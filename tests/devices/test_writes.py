@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,23 @@ def test_many_at_once_nothing_is_lost_and_nothing_invented(
     log.add_many(first)
     log.add_many(second)
     assert covered(log.take()) == covered(first) | covered(second)
+
+
+@given(RANGES, RANGES, st.sampled_from((0, MAX_RANGES)))
+def test_arrays_are_remembered_like_lists(
+    first: list[tuple[int, int]], second: list[tuple[int, int]], far_away: int
+) -> None:
+    """With few ranges and with more than are ever kept."""
+    log = WriteLog()
+    log.add_many([(1 << 40 | i << 13, 8) for i in range(far_away)])
+    for ranges in (first, second):
+        pairs = np.array(ranges, np.uint64).reshape(-1, 2)
+        log.add_arrays(pairs[:, 0], pairs[:, 1])
+    taken = log.take()
+    assert len(taken) <= MAX_RANGES
+    low = [entry for entry in taken if entry[0] < 1 << 40]
+    assert covered(low) == covered(first) | covered(second) or far_away
+    assert covered(low) >= covered(first) | covered(second)
 
 
 def test_what_touches_the_last_range_is_joined_with_it() -> None:

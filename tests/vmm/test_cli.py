@@ -85,7 +85,9 @@ def flat(folder: Path, code: bytes) -> str:
         ("boot --serial file:/", "The serial file / cannot be written: Is a directory."),
         ("boot stats hello", "There can be one guest only, not 'stats' and 'hello'."),
         ("stats", "There is no command 'stats'; did you mean 'vmm boot stats'?"),
-        ("bot", "There is no command 'bot'; did you mean 'boot'?"),
+        ("bot", "There is no command 'bot', only boot, guests and devices; did you mean 'boot'?"),
+        ("run hello", "There is no command 'run', only boot, guests and devices; did you mean 'boot'?"),
+        ("foo", "There is no command 'foo', only boot, guests and devices."),
         ("-m 64M", "A command must come first: vmm boot -m 64M"),
         ("guests --all", "No such option: --all."),
     ],
@@ -363,6 +365,15 @@ def test_a_console_in_a_file_is_not_printed_as_well(tmp_path: Path) -> None:
     done = vmm("boot", "hello", "--serial", f"file:{tmp_path / 'c'}")
     assert "hello from a guest" not in done.stdout
     assert "exit status" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["null", "none"])
+def test_a_console_that_goes_nowhere_is_still_in_the_report(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    done = vmm("boot", "hello", "-serial", word, "--report", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hello from a guest" not in done.stdout
+    assert "hello from a guest" in json.loads(path.read_text())["console"]
 
 
 def test_with_json_the_console_on_stdio_goes_to_standard_error() -> None:

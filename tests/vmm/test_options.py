@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +23,9 @@ from vmm.options import REFUSED, WORDS, translate
         (["-kernel", "my.elf", "-append", "a b"], ["--param=a b", "--", "my.elf"]),
         (["-device", "virtio-rng-pci,id=r"], ["--device=virtio-rng-pci,id=r"]),
         (["-serial", "stdio"], ["--serial=stdio"]),
+        (["-serial", "null"], ["--serial=file:/dev/null"]),
+        (["--serial=none"], ["--serial=file:/dev/null"]),
+        (["--param", "none"], ["--param=none"]),
         (["--target=32M@1s", "--json"], ["--target=32M@1s", "--json"]),
         (["--target", "32M@1s"], ["--target=32M@1s"]),
         (["-nographic", "-nodefaults", "-display", "none", "-smp", "1", "-accel", "tcg"], []),
@@ -45,6 +51,16 @@ def test_a_value_that_looks_like_an_option_stays_a_value() -> None:
         (["-smp", "2"], "The option -smp can only be '1' here, not '2'."),
         (["-machine", "q35"], "The option -machine is QEMU's and not supported: there is one board and one CPU model."),
         (["-S"], "The option -S is QEMU's and not supported: this version has no monitor, debugger or trace; "),
+        (["-q"], "There is no option '-q', and QEMU's -qmp is not supported: this version has no monitor"),
+        (["-balloon", "virtio"], "The option -balloon is QEMU's and not supported: write -device virtio-balloon-pci "),
+        (["-name", "x"], "The option -name is QEMU's and not supported: a run is called after its guest and has no "),
+        (["-object", "rng-random,id=r"], "The option -object is QEMU's and not supported: no device here needs a back"),
+        (["-chardev", "x"], "The option -chardev is QEMU's and not supported: the serial console is the only "),
+        (
+            ["-serial", "mon:stdio"],
+            "The serial console cannot be 'mon:stdio': there is no monitor to share it with; write '-serial stdio'.",
+        ),
+        (["-m6M"], "There is no option '-m6M'; did you mean '-m 6M'?"),
         (["-smpp"], "There is no option '-smpp'; did you mean '-smp'?"),
         (["-sreial", "stdio"], "There is no option '-sreial'; did you mean '-serial'?"),
         (["--tagret", "3"], "There is no option '--tagret'; did you mean '--target'?"),
@@ -55,7 +71,6 @@ def test_a_value_that_looks_like_an_option_stays_a_value() -> None:
         (["-m"], "The option -m needs a value."),
         (["-kernel"], "The option -kernel needs a value."),
         (["--kernal", "x"], "There is no option '--kernal'; did you mean '--kernel'?"),
-        (["-boos", "x"], "There is no option '-boos'; did you mean '-b"),
         (["-intrd", "x"], "There is no option '-intrd'; did you mean '-initrd'?"),
         (["-pflash", "x"], "The option -pflash is QEMU's and not supported: the firmware is one ROM image; see -bios."),
         (["--json=yes"], "The option --json takes no value, not 'yes'."),
@@ -73,6 +88,16 @@ def test_a_word_that_cannot_be_used_gets_one_sentence(words: list[str], sentence
 def test_every_word_of_qemus_that_is_not_supported_says_so(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^The option .* is QEMU's and not supported: .*\.$"):
         translate([name, "value"])
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("change", [lambda word: word[:-1], lambda word: word + "x", lambda word: "-" + word])
+def test_no_suggestion_is_a_word_that_is_refused(name: str, change: Callable[[str], str]) -> None:
+    """A misspelt word of QEMU's is told what the word itself would be told, and nobody is sent there."""
+    with pytest.raises(ConfigError) as caught:
+        translate([change(name), "value"])
+    suggested = re.search(r"did you mean '(\S+)", str(caught.value))
+    assert suggested is None or suggested[1] not in REFUSED
 
 
 def test_no_word_is_both_known_and_refused() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from devices import hostcalls
-from devices.memory import PAGE_BYTES, GuestMemory
+from devices.memory import PAGE_BYTES, U64, GuestMemory
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
 from devices.virtio.balloon.device import DEFAULT_FEATURES
@@ -65,7 +65,12 @@ def test_neighbours_are_discarded_as_one_run_in_any_order(
     def watched(_fd: int, _mapping: object, file_offset: int, _offset: int, length: int) -> None:
         runs.append((file_offset // PAGE_BYTES, length // PAGE_BYTES))
 
+    def watched_runs(fd: int, mapping: object, at: int, offsets: U64, lengths: U64) -> None:
+        for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+            watched(fd, mapping, at + offset, offset, length)
+
     monkeypatch.setattr(hostcalls, "discard_file", watched)
+    monkeypatch.setattr(hostcalls, "discard_file_runs", watched_runs)
     driven.inflate(*FREE[:100])
     driven.inflate(*reversed(FREE[:50]), *FREE[60:70], FREE[80])
     assert runs == [(FREE[0], 100), (FREE[0], 50), (FREE[60], 10), (FREE[80], 1)]
@@ -214,7 +219,11 @@ def test_a_host_that_takes_nothing_back_costs_the_driver_nothing(
         if file_offset != FREE[4] * PAGE_BYTES:
             raise OSError(12, "no")
 
+    def refuses_all(*_arguments: object) -> None:
+        raise OSError(12, "no")
+
     monkeypatch.setattr(hostcalls, "discard_file", refuses_some)
+    monkeypatch.setattr(hostcalls, "discard_file_runs", refuses_all)
     told = driven.inflate(FREE[0], FREE[4])
     assert told.queues == (INFLATEQ,)
     assert [event.kind for event in told.events] == ["discard-failed"]

@@ -314,7 +314,8 @@ def test_what_was_put_is_remembered_as_written(ring: RawRing) -> None:
 
 
 def test_2_7_8_2_the_used_index_is_written_after_the_elements(ring: RawRing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each store into the used ring is watched: once the index moves, every element it covers is there."""
+    """Many at once: when the index moves, every element it covers is there."""
+    monkeypatch.setattr(split, "LOCK_STEP_FROM_CHAINS", 1)
     ring.offer(*range(8))
     queue = ring.queue()
     seen: list[tuple[int, bytes]] = []
@@ -386,6 +387,26 @@ def test_2_7_10_2_a_chain_offered_while_avail_event_is_stored_is_not_lost(
     assert queue.take_available() is not None
     chains = queue.take_available()
     assert chains is not None and chains.head.tolist() == [1]
+
+
+def test_2_7_8_2_the_used_index_is_written_after_each_of_a_few_elements(
+    ring: RawRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring.offer(*range(8))
+    queue = ring.queue()
+    chains = queue.take_available()
+    assert chains is not None
+    id_of, seen = chains.id_of, []
+
+    def watched(_chains: Chains, index: int) -> int:
+        seen.append((index, ring.used_idx()))
+        return id_of(index)
+
+    monkeypatch.setattr(type(chains), "id_of", watched)
+    queue.put_used(chains, 3)
+    assert seen == [(index, 0) for index in range(8)]
+    assert ring.used_idx() == 8
+    assert ring.memory.read(ring.used + 4, 64) == b"".join(bytes([head, 0, 0, 0, 3, 0, 0, 0]) for head in range(8))
 
 
 # -- notifications -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""The whole machine: the bundled guests seen from the outside."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import vmm
+from bench.measure import PASSES, Times, alternate, timed_ns
+from bench.rig import MIB, REQUEST_PAGES, Rig, backed_by, pfns_of
+from devices.memory import PAGE_BYTES
+from vmm.machine import Machine
+
+GUEST_BYTES, BALLOON_BYTES = 128 * MIB, 64 * MIB
+BALLOON_PAGES = BALLOON_BYTES // PAGE_BYTES
+LATENCY_REQUESTS = 300
+LOOP_TIME = "50ms"  # of guest time: five million blocks
+EMPTY_LOOP = bytes.fromhex("48ffc9 ebfb")  # again: dec rcx; jmp again
+
+
+def _balloon_guest(backing: str, size_bytes: int = GUEST_BYTES) -> Machine:
+    """The balloon guest, up and waiting, every free page written to."""
+    with backed_by(backing):
+        machine = vmm.boot("balloon", memory=size_bytes, parameter="check=0")
+    machine.run(until="1s")
+    return machine
+
+
+def _inflated_to(machine: Machine, pages: int) -> Callable[[], None]:
+    """Ask for `pages` in the balloon; what is returned runs the guest until it has followed."""
+    device = machine.board.need_balloon()[1]
+    machine.balloon.set_target(size_of_guest(machine) - pages * PAGE_BYTES)
+
+    def follow() -> None:
+        if machine.run(until=lambda _: device.actual == pages) is not None:
+            raise RuntimeError(f"the guest ended: {machine.console.decode(errors='replace')[-200:]}")
+
+    return follow
+
+
+def size_of_guest(machine: Machine) -> int:
+    """The RAM that targets are measured against."""
+    return machine.config.memory_bytes
+
+
+def end_to_end(backing: str) -> Times:
+    """Inflating by 64 MiB: "guest" from outside the machine, "device" the same requests without CPU and guest."""
+    machine, rig = _balloon_guest(backing), Rig(backing)
+    requests = BALLOON_PAGES // REQUEST_PAGES
+    arrays = pfns_of("ascending", BALLOON_PAGES).reshape(requests, REQUEST_PAGES)
+
+    def guest() -> int:
+        took = timed_ns(_inflated_to(machine, BALLOON_PAGES))
+        machine.run(until="1s")  # it checks every page that is left, and says so
+        _inflated_to(machine, 0)()  # pages that come back are filled again
+        machine.run(until="1s")
+        return took
+
+    def device() -> int:
+        took = 0
+        for start in range(0, requests, 128):
+            rig.place(list(arrays[start : start + 128]))
+            for head in range(min(128, requests - start)):
+                rig.offer(head)
+                took += timed_ns(rig.kick)
+        return took
+
+    times = alternate({"guest": guest, "device": device}, lambda: rig.touch(arrays.reshape(-1)))
+    rig.close()
+    machine.close()
+    return times
+
+
+def kick_to_interrupt(backing: str) -> float:
+    """Median microseconds from the guest's notification, a store into MMIO, until the CPU's interrupt line is up: the
+    buses, the transport, a request that discards nothing, the message and the local APIC."""
+    machine = _balloon_guest(backing, 4 * MIB)
+    deflateq, write = machine.board.need_balloon()[1].queues[1], machine.mmio_write
+    latencies: list[int] = []
+
+    def timed_write(gpa: int, size: int, value: int) -> None:
+        requests = deflateq.requests
+        took = timed_ns(lambda: write(gpa, size, value))
+        if deflateq.requests != requests:
+            latencies.append(took)
+
+    with mock.patch.object(machine, "mmio_write", timed_write):
+        for _ in range(LATENCY_REQUESTS):
+            _inflated_to(machine, 1)()
+            machine.run(until="1ms")
+            _inflated_to(machine, 0)()
+            machine.run(until="1ms")
+    machine.close()
+    return statistics.median(latencies) / 1000
+
+
+def blocks_per_second(folder: Path) -> float:
+    """Basic blocks a second in an endless loop."""
+    image = folder / "loop.bin"
+    image.write_bytes(EMPTY_LOOP)
+    speeds = []
+    with vmm.boot(image, memory="2M") as machine:
+        machine.run(until=LOOP_TIME)
+        for _ in range(PASSES):
+            before = machine.blocks
+            took = timed_ns(lambda: machine.run(until=LOOP_TIME))
+            speeds.append((machine.blocks - before) / took * 1e9)
+    return statistics.median(speeds)
+
+
+def hello_seconds() -> float:
+    """Wall time of `vmm boot hello` as a process of its own."""
+    words = [sys.executable, "-m", "vmm", "boot", "hello"]
+    times = [timed_ns(lambda: subprocess.run(words, check=True, capture_output=True)) for _ in range(PASSES)]
+    return statistics.median(times) / 1e9
