@@ -53,11 +53,22 @@ class Event(NamedTuple):
     text: str
 
 
+class Shadow(NamedTuple):
+    """What the processor finds from now on at `length` addresses from `gpa` on, between C0000h and FFFFFh: reads come
+    from RAM or else from the ROM, writes go to RAM or else vanish."""
+
+    gpa: int
+    length: int
+    reads_ram: bool
+    writes_ram: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Effects:
     """Everything one call asks for, in the order in which it is to happen within each field.
 
-    `deadline` says that `next_deadline_ns()` of the device may now answer differently.
+    `deadline` says that `next_deadline_ns()` of the device may now answer differently, `rewired` that the PCI interrupt
+    lines are routed in another way.  `ended_vectors` are level-triggered vectors whose service has ended.
     """
 
     messages: tuple[Message, ...] = ()
@@ -65,6 +76,9 @@ class Effects:
     deadline: bool = False
     stop: Stop | None = None
     events: tuple[Event, ...] = ()
+    ended_vectors: tuple[int, ...] = ()
+    rewired: bool = False
+    shadows: tuple[Shadow, ...] = ()
 
     def __or__(self, later: Effects) -> Effects:
         """Both effects, this one first; the first request to stop wins."""
@@ -78,6 +92,9 @@ class Effects:
             self.deadline or later.deadline,
             self.stop or later.stop,
             self.events + later.events,
+            self.ended_vectors + later.ended_vectors,
+            self.rewired or later.rewired,
+            self.shadows + later.shadows,
         )
 
     def __bool__(self) -> bool:

@@ -1,7 +1,8 @@
 """fw_cfg: named read-only files that the host hands to the firmware (QEMU's documented interface, without DMA).
 
 The guest writes a key to the selector and reads the item byte by byte from the data port.  Keys 0 and 1 identify the
-interface, 19h is the directory of the files, the files follow from 20h on in the order of their names.  Selecting an
+interface, 19h is the directory of the files, the files follow from 20h on in the order of their names; items with fixed
+keys of their own (the size of RAM, the number of processors) lie between them.  Selecting an
 item starts it from its first byte; past its end, and for keys that nobody has, the data reads as zero.
 
 The device does not know what the files mean.  Nothing the guest does can change an item.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from devices.effects import NOTHING, Effects
@@ -20,6 +22,11 @@ PORTS = 2  # the selector at 510h, the data at 511h
 
 KEY_SIGNATURE = 0x0000
 KEY_ID = 0x0001
+KEY_RAM_SIZE = 0x0003  # le64, RAM below and above 4 GiB
+KEY_NOGRAPHIC = 0x0004  # le16
+KEY_NB_CPUS = 0x0005  # le16
+KEY_BOOT_MENU = 0x000E  # le16
+KEY_MAX_CPUS = 0x000F  # le16
 KEY_FILE_DIRECTORY = 0x0019
 KEY_FIRST_FILE = 0x0020
 KEY_LIMIT = 0x4000
@@ -36,7 +43,8 @@ _DIRECTORY_ENTRY = struct.Struct(">IHH56s")  # size, key, reserved, NUL-terminat
 class FwCfg(Stateful):
     """The items of `files` (name to contents) at ports 510h and 511h; a bus handler, resettable.
 
-    ValueError when a name is empty, longer than 55 bytes or not ASCII, or when there are more files than keys.
+    `items` have fixed keys, from 2 to 1Fh and not 19h.  ValueError when a key is another, a name is empty, longer than
+    55 bytes or not ASCII, or when there are more files than keys.
 
     Accesses: a 16-bit write to the selector selects.  Wider writes select by their low half, narrower ones and all
     writes to the data port are ignored.  Reads are made of bytes: the selector's reads as zero, the data port's is the
@@ -50,11 +58,14 @@ class FwCfg(Stateful):
         "position_bytes": COUNTER,
     }
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, files: Mapping[str, bytes], items: Mapping[int, bytes] = MappingProxyType({})) -> None:
+        for key in items:
+            if not KEY_ID < key < KEY_FIRST_FILE or key == KEY_FILE_DIRECTORY:
+                raise ValueError(f"fw_cfg: an item's key must be 2 to 1fh and not 19h, not {key:#x}")
         if len(files) > KEY_LIMIT - KEY_FIRST_FILE:
             raise ValueError(f"fw_cfg: there are keys for {KEY_LIMIT - KEY_FIRST_FILE} files, not for {len(files)}")
         named = sorted((_encode_name(name), contents) for name, contents in files.items())
-        self._items: dict[int, bytes] = {KEY_SIGNATURE: SIGNATURE, KEY_ID: struct.pack("<I", ID_TRADITIONAL)}
+        self._items: dict[int, bytes] = {KEY_SIGNATURE: SIGNATURE, KEY_ID: struct.pack("<I", ID_TRADITIONAL), **items}
         entries = []
         for key, (name, contents) in enumerate(named, KEY_FIRST_FILE):
             self._items[key] = bytes(contents)

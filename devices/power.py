@@ -43,6 +43,23 @@ class ExitDevice:
         return NOTHING
 
 
+@dataclass
+class IsaDebugExit:
+    """Ports F4h to F7h, QEMU's isa-debug-exit: writing any of them ends the run with exit code (value << 1) | 1.
+
+    The code is a byte, as a process's exit status is.  The ports read as zero.
+    """
+
+    def read(self, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
+        return 0, NOTHING
+
+    def write(self, offset: int, size: int, value: int, now_ns: int) -> Effects:
+        return Effects(stop=Stop(StopKind.QUIT, (value << 1 | 1) & 0xFF))
+
+    def reset(self) -> Effects:
+        return NOTHING
+
+
 PM1A_CONTROL = RegisterMap("PM1a control", 2, [Register(0, 2, "control", "rw")])
 
 

@@ -3,6 +3,7 @@
  * The code runs in place from the ROM.  Everything it writes is in `struct low_ram`, in the 64 KiB of RAM that the
  * board's memory map gives to the firmware:
  *
+ *    400h -  4FFh   what kernels look for in a PC's BIOS data area (memory_publish)
  *   1000h - 6FFFh   bootstrap page tables (reset.S), unused once paging_start() has run
  *   7000h - BFFFh   struct low_ram
  *   C000h - FFFFh   stack
@@ -32,8 +33,12 @@ struct segment {
     u32 zero;
 };
 
+enum payload_flags { PAYLOAD_MULTIBOOT = 1 }; /* to be entered as the Multiboot specification has it */
+
 struct payload {
     u64 entry;
+    u64 multiboot_info; /* where its boot information lies, if it is one */
+    u32 flags;
     u32 segment_count;
     struct segment segments[MAX_SEGMENTS + 1]; /* the last one used is the ROM itself, see paging.c */
 };
@@ -73,6 +78,7 @@ void memory_map_read(void);
 void memory_map_carve(u64 base, u64 end, u32 type);
 void memory_map_merge(void);
 u64 memory_map_total(u32 type);
+void memory_publish(void);
 
 /* payload.c */
 void payload_read(void);
@@ -83,8 +89,12 @@ void paging_start(void);
 /* pci.c: returns how many functions there are. */
 u32 pci_scan(void);
 
+/* interrupts.c */
+void interrupts_start(void);
+
 /* exceptions.c */
 void exceptions_start(void);
 
 /* reset.S */
 u32 enter_guest(u64 entry, const struct boot_info *boot_info);
+__attribute__((noreturn)) void enter_multiboot(u64 entry, u64 information);

@@ -78,9 +78,15 @@ void firmware_main(void)
     /* Step 14: addresses for everything on the PCI bus. */
     u32 pci_functions = pci_scan();
 
-    /* Step 15: tell the guest, and go. */
+    /* Step 15: interrupts and low memory as PC firmware leaves them. */
+    interrupts_start();
+    memory_publish();
+
+    /* Step 16: tell the guest, and go. */
     fill_boot_info(ram_bytes, pci_functions);
     print("entering the guest at %lxh\n", LOW->payload.entry);
+    if (LOW->payload.flags & PAYLOAD_MULTIBOOT)
+        enter_multiboot(LOW->payload.entry, LOW->payload.multiboot_info);
     u32 exit_code = enter_guest(LOW->payload.entry, &LOW->boot_info);
     print("the guest returned %u\n", exit_code & 0xff);
     stop((u8)exit_code);

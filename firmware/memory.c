@@ -3,6 +3,9 @@
 #include "../guests/lib/string.h"
 
 #define HOLE_BASE 0xa0000ul /* the PC's hole: video memory and ROMs, never RAM */
+#define EBDA_BASE 0x9fc00ul
+#define BDA_EBDA_SEGMENT 0x40eul
+#define BDA_CONVENTIONAL_KIB 0x413ul
 #define HOLE_END 0x100000ul
 
 struct e820_entry {
@@ -93,4 +96,12 @@ void memory_map_read(void)
     memory_map_carve(HOLE_BASE, HOLE_END, MEMORY_RESERVED);
     if (memory_map_total(MEMORY_USABLE) == 0)
         fail(EXIT_BAD_BOARD, "the fw_cfg file etc/e820 must name usable RAM");
+}
+
+/* What is left of a PC's BIOS data area: how much conventional memory there is, and where the extended data area begins
+ * at its end.  Kernels that start from real firmware look there. */
+void memory_publish(void)
+{
+    *(volatile u16 *)BDA_EBDA_SEGMENT = EBDA_BASE >> 4;
+    *(volatile u16 *)BDA_CONVENTIONAL_KIB = EBDA_BASE / 1024;
 }

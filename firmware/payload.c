@@ -43,16 +43,20 @@ void payload_read(void)
     if (size < (s64)sizeof(header))
         fail(EXIT_BAD_PAYLOAD, "the description of the guest is too short");
     fw_cfg_read(&header, sizeof(header));
-    if (memcmp(header.magic, "BVMMPAY1", sizeof(header.magic)) != 0 || header.flags != 0)
+    if (memcmp(header.magic, "BVMMPAY1", sizeof(header.magic)) != 0 || header.flags & ~(u32)PAYLOAD_MULTIBOOT)
         fail(EXIT_BAD_PAYLOAD, "the description of the guest has an unknown format");
     if (header.segment_count == 0 || header.segment_count > MAX_SEGMENTS)
         fail(EXIT_BAD_PAYLOAD, "the guest must have 1 to 16 segments");
-    if ((u64)size < sizeof(header) + header.segment_count * sizeof(struct segment))
+    u64 needed = sizeof(header) + header.segment_count * sizeof(struct segment);
+    if ((u64)size < needed + (header.flags & PAYLOAD_MULTIBOOT ? sizeof(payload->multiboot_info) : 0))
         fail(EXIT_BAD_PAYLOAD, "the description of the guest is cut off");
 
     payload->entry = header.entry;
+    payload->flags = header.flags;
     payload->segment_count = header.segment_count;
     fw_cfg_read(payload->segments, header.segment_count * sizeof(struct segment));
+    if (header.flags & PAYLOAD_MULTIBOOT)
+        fw_cfg_read(&payload->multiboot_info, sizeof(payload->multiboot_info));
     for (u32 i = 0; i < payload->segment_count; i++) {
         const struct segment *segment = &payload->segments[i];
         if (!is_ram(segment->base, segment->length))

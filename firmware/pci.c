@@ -5,7 +5,9 @@
  */
 #include "firmware.h"
 #include "../guests/lib/console.h"
+#include "../guests/lib/io.h"
 #include "../guests/lib/pci_config.h"
+#include "../guests/lib/ports.h"
 
 #define MEMORY_BASE 0xe0000000ul
 #define MEMORY_END 0xfec00000ul
@@ -13,6 +15,11 @@
 #define IO_END 0x10000ul
 #define MEMORY_FLAGS 0xful
 #define IO_FLAGS 0x3ul
+
+/* The PIIX3 says where the four PCI interrupts go: inputs of the 8259 pair, which must then be levels. */
+#define ISA_BRIDGE 0x70008086u
+#define ISA_BRIDGE_PIRQ 0x60
+static const u8 pirq_inputs[4] = {10, 10, 11, 11};
 
 struct window { /* the next free address, and the first one behind the window */
     u64 next, end;
@@ -69,6 +76,25 @@ static u16 place(pci_function function, u8 offset, struct bar bar, struct window
     return is_io ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
 }
 
+static void route_interrupts(pci_function isa_bridge)
+{
+    u32 levels = 0;
+    for (u8 i = 0; i < 4; i++) {
+        pci_write8(isa_bridge, ISA_BRIDGE_PIRQ + i, pirq_inputs[i]);
+        levels |= 1u << pirq_inputs[i];
+    }
+    out8(PORT_PIC_TRIGGER, (u8)levels);
+    out8(PORT_PIC_TRIGGER + 1, (u8)(levels >> 8));
+}
+
+/* Tells the driver which input of the 8259 pair the function's pin reaches: pins are rotated from slot to slot. */
+static void name_interrupt(pci_function function)
+{
+    u8 pin = pci_read8(function, PCI_INTERRUPT_PIN);
+    if (pin)
+        pci_write8(function, PCI_INTERRUPT_LINE, pirq_inputs[(function / 8u - 1 + pin - 1) % 4]);
+}
+
 static void set_up(pci_function function, struct window *memory, struct window *io)
 {
     u32 id = pci_read32(function, PCI_VENDOR_ID);
@@ -89,7 +115,12 @@ static void set_up(pci_function function, struct window *memory, struct window *
             offset += 4;
     }
 
-    /* Step 3: let it decode what it was given. */
+    /* Step 3: its interrupt. */
+    if (id == ISA_BRIDGE)
+        route_interrupts(function);
+    name_interrupt(function);
+
+    /* Step 4: let it decode what it was given. */
     pci_write16(function, PCI_COMMAND, command);
     print("\n");
 }

@@ -26,6 +26,7 @@
 #define CR4_LONG_MODE  0x00000620 /* OSXMMEXCPT, OSFXSR, PAE */
 #define MSR_EFER       0xc0000080
 #define EFER_LME_NXE   0x00000900
+#define MULTIBOOT_LOADER 0x2badb002
 
     .section .reset, "ax"
     .code16
@@ -139,6 +140,34 @@ enter_guest:
     callq   *%rax
     popq    %rbp
     ret
+
+/* void enter_multiboot(entry, information): the machine state of the Multiboot specification, version 0.6.96, §3.2. */
+    .globl  enter_multiboot
+enter_multiboot:
+    cli
+    movl    %esi, %ebx              /* EBX: the boot information; EDI keeps the entry point */
+    pushq   $CODE32
+    leaq    compatibility_mode(%rip), %rax
+    pushq   %rax
+    lretq                           /* a far return to a 32-bit code segment leaves 64-bit mode */
+    .code32
+compatibility_mode:
+    movl    $DATA, %eax
+    movl    %eax, %ds
+    movl    %eax, %es
+    movl    %eax, %ss
+    movl    %eax, %fs
+    movl    %eax, %gs
+    movl    $CR0_PE_ONLY, %eax      /* paging off, which leaves long mode as well */
+    movl    %eax, %cr0
+    movl    $MSR_EFER, %ecx
+    xorl    %eax, %eax
+    xorl    %edx, %edx
+    wrmsr
+    movl    %eax, %cr4
+    movl    $MULTIBOOT_LOADER, %eax
+    jmpl    *%edi
+    .code64
 
 /* One entry stub of 16 bytes for each of the 32 exceptions.  The processor pushes an error code for some of them; the
  * others push a zero, so that the stack looks the same to exception(). */

@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 
 def boot(
-    guest: str | PathLike[str],
+    guest: str | PathLike[str] = "",
     *,
     memory: str | int = "64M",
     clock: str = "virtual",
@@ -31,14 +31,17 @@ def boot(
     poll: str | float = 0,
     duration: str | None = None,
     parameter: str = "",
+    bios: str | PathLike[str] = "",
+    modules: Sequence[str] = (),
     devices: Sequence[str] = ("virtio-balloon-pci,id=balloon0",),
 ) -> Machine:
     """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
 
     `memory` is a size such as "64M", or bytes; `targets` a schedule such as "32M@2s,64M@4s"; `poll` the seconds of
     guest time between two requests for statistics (0: none); `duration` the guest time after which the run ends;
-    `parameter` reaches the guest; `devices` are written as for QEMU's -device.  ConfigError with one sentence when
-    something of it cannot be.
+    `parameter` reaches the guest; `bios` is a file with firmware to run instead of the project's own, and then needs no
+    guest; `modules` are files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are written as for QEMU's
+    -device.  ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
     from vmm.machine import Machine
@@ -52,6 +55,8 @@ def boot(
             poll=poll,
             duration=duration,
             parameter=parameter,
+            bios=str(bios),
+            modules=tuple(modules),
             devices=tuple(devices),
         )
     )

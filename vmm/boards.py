@@ -15,17 +15,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import firmware
+from devices import fw_cfg
+from devices.acpi import PmEvents, PmTimer
 from devices.bus import AddressSpace, Handler
-from devices.effects import NOTHING, Effects, Line
+from devices.debug_port import DebugPort
+from devices.effects import NOTHING, Effects
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
 from devices.irq.lapic import LocalApic
+from devices.irq.wiring import InterruptWiring
+from devices.keyboard import KeyboardController, SystemControlA
 from devices.memory import GuestMemory
+from devices.pci.ecam import WINDOW_BYTES, Ecam
 from devices.pci.host_bridge import HostBridge
-from devices.power import ExitDevice, Pm1aControl, Pvpanic
+from devices.pci.piix import IsaBridge, PowerManagement
+from devices.power import ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
 from devices.rtc import Rtc
 from devices.serial import Serial
-from devices.state import COUNTER, FLAG, PART, TEXT, Many, Pairs, Stateful, Table
+from devices.state import COUNTER, PART, Many, Stateful, Table
 from devices.timer import PortB, Timer8254
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
@@ -42,8 +49,17 @@ CONVENTIONAL_END = 0xA0000
 EXTENDED_BASE = 0x100000
 PCI_HOLE_BASE = 0xC0000000
 HIGH_BASE = 1 << 32
+SHADOW_BASE, SHADOW_BYTES = 0xC0000, 0x40000
 ROM_SHADOW_BASE = 0xF0000
+ECAM_BASE = PCI_HOLE_BASE  # the 256 MiB behind the last RAM below 4 GiB; firmware places BARs above them
+IO_APIC_BASE = 0xFEC00000
 INTERRUPT_BASE, INTERRUPT_BYTES = 0xFEE00000, 0x100000
+PM_BASE = 0x600
+COM1 = 0x3F8
+
+# Interrupt lines.  Lines 0 to 15 are the inputs of the 8259 pair; PIRQ 0 to 3 are A to D.
+ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9}
+PCI_LINES = {f"00:{slot:02x}.0 INTA": (slot - 1) % 4 for slot in range(1, 32)}
 E820_USABLE, E820_RESERVED = 1, 2
 VIRTUAL_START_UNIX_S = 1_258_502_400  # 2009-11-18, the day of the review; a constant, so that runs are repeatable
 
@@ -59,12 +75,18 @@ def ram_layout(memory_bytes: int) -> list[tuple[int, int]]:
     return layout
 
 
-def e820(layout: list[tuple[int, int]]) -> bytes:
-    """The memory map as QEMU's etc/e820: le64 address, le64 length, le32 type for each entry."""
+def memory_map(layout: list[tuple[int, int]], rom_bytes: int) -> tuple[tuple[int, int, int], ...]:
+    """What is RAM and what is reserved, as ascending (address, length, type of E820)."""
     entries = [(gpa, size, E820_USABLE) for gpa, size in layout]
-    entries += [(ROM_SHADOW_BASE, firmware.ROM_BYTES, E820_RESERVED)]
-    entries += [(HIGH_BASE - firmware.ROM_BYTES, firmware.ROM_BYTES, E820_RESERVED)]
-    return b"".join(struct.pack("<QQI", *entry) for entry in sorted(entries))
+    entries += [(ROM_SHADOW_BASE, EXTENDED_BASE - ROM_SHADOW_BASE, E820_RESERVED)]
+    entries += [(ECAM_BASE, WINDOW_BYTES, E820_RESERVED)]
+    entries += [(HIGH_BASE - rom_bytes, rom_bytes, E820_RESERVED)]
+    return tuple(sorted(entries))
+
+
+def e820(layout: list[tuple[int, int]], rom_bytes: int = firmware.ROM_BYTES) -> bytes:
+    """The memory map as QEMU's etc/e820: le64 address, le64 length, le32 type for each entry."""
+    return b"".join(struct.pack("<QQI", *entry) for entry in memory_map(layout, rom_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +138,9 @@ class Board(Stateful):
     """
 
     STATE: ClassVar[Table] = {
-        **dict.fromkeys(("lapic", "timer", "rtc", "serial", "pm1a", "fw_cfg", "host_bridge"), PART),
+        **dict.fromkeys(("lapic", "interrupts", "timer", "rtc", "serial", "debug_port", "keyboard", "port_92"), PART),
+        **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "host_bridge"), PART),
         "entropy": Many(PART),
-        "lines": Pairs(TEXT, FLAG),
     }
 
     def __init__(self, config: MachineConfig) -> None:
@@ -126,18 +148,25 @@ class Board(Stateful):
         layout = ram_layout(config.memory_bytes)
         self.memory = GuestMemory(layout)
         try:
-            self.payload = loader.load(loader.read_image(config.guest), self.memory)
+            self.rom = firmware.image() if not config.bios else loader.read_firmware(config.bios)
+            self.payload = self._load(config, layout)
             self._build(config, layout)
         except BaseException:
             self.memory.close()
             raise
 
+    def _load(self, config: MachineConfig, layout: list[tuple[int, int]]) -> loader.Payload | None:
+        """Put the guest into RAM, if there is one."""
+        if not config.guest:
+            return None
+        modules = loader.read_modules(config.modules)
+        boot = loader.BootData(config.parameter_bytes, modules, memory_map(layout, len(self.rom)))
+        return loader.load(loader.read_image(config.guest), self.memory, boot)
+
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)
         self.mmio = AddressSpace("memory", 52)
-        self.lines: dict[str, bool] = {}
         self.entropy: list[SeededEntropy] = []
-        self.rom = firmware.image()
         high_bytes = sum(size for gpa, size in layout if gpa >= HIGH_BASE)
         start_s = VIRTUAL_START_UNIX_S if config.clock == "virtual" else int(time.time())
         self.lapic = LocalApic()
@@ -145,37 +174,64 @@ class Board(Stateful):
         self.rtc = Rtc(start_s, config.memory_bytes - high_bytes, high_bytes)
         self.serial = Serial()
         self.pm1a = Pm1aControl()
-        self.fw_cfg = FwCfg(
-            {
-                "etc/e820": e820(layout),
-                "opt/balloon-vmm/payload": self.payload.description(),
-                "opt/balloon-vmm/cmdline": config.parameter_bytes + b"\0",
-            }
-        )
+        self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config))
+        self.debug_port = DebugPort()
+        self.pm_events = PmEvents()
+        self.keyboard, self.port_92 = KeyboardController(), SystemControlA()
+        self.isa_bridge = IsaBridge()
+        self.interrupts = InterruptWiring(ISA_LINES, PCI_LINES, self.isa_bridge, self.lapic)
         self._claim()
         self.host_bridge = HostBridge(self.ports, self.mmio, self.memory)
+        self.mmio.add(ECAM_BASE, WINDOW_BYTES, Ecam(self.host_bridge), "PCI configuration")
         self.transports = [VirtioPciModern(self._make_device(device), device.slot) for device in config.devices]
-        for transport in self.transports:
-            self.host_bridge.plug(transport)
-        self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, *self.transports)
+        for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *self.transports):
+            self.host_bridge.plug(function)
+        self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
+
+    def _fw_cfg_files(self, layout: list[tuple[int, int]]) -> dict[str, bytes]:
+        files = {"etc/e820": e820(layout, len(self.rom))}
+        if self.payload is not None:
+            files["opt/balloon-vmm/payload"] = self.payload.description()
+            files["opt/balloon-vmm/cmdline"] = self.config.parameter_bytes + b"\0"
+        if self.config.bios:
+            files["etc/sercon-port"] = struct.pack("<Q", COM1)  # SeaBIOS: the console is serial, there is no screen
+        return files
 
     def _claim(self) -> None:
         """Give every device at a fixed address its range."""
+        pic = self.interrupts.pic
+        rom, alias = Rom(self.rom), Rom(self.rom[-SHADOW_BYTES // 2 :].rjust(SHADOW_BYTES, b"\xff"))
         table: list[tuple[AddressSpace, int, int, Handler, str]] = [
+            (self.ports, 0x20, 2, pic.handler(0), "8259 master"),
             (self.ports, 0x40, 4, self.timer, "8254"),
+            (self.ports, 0x60, 1, self.keyboard.data, "8042"),
             (self.ports, 0x61, 1, PortB(self.timer), "8254 port B"),
+            (self.ports, 0x64, 1, self.keyboard.command, "8042"),
             (self.ports, 0x70, 2, self.rtc, "CMOS"),
-            (self.ports, 0x3F8, 8, self.serial, "COM1"),
+            (self.ports, 0x92, 1, self.port_92, "port 92h"),
+            (self.ports, 0xA0, 2, pic.handler(1), "8259 slave"),
+            (self.ports, 0xF4, 4, IsaDebugExit(), "isa-debug-exit"),
+            (self.ports, COM1, 8, self.serial, "COM1"),
+            (self.ports, 0x402, 1, self.debug_port, "debug port"),
+            (self.ports, 0x4D0, 2, pic.elcr, "8259 edge/level control"),
             (self.ports, 0x505, 1, Pvpanic(), "pvpanic"),
             (self.ports, 0x510, 2, self.fw_cfg, "fw_cfg"),
             (self.ports, 0x5F4, 4, ExitDevice(), "exit device"),
-            (self.ports, 0x604, 2, self.pm1a, "PM1a control"),
-            (self.mmio, ROM_SHADOW_BASE, firmware.ROM_BYTES, Rom(self.rom), "firmware"),
+            (self.mmio, SHADOW_BASE, SHADOW_BYTES, alias, "firmware below 1 MiB"),
+            (self.mmio, IO_APIC_BASE, 0x20, self.interrupts.ioapic, "I/O APIC"),
             (self.mmio, INTERRUPT_BASE, 0x1000, self.lapic, "local APIC"),
-            (self.mmio, HIGH_BASE - firmware.ROM_BYTES, firmware.ROM_BYTES, Rom(self.rom), "firmware"),
+            (self.mmio, HIGH_BASE - len(self.rom), len(self.rom), rom, "firmware"),
         ]
         for space, base, length, handler, owner in table:
             space.add(base, length, handler, owner)
+
+    def _pm_ports(self) -> AddressSpace:
+        """The power management ports as the PIIX4 has them, counted from their base."""
+        ports = AddressSpace("power management", 6)
+        ports.add(0, 4, self.pm_events, "PM1a events")
+        ports.add(4, 2, self.pm1a, "PM1a control")
+        ports.add(8, 4, PmTimer(), "PM timer")
+        return ports
 
     def _make_device(self, device: DeviceConfig) -> VirtioDevice:
         return _MAKERS[device.driver](self, device)
@@ -208,14 +264,21 @@ class Board(Stateful):
 
         return UnicornCpu(self.memory, platform, self.rom)
 
-    def set_line(self, line: Line) -> None:
-        """Remember the level of an interrupt line.  This board has no controller that takes lines: MSI-X is the way."""
-        self.lines[line.name] = line.level
-
     @staticmethod
     def is_interrupt_address(address: int) -> bool:
         """Whether a device's write to this address is an interrupt message (Intel SDM 3A §11.11)."""
         return INTERRUPT_BASE <= address < INTERRUPT_BASE + INTERRUPT_BYTES
+
+
+def _fw_cfg_items(config: MachineConfig) -> dict[int, bytes]:
+    """What firmware asks for by number."""
+    return {
+        fw_cfg.KEY_RAM_SIZE: struct.pack("<Q", config.memory_bytes),
+        fw_cfg.KEY_NOGRAPHIC: struct.pack("<H", 1),
+        fw_cfg.KEY_NB_CPUS: struct.pack("<H", 1),
+        fw_cfg.KEY_BOOT_MENU: struct.pack("<H", 0),
+        fw_cfg.KEY_MAX_CPUS: struct.pack("<H", 1),
+    }
 
 
 _FEATURE_OF = {

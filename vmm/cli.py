@@ -43,10 +43,10 @@ EXIT_STATUSES = (
 
 BOOT_HELP = """Boot a guest and watch its balloon.
 
-    GUEST is a bundled guest (`vmm guests` lists them; stats if none is named), FILE an ELF64 executable or a flat image
-    of your own. A bundled guest brings a demonstration along: targets, polling and an end, each used unless you give
-    your own. On a terminal the run is held to one guest second per second; elsewhere it is as fast as it can be, and
-    the same things happen.
+    GUEST is a bundled guest (`vmm guests` lists them; stats if none is named), FILE an ELF64 executable, a Multiboot
+    kernel or a flat image of your own. A bundled guest brings a demonstration along: targets, polling and an end, each
+    used unless you give your own. On a terminal the run is held to one guest second per second; elsewhere it is as fast
+    as it can be, and the same things happen.
     """
 
 _STATUS_LINES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in EXIT_STATUSES)
@@ -56,6 +56,8 @@ Examples:
   vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
   vmm boot balloon --target balloon=16M --for 2s --json
   vmm boot ./mine.elf --param "two words" --serial file:console.txt
+  vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
+  vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci
 
 \b
@@ -97,8 +99,13 @@ def _vmm(
 @app.command("boot", help=BOOT_HELP, epilog=BOOT_EPILOG)
 def boot_command(
     guest: Annotated[
-        str, typer.Argument(metavar="GUEST|FILE", help="What to boot: a bundled guest's name or a file (stats).")
-    ] = DEFAULT_GUEST,
+        str,
+        typer.Argument(
+            metavar="GUEST|FILE",
+            help="What to boot: a bundled guest's name or a file (stats; nothing with --bios).",
+            show_default=False,
+        ),
+    ] = "",
     memory: Annotated[
         str, typer.Option("--memory", "-m", metavar="SIZE", help="RAM of the machine (64M).", show_default=False)
     ] = "",
@@ -134,6 +141,22 @@ def boot_command(
     param: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A parameter for the guest (also -append).", show_default=False)
     ] = None,
+    bios: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Firmware to run instead of ours: a ROM image of n x 64 KiB.", show_default=False
+        ),
+    ] = "",
+    initrd: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[ WORDS],…", help="Modules for a Multiboot kernel; may be given again."),
+    ] = None,
+    debugcon: Annotated[
+        str,
+        typer.Option(
+            metavar="stdio|file:PATH", help="Where the output of the debug port 402h goes.", show_default=False
+        ),
+    ] = "",
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -145,11 +168,13 @@ def boot_command(
     devices = device or [DEFAULT_DEVICE]
     if _show_device_help(devices):
         return 0
-    config = _configure(guest, memory, target, poll, duration, clock, param or "", devices)
+    if not guest and not bios:
+        guest = DEFAULT_GUEST
+    config = _configure(guest, memory, target, poll, duration, clock, param or "", bios, initrd or (), devices)
 
     from vmm.runner import Request, run
 
-    return run(Request(config, serial, report, json))
+    return run(Request(config, serial, report, json, debugcon))
 
 
 @app.command("guests")
@@ -181,6 +206,8 @@ def _configure(
     duration: str | None,
     clock: str,
     param: str,
+    bios: str,
+    modules: Sequence[str],
     devices: Sequence[str],
 ) -> MachineConfig:
     """The configuration, completed from the guest's demonstration where the user said nothing."""
@@ -195,6 +222,8 @@ def _configure(
         poll=poll or 0,
         duration=duration,
         parameter=param,
+        bios=bios,
+        modules=modules,
         devices=devices,
     )
     if row is None:

@@ -81,8 +81,9 @@ class TargetStep:
 class MachineConfig:
     """A machine, complete.  Sizes in bytes, times in nanoseconds of guest time; `for_ns` None means "no end".
 
-    `parameter` reaches the guest as its command line.  `targets` are in the order of their times.  ConfigError when a
-    field cannot be, or two of them cannot be together.
+    `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  `modules` are files
+    for a Multiboot kernel, each with the words that go with it.  `parameter` reaches the guest as its command line.
+    `targets` are in the order of their times.  ConfigError when a field cannot be, or two of them cannot be together.
     """
 
     guest: str
@@ -92,11 +93,15 @@ class MachineConfig:
     poll_ns: int = 0
     for_ns: int | None = None
     parameter: str = ""
+    bios: str = ""
+    modules: tuple[str, ...] = ()
     devices: tuple[DeviceConfig, ...] = field(default_factory=lambda: parse_devices((DEFAULT_DEVICE,)))
 
     def __post_init__(self) -> None:
-        if not self.guest:
+        if not self.guest and not self.bios:
             raise ConfigError("The guest must be a name or a file, not ''.")
+        if self.modules and not self.guest:
+            raise ConfigError("Modules need a Multiboot kernel to go with, and there is no guest.")
         if self.clock not in get_args(ClockName):
             names = get_args(ClockName)
             raise ConfigError(
@@ -138,6 +143,11 @@ class MachineConfig:
             raise ConfigError(
                 f"The memory must be at most the {format_size(most)} that this host has, not {format_size(size)}."
             )
+
+    @property
+    def name(self) -> str:
+        """What runs: the guest, or else the firmware."""
+        return self.guest or self.bios
 
     @property
     def has_balloon(self) -> bool:
@@ -217,6 +227,8 @@ def make_config(
     poll: str | float = 0,
     duration: str | float | None = None,
     parameter: str = "",
+    bios: str = "",
+    modules: Sequence[str] = (),
     devices: Sequence[str] = (DEFAULT_DEVICE,),
 ) -> MachineConfig:
     """The machine that these words describe; see `vmm.boot` for what they are.  ConfigError with one sentence."""
@@ -228,5 +240,7 @@ def make_config(
         poll_ns=parse_duration(poll),
         for_ns=None if duration is None else parse_duration(duration),
         parameter=parameter,
+        bios=bios,
+        modules=tuple(modules),
         devices=parse_devices(devices),
     )

@@ -374,7 +374,7 @@ def headline(machine: Machine) -> str:
     """The first line of a run."""
     config = machine.config
     devices = ", ".join(f"{device.id} at 00:{device.slot:02x}.0" for device in config.devices) or "no devices"
-    return f"{config.guest}: {format_size(config.memory_bytes)} of RAM, {config.clock} clock, {devices}"
+    return f"{config.name}: {format_size(config.memory_bytes)} of RAM, {config.clock} clock, {devices}"
 
 
 def target_line(gauges: Gauges) -> str:

@@ -56,6 +56,7 @@ class Machine(Stateful):
         "_stop": STOP,
         "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
         "_console": Bytes(UNBOUNDED),
+        "_debug_output": Bytes(UNBOUNDED),
         "_events": EVENTS,
         **dict.fromkeys(("_stats_seen", "backed_bytes_peak"), COUNTER),
     }
@@ -63,7 +64,9 @@ class Machine(Stateful):
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
         self.observers: list[Observer] = []
+        self.debug_sinks: list[Callable[[bytes], None]] = []
         self._console = bytearray()  # appending to bytes would copy all of it for each line
+        self._debug_output = bytearray()
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
@@ -98,6 +101,11 @@ class Machine(Stateful):
     def console(self) -> bytes:
         """Everything the guest wrote to its serial console so far."""
         return bytes(self._console)
+
+    @property
+    def debug_output(self) -> bytes:
+        """Everything the guest wrote to the debug port 402h so far."""
+        return bytes(self._debug_output)
 
     @property
     def exit_code(self) -> int | None:
@@ -181,7 +189,7 @@ class Machine(Stateful):
         exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
         if exit_.reason is ExitReason.HALTED:
             self._sleep(exit_, deadline_ns)
-        elif exit_.reason is ExitReason.TRIPLE_FAULT:
+        elif exit_.reason is ExitReason.TRIPLE_FAULT and self._stop is None:  # else a reset came first
             self._finish("triple-fault", 4, describe_triple_fault(exit_))
 
     def interrupt(self) -> None:
@@ -265,6 +273,7 @@ class Machine(Stateful):
         """Hand console output and events to the observers, in the order in which they came."""
         data = self.board.serial.take_output()
         self._console += data
+        self._settle_debug_output()
         events, self._events = self._events, []
         for observer in self.observers:
             if data:
@@ -277,6 +286,14 @@ class Machine(Stateful):
                 self._stats_seen = reports
                 for observer in self.observers:
                     observer.on_stats(self.now_ns)
+
+    def _settle_debug_output(self) -> None:
+        """Hand on what came out of the debug port."""
+        data = self.board.debug_port.take_output()
+        if data:
+            self._debug_output += data
+            for sink in self.debug_sinks:
+                sink(data)
 
     def _sample_backing(self) -> None:
         self.backed_bytes_peak = max(self.backed_bytes_peak, self.memory.backed_bytes())
@@ -301,7 +318,13 @@ class Machine(Stateful):
         for message in effects.messages:
             self._deliver(message)
         for line in effects.lines:
-            self.board.set_line(line)
+            self._carry_out(self.board.interrupts.set_line(line.name, line.level))
+        for vector in effects.ended_vectors:
+            self._carry_out(self.board.interrupts.end_of_interrupt(vector))
+        if effects.rewired:
+            self._carry_out(self.board.interrupts.rewire())
+        if effects.shadows:
+            self._cpu.map_shadow(effects.shadows)
         if effects.stop is not None and self._stop is None:
             self._stop = effects.stop
         if effects.events:
@@ -319,19 +342,21 @@ class Machine(Stateful):
             self._carry_out(self.board.mmio.write(message.address, 4, message.data, self.now_ns))
 
     def _irq_pending(self) -> bool:
-        return self.board.lapic.pending_vector() is not None
+        return self.board.interrupts.is_pending()
 
     # -- what the CPU asks while it runs (vmm.cpu.Platform) ------------------------------------------------------------
 
     def port_read(self, port: int, size: int) -> int:
         value, effects = self.board.ports.read(port, size, self.now_ns)
         self._after_access(effects)
+        self._cpu.set_irq(self._irq_pending())  # a poll of the 8259 pair acknowledges
         return value
 
     def port_write(self, port: int, size: int, value: int) -> None:
         self._after_access(self.board.ports.write(port, size, value, self.now_ns))
         if self.board.serial.output.endswith(b"\n"):
             self._cpu.request_exit()  # observers hear of a line when it is written, not when the slice ends
+        self._cpu.set_irq(self._irq_pending())  # the 8259 pair sits here
 
     def mmio_read(self, gpa: int, size: int) -> int:
         value, effects = self.board.mmio.read(gpa, size, self.now_ns)
@@ -353,7 +378,7 @@ class Machine(Stateful):
 
     def acknowledge_irq(self) -> int:
         """The vector that the CPU delivers now."""
-        vector = self.board.lapic.acknowledge()
+        vector = self.board.interrupts.acknowledge()
         self._cpu.set_irq(self._irq_pending())
         return vector
 
@@ -383,4 +408,4 @@ class Machine(Stateful):
     def __repr__(self) -> str:
         state = "running" if self.outcome is None else self.outcome.kind
         ram = format_size(self.config.memory_bytes)
-        return f"<Machine {self.config.guest}, {ram} of RAM, {self.now_ns / 1e9:g} s, {state}>"
+        return f"<Machine {self.config.name}, {ram} of RAM, {self.now_ns / 1e9:g} s, {state}>"

@@ -43,6 +43,12 @@ WORDS: dict[str, Word] = {
     "-append": Word("--param"),
     "--device": Word("--device"),
     "-device": Word("--device"),
+    "--bios": Word("--bios"),
+    "-bios": Word("--bios"),
+    "--initrd": Word("--initrd"),
+    "-initrd": Word("--initrd"),
+    "--debugcon": Word("--debugcon"),
+    "-debugcon": Word("--debugcon"),
     "-h": Word("--help", has_value=False),
     "-help": Word("--help", has_value=False),
     "--help": Word("--help", has_value=False),
@@ -59,15 +65,15 @@ WORDS: dict[str, Word] = {
     "-accel": Word(None, only="tcg"),
 }
 
-_NO_DISKS = "this machine has no disks; the guest is one ELF or flat image"
+_NO_DISKS = "this machine has no disks; the guest is an ELF file, a Multiboot kernel or a flat image"
 _NO_MONITOR = "this version has no monitor, debugger or trace; use the Python interface"
 _ONE_BOARD = "there is one board and one CPU model"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("-machine", "-M", "-cpu", "-global"), _ONE_BOARD),
     **dict.fromkeys(("-enable-kvm", "-icount"), "the CPU is always the emulator; see --clock for its time"),
     **dict.fromkeys(("-drive", "-blockdev", "-hda", "-hdb", "-cdrom", "-boot", "-snapshot", "-virtfs"), _NO_DISKS),
-    **dict.fromkeys(("-initrd", "-dtb"), "this version does not boot Linux; the guest is one ELF or flat image"),
-    **dict.fromkeys(("-bios", "-pflash", "-L"), "the firmware is this project's own"),
+    **dict.fromkeys(("-dtb",), "this board describes itself in fw_cfg and PCI"),
+    **dict.fromkeys(("-pflash", "-L"), "the firmware is one ROM image; see -bios"),
     **dict.fromkeys(("-netdev",), "this machine has no network"),
     **dict.fromkeys(("-vnc", "-spice", "-audio", "-usb", "-usbdevice"), "this machine has a serial console only"),
     **dict.fromkeys(("-numa", "-mem-path", "-mem-prealloc"), "RAM is one memory file; see -m"),
@@ -89,8 +95,10 @@ def translate(words: Sequence[str]) -> list[str]:
     for word in rest:
         if word == "--":
             guests += rest
-        elif word == "-kernel":
+        elif word in ("-kernel", "--kernel"):
             guests.append(_value_after(word, rest))
+        elif word.startswith("--kernel="):
+            guests.append(word.removeprefix("--kernel="))
         elif word.startswith("-") and word != "-":
             options += _translate_option(word, rest)
         else:
@@ -150,4 +158,4 @@ def _why_not(name: str) -> str:
         return f"There is no option {name!r}, and QEMU's {nearest} is not supported: {REFUSED[nearest]}."
     if name[1:2].isdigit():
         return f"There is no option {name!r}; a size or a time must not be negative."
-    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, *REFUSED, '-kernel'])}"
+    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, *REFUSED, '-kernel', '--kernel'])}"

@@ -35,22 +35,20 @@ class SerialSink(Silent):
             self._out.flush()
 
 
-def serial_path(text: str) -> Path | None:
-    """The file that `--serial TEXT` names, None for "stdio".  ConfigError for anything else."""
+def serial_path(text: str, what: str = "serial console") -> Path | None:
+    """The file that `--serial TEXT` names, None for "stdio".  ConfigError, about `what`, otherwise."""
     kind, _, path = text.partition(":")
     if text == "stdio":
         return None
     if kind == "file" and path:
         return Path(path)
-    raise ConfigError(
-        f"The serial console must go to stdio or file:PATH, not {text!r}{did_you_mean(kind, ('stdio', 'file'))}"
-    )
+    raise ConfigError(f"The {what} must go to stdio or file:PATH, not {text!r}{did_you_mean(kind, ('stdio', 'file'))}")
 
 
 @contextmanager
-def serial_file(path: Path) -> Iterator[SerialSink]:
+def serial_file(path: Path, kind: str = "serial") -> Iterator[SerialSink]:
     """A sink that writes a new file at `path`."""
-    what = f"The serial file {path}"
+    what = f"The {kind} file {path}"
     with guarded(what), open(path, "wb", buffering=0) as out:
         yield SerialSink(out, what)
 

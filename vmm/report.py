@@ -17,7 +17,7 @@ def report(machine: Machine) -> dict[str, Any]:
     has_balloon = machine.board.balloon is not None
     outcome = machine.outcome
     return {
-        "guest": machine.config.guest,
+        "guest": machine.config.name,
         "outcome": None if outcome is None else outcome.kind,
         "exit_code": None if outcome is None else outcome.exit_code,
         "detail": None if outcome is None else outcome.detail,

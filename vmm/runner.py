@@ -31,12 +31,15 @@ LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for besides the machine itself.  `serial` is "", "stdio" or "file:PATH"."""
+    """What the command line asks for besides the machine itself.
+
+    `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"."""
 
     config: MachineConfig
     serial: str = ""
     report: str = ""
     json: bool = False
+    debugcon: str = ""
 
 
 def run(request: Request) -> int:
@@ -46,7 +49,8 @@ def run(request: Request) -> int:
         report_file = ReportFile(Path(request.report)) if request.report else None
         if report_file is not None:
             stack.callback(report_file.discard)
-        sink = _serial_sink(request, stack)
+        sink = _sink(request, request.serial, "serial", stack)
+        debug_sink = _sink(request, request.debugcon, "debug", stack)
 
         from vmm.machine import Machine  # numpy and the CPU emulator: not before everything cheap was checked
 
@@ -54,6 +58,8 @@ def run(request: Request) -> int:
         display = _display(request, machine)
         stack.callback(display.close)
         machine.observers += [display] if sink is None else [sink, display]
+        if debug_sink is not None:
+            machine.debug_sinks.append(debug_sink.on_console)
         _run_to_the_end(machine, display)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
         text = json.dumps(report) + "\n"
@@ -78,16 +84,18 @@ def _run_to_the_end(machine: Machine, display: Silent) -> None:
         except OutputGone:
             forget_stdout()
             machine.observers.clear()
+            machine.debug_sinks.clear()
             machine.interrupt()
             machine.run()
 
 
-def _serial_sink(request: Request, stack: ExitStack) -> SerialSink | None:
-    if not request.serial:
+def _sink(request: Request, text: str, kind: str, stack: ExitStack) -> SerialSink | None:
+    """Where one of the guest's two consoles goes as raw bytes, if anywhere."""
+    if not text:
         return None
-    path = serial_path(request.serial)
+    path = serial_path(text, f"{kind} console")
     if path is not None:
-        return stack.enter_context(serial_file(path))
+        return stack.enter_context(serial_file(path, kind))
     # With --json nothing but the object may reach the standard output.
     out = sys.stderr if request.json else sys.stdout
     return SerialSink(out.buffer, "The output")
@@ -97,8 +105,8 @@ def _display(request: Request, machine: Machine) -> Silent:
     """The display that fits where the output goes.  Raw console bytes and a display never share a stream."""
     if request.json:
         return Silent()
-    if request.serial == "stdio":
-        return PlainDisplay(machine, GuardedText(sys.stderr), show_console=False)
+    if "stdio" in (request.serial, request.debugcon):
+        return PlainDisplay(machine, GuardedText(sys.stderr), show_console=not request.serial)
     show_console = not request.serial
     if can_draw(sys.stdout):
         from vmm.live import LiveDisplay  # a drawing library, only where it is used

@@ -8,9 +8,12 @@ write to the EOI register takes the highest bit out of the ISR again.
 Invariants: at most one request and one service per vector, so a storm of messages needs no memory; time is only looked
 at through `now_ns`, and one call raises the timer's vector at most once.
 
-The boundary: there is one processor, no I/O APIC and no 8259.  So LINT0, LINT1, the performance and the thermal LVT
-entries are registers and nothing more, the EOI of a level-triggered vector is told to nobody, and lowest priority
-delivery means "here, if it matches".  NMI, SMI, INIT, start-up and ExtINT cannot be delivered: an `Event` says so.
+LINT0 is the 8259's INTR.  In ExtINT mode the vector is the 8259's own and comes from there (`external_pending`); in
+fixed mode a rising edge requests the entry's vector.  The EOI of a level-triggered vector is told to the I/O APIC.
+
+The boundary: there is one processor.  So LINT1, the performance and the thermal LVT entries are registers and nothing
+more, and lowest priority delivery means "here, if it matches".  NMI, SMI, INIT, start-up and an ExtINT message cannot
+be delivered: an `Event` says so.
 TSC-deadline mode and x2APIC do not exist (CPUID must not offer them); the base address cannot be moved.
 """
 
@@ -24,7 +27,7 @@ from typing import ClassVar, Literal
 from devices.effects import NOTHING, Effects, Event
 from devices.irq.apic_timer import ApicTimer
 from devices.registers import Register, RegisterMap
-from devices.state import PART, Stateful, Table, uint
+from devices.state import FLAG, PART, Stateful, Table, uint
 
 MESSAGE_BASE = 0xFEE0_0000  # the same 1 MiB holds the registers (seen from the CPU) and the messages (from devices)
 MESSAGE_END = 0xFEF0_0000
@@ -122,6 +125,7 @@ class LocalApic(Stateful):
     lvt_lint0: int = LVT_MASKED
     lvt_lint1: int = LVT_MASKED
     lvt_error: int = LVT_MASKED
+    lint0: bool = False
     timer: ApicTimer = field(default_factory=ApicTimer)
     logged_errors: int = 0  # since the last write to the ESR, which makes them readable
 
@@ -129,13 +133,14 @@ class LocalApic(Stateful):
         **dict.fromkeys(("apic_id", "version", "tpr", "ldr", "dfr", "svr", "esr", "icr_low", "icr_high"), uint(32)),
         **dict.fromkeys(("isr", "tmr", "irr"), uint(256)),
         **dict.fromkeys(_LVT_NAMES, uint(32)),
+        "lint0": FLAG,
         "timer": PART,
         "logged_errors": uint(32),
     }
 
     def reset(self) -> Effects:
-        """Back to the state after power-on."""
-        vars(self).update(vars(LocalApic(self.name)))
+        """Back to the state after power-on; LINT0 stays as it is wired."""
+        vars(self).update(vars(LocalApic(self.name, lint0=self.lint0)))
         return Effects(deadline=True)
 
     # -- the guest's side: registers -----------------------------------------------------------------------------------
@@ -167,9 +172,12 @@ class LocalApic(Stateful):
         return self.tpr if self.tpr & 0xF0 >= in_service else in_service
 
     def write_eoi(self, value: int, now_ns: int) -> Effects:
-        if self.isr:
-            self.isr &= ~(1 << _highest(self.isr))
-        return NOTHING
+        """End the service of the highest vector; the I/O APIC hears of it if that was level-triggered."""
+        if not self.isr:
+            return NOTHING
+        vector = _highest(self.isr)
+        self.isr &= ~(1 << vector)
+        return Effects(ended_vectors=(vector,)) if self.tmr >> vector & 1 else NOTHING
 
     def write_ldr(self, value: int, now_ns: int) -> Effects:
         self.ldr = value & 0xFF00_0000
@@ -296,6 +304,20 @@ class LocalApic(Stateful):
             return NOTHING
         self.logged_errors |= error
         return NOTHING if self.lvt_error & LVT_MASKED else self._request(self.lvt_error & VECTOR)
+
+    # -- the 8259's side: LINT0 ----------------------------------------------------------------------------------------
+
+    def set_lint0(self, level: bool) -> Effects:
+        """Move the pin: in fixed mode a rising edge requests the entry's vector."""
+        rises = level and not self.lint0
+        self.lint0 = level
+        fixed = not self.lvt_lint0 & (DELIVERY_MODE | LVT_MASKED)
+        return self._request(self.lvt_lint0 & VECTOR) if rises and fixed else NOTHING
+
+    @property
+    def external_pending(self) -> bool:
+        """Whether the 8259 behind LINT0 has a vector for the processor: the virtual wire of PC firmware."""
+        return self.lint0 and self.lvt_lint0 & (DELIVERY_MODE | LVT_MASKED) == EXTINT << 8
 
     # -- the processor's side ------------------------------------------------------------------------------------------
 

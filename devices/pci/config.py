@@ -30,6 +30,8 @@ COMMAND_WRITABLE = COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_IN
 STATUS_INTERRUPT = 1 << 3
 STATUS_CAPABILITIES = 1 << 4
 
+HEADER_MULTIFUNCTION = 1 << 7  # header type, PCI 3.0 §6.2.1
+
 
 class Field(NamedTuple):
     """`size` bytes at `offset`: `value` after reset, of which software may change the bits of `writable`."""
@@ -165,7 +167,12 @@ class Capability(NamedTuple):
 
 
 def header_fields(
-    identity: Identity, bars: Iterable[Bar], capabilities: Iterable[Capability], interrupt_pin: int
+    identity: Identity,
+    bars: Iterable[Bar],
+    capabilities: Iterable[Capability],
+    interrupt_pin: int,
+    *,
+    multifunction: bool = False,
 ) -> list[Field]:
     """The type 0 header (PCI 3.0 §6.1) and the capability list (§6.7) behind it, in the order given.
 
@@ -180,7 +187,7 @@ def header_fields(
         Field(0x08, 1, "revision_id", identity.revision),
         Field(0x09, 3, "class_code", identity.class_code),
         Field(0x0C, 1, "cache_line_size", 0, 0xFF),
-        Field(0x0E, 1, "header_type"),
+        Field(0x0E, 1, "header_type", HEADER_MULTIFUNCTION if multifunction else 0),
         *(bar.field() for bar in bars),
         Field(0x2C, 2, "subsystem_vendor_id", identity.subsystem_vendor_id),
         Field(0x2E, 2, "subsystem_id", identity.subsystem_id),

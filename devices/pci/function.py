@@ -26,6 +26,7 @@ from devices.pci.config import (
     BarKind,
     Capability,
     ConfigSpace,
+    Field,
     Identity,
     header_fields,
 )
@@ -33,6 +34,7 @@ from devices.pci.msix import MsixTable
 from devices.state import FLAG, PART, Stateful, Table
 
 SLOTS = 32
+FUNCTIONS = 8
 
 Space = Literal["memory", "port"]
 
@@ -64,9 +66,11 @@ class _Window:
 
 
 class PciFunction(Stateful):
-    """Function 0 of device `slot` (0 to 31) on bus 0, called `name`.
+    """Function `function` (0 to 7) of device `slot` (0 to 31) on bus 0, called `name`.
 
-    `msix` brings its own base address register and capability.  `interrupt_pin` is 0 for none or 1 for INTA.
+    `msix` brings its own base address register and capability.  `interrupt_pin` is 0 for none or 1 for INTA.  `fields`
+    are registers of its own from 40h on, which leave no room for a capability.  Function 0 says with `multifunction`
+    that it is not the only one.
     """
 
     STATE: ClassVar[Table] = {"config": PART, "msix": PART, "_interrupt_requested": FLAG, "_inta": FLAG}
@@ -81,17 +85,24 @@ class PciFunction(Stateful):
         capabilities: Sequence[Capability] = (),
         msix: MsixTable | None = None,
         interrupt_pin: int = 0,
+        function: int = 0,
+        multifunction: bool = False,
+        fields: Sequence[Field] = (),
     ) -> None:
         if not 0 <= slot < SLOTS:
             raise ValueError(f"the slot of {name} must be 0 to {SLOTS - 1}, not {slot}")
+        if not 0 <= function < FUNCTIONS:
+            raise ValueError(f"the function number of {name} must be 0 to {FUNCTIONS - 1}, not {function}")
         if msix is not None:
             bars, capabilities = (*bars, msix.bar), (msix.capability(), *capabilities)
         self.slot = slot
         self.name = name
-        self.address = f"00:{slot:02x}.0"
+        self.devfn = slot << 3 | function
+        self.address = f"00:{slot:02x}.{function}"
         self.bars = {bar.index: bar for bar in bars}
         self.msix = msix
-        self.config = ConfigSpace(header_fields(identity, bars, capabilities, interrupt_pin))
+        header = header_fields(identity, bars, capabilities, interrupt_pin, multifunction=multifunction)
+        self.config = ConfigSpace((*header, *fields))
         self._interrupt_requested = False
         self._inta = False
 

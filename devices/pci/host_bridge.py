@@ -21,8 +21,8 @@ from devices.bus import AddressSpace, Range
 from devices.effects import NOTHING, Effects, Event, Stop, StopKind
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
-from devices.pci.config import Identity
 from devices.pci.function import BarRegion, PciFunction
+from devices.pci.i440fx import I440fx
 from devices.state import TEXT, Many, Pairs, State, Stateful, Table, Tuple, require_fields, uint
 
 PORT_BASE = 0xCF8
@@ -32,16 +32,16 @@ RESET_NOW = 1 << 2
 
 _ADDRESS_ENABLE = 1 << 31
 _ADDRESS_WRITABLE = 0x80FFFFFC
-_IDENTITY = Identity(vendor_id=0x8086, device_id=0x1237, revision=2, class_code=0x060000)
 
-_Key = tuple[int, int]  # slot, base address register
-_KEY = Tuple(uint(5), uint(3))
+_Key = tuple[int, int]  # device and function number, base address register
+_KEY = Tuple(uint(8), uint(8))
 
 
 class HostBridge(Stateful):
     """Bus 0 between `ports` and `mmio`, where no range may cover `ram`.
 
-    It claims its ports itself and puts its own function 8086:1237 into slot 0.  Whatever else is fixed (the interrupt
+    It claims its ports itself and puts its own function, an i440FX, into slot 0; `functions` go by device and function
+    number (`PciFunction.devfn`).  Whatever else is fixed (the interrupt
     controller, the ROM) claims its range in `mmio` and is thereby safe from the functions.
     """
 
@@ -61,7 +61,7 @@ class HostBridge(Stateful):
         self.functions: dict[int, PciFunction] = {}
         self.config_address = 0
         self.reset_control = 0
-        self.plug(PciFunction(0, "host-bridge", _IDENTITY))
+        self.plug(I440fx())
         ports.add(PORT_BASE, PORT_COUNT, self, "PCI configuration")
 
     def __eq__(self, other: object) -> bool:
@@ -72,11 +72,12 @@ class HostBridge(Stateful):
         return self.config_address, self.reset_control, self.functions, mapped, self._refused
 
     def plug(self, function: PciFunction) -> None:
-        """Put `function` into its slot.  ConfigError when that is taken."""
-        if function.slot in self.functions:
-            other = self.functions[function.slot].name
+        """Put `function` into its slot and map what it decodes.  ConfigError when the slot is taken."""
+        if function.devfn in self.functions:
+            other = self.functions[function.devfn].name
             raise ConfigError(f"{function.name} cannot be at {function.address}: {other} is there already")
-        self.functions[function.slot] = function
+        self.functions[function.devfn] = function
+        self._remap()
 
     def reset(self) -> Effects:
         """Reset the bus with every function on it; nothing stays mapped."""
@@ -89,19 +90,21 @@ class HostBridge(Stateful):
     # -- the state: also the functions, and which of their ranges were mapped first --------------------------------
 
     def save_state(self) -> State:
-        functions: State = {f"{slot:02x}": function.save_state() for slot, function in self.functions.items()}
+        functions: State = {f"{devfn:02x}": function.save_state() for devfn, function in self.functions.items()}
         return {**super().save_state(), "functions": functions, "mapped": self._ORDER.save(self._mapped)}
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        functions = require_fields(f"{where}.functions", saved["functions"], [f"{slot:02x}" for slot in self.functions])
-        for slot, function in self.functions.items():
-            function.check_state(functions[f"{slot:02x}"], function.name)
+        functions = require_fields(
+            f"{where}.functions", saved["functions"], [f"{devfn:02x}" for devfn in self.functions]
+        )
+        for devfn, function in self.functions.items():
+            function.check_state(functions[f"{devfn:02x}"], function.name)
         self._ORDER.check((), saved["mapped"], f"{where}.mapped")
 
     def restore_state(self, saved: Any) -> None:
-        for slot, function in self.functions.items():
-            function.restore_state(saved["functions"][f"{slot:02x}"])
+        for devfn, function in self.functions.items():
+            function.restore_state(saved["functions"][f"{devfn:02x}"])
         for region, claimed in self._mapped.values():
             self._spaces[region.space].remove(claimed)
         self._mapped.clear()
@@ -144,25 +147,34 @@ class HostBridge(Stateful):
         self.reset_control = value & (RESET_HARD | RESET_NOW)
         return Effects(stop=Stop(StopKind.RESET)) if fires else NOTHING
 
-    def _selected(self) -> PciFunction | None:
-        """The function that the configuration address names: only function 0 of the devices of bus 0 exist."""
-        address = self.config_address
-        if not address & _ADDRESS_ENABLE or address >> 16 & 0xFF or address >> 8 & 0x7:
-            return None
-        return self.functions.get(address >> 11 & 0x1F)
-
     def _read_data(self, position: int, size: int, now_ns: int) -> tuple[int, Effects]:
-        function = self._selected()
-        if function is None:
+        address = self.config_address
+        if not address & _ADDRESS_ENABLE:
             return (1 << 8 * size) - 1, NOTHING
-        return function.read_config((self.config_address & 0xFC) + position, size, now_ns)
+        return self.read_function(address >> 8 & 0xFFFF, (address & 0xFC) + position, size, now_ns)
 
     def _write_data(self, position: int, size: int, value: int, now_ns: int) -> Effects:
-        function = self._selected()
+        address = self.config_address
+        if not address & _ADDRESS_ENABLE:
+            return NOTHING
+        return self.write_function(address >> 8 & 0xFFFF, (address & 0xFC) + position, size, value, now_ns)
+
+    # -- configuration space, whichever way an access came ----------------------------------------------------------
+
+    def read_function(self, number: int, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
+        """`size` bytes at `offset` of the function `number` (bus, device and function in 16 bits); all ones if there
+        is none."""
+        function = self.functions.get(number)
+        if function is None:
+            return (1 << 8 * size) - 1, NOTHING
+        return function.read_config(offset, size, now_ns)
+
+    def write_function(self, number: int, offset: int, size: int, value: int, now_ns: int) -> Effects:
+        """Write to the configuration space of the function `number`, and map what it decodes now."""
+        function = self.functions.get(number)
         if function is None:
             return NOTHING
-        effects = function.write_config((self.config_address & 0xFC) + position, size, value, now_ns)
-        return effects | self._remap()
+        return function.write_config(offset, size, value, now_ns) | self._remap()
 
     # -- the address spaces ------------------------------------------------------------------------------------------
 
@@ -185,7 +197,7 @@ class HostBridge(Stateful):
 
     def _wanted(self) -> dict[_Key, BarRegion]:
         """What the functions decode now."""
-        return {(slot, r.bar): r for slot, function in self.functions.items() for r in function.bar_regions()}
+        return {(devfn, r.bar): r for devfn, function in self.functions.items() for r in function.bar_regions()}
 
     def _map(self, key: _Key, region: BarRegion) -> str | None:
         """Map `region`, or say why not."""

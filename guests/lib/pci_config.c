@@ -37,3 +37,9 @@ void pci_write16(pci_function function, u8 offset, u16 value)
     select(function, offset);
     out16(PORT_PCI_DATA + (offset & 2), value);
 }
+
+void pci_write8(pci_function function, u8 offset, u8 value)
+{
+    select(function, offset);
+    out8(PORT_PCI_DATA + (offset & 3), value);
+}

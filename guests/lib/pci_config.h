@@ -13,6 +13,8 @@ enum {
     PCI_HEADER_TYPE = 0x0e,
     PCI_BAR0 = 0x10,
     PCI_CAPABILITIES = 0x34,
+    PCI_INTERRUPT_LINE = 0x3c,
+    PCI_INTERRUPT_PIN = 0x3d, /* 0 none, 1 to 4 INTA to INTD */
 
     PCI_COMMAND_IO = 1 << 0,
     PCI_COMMAND_MEMORY = 1 << 1,
@@ -33,3 +35,4 @@ u16 pci_read16(pci_function function, u8 offset);
 u8 pci_read8(pci_function function, u8 offset);
 void pci_write32(pci_function function, u8 offset, u32 value);
 void pci_write16(pci_function function, u8 offset, u16 value);
+void pci_write8(pci_function function, u8 offset, u8 value);

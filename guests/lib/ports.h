@@ -1,6 +1,9 @@
 /* The board's fixed ports.  docs/architecture.md, "The board". */
 #pragma once
 
+#define PORT_PIC_MASTER 0x20 /* command, and data at the next port */
+#define PORT_PIC_SLAVE 0xa0
+#define PORT_PIC_TRIGGER 0x4d0 /* edge or level, one bit for each of the 16 inputs */
 #define PORT_PIT_CHANNEL2 0x42
 #define PORT_PIT_MODE 0x43
 #define PORT_B 0x61 /* gate and output of the timer's channel 2 */

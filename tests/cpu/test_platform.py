@@ -163,7 +163,7 @@ def test_cpuid_follows_cr4_osxsave() -> None:
 
 def test_a_rom_of_another_size_is_refused() -> None:
     memory = GuestMemory(RAM_LAYOUT, "cpu-rom")
-    with pytest.raises(ConfigError, match="the firmware ROM must have 65536 bytes, not 3"):
+    with pytest.raises(ConfigError, match="the firmware must have 64 KiB to 16 MiB, in units of 64 KiB, not 3 bytes"):
         UnicornCpu(memory, LogPlatform(), b"abc")
     memory.close()
 

@@ -285,9 +285,11 @@ def test_jumping_to_a_device_is_an_error_of_the_run_with_rip_at_the_target(bare:
 def test_only_memory_protected_afterwards_discards_stores(bare: Bare) -> None:
     bare.load("c604250030000055f4")  # mov byte [3000h], 55h; hlt
     bare.ram[DATA] = 7
-    bare.engine.ignore_writes(DATA, DATA + 0xFFF)
+    stores: list[tuple[int, int, int]] = []
+    bare.engine.take_protected_writes(DATA, DATA + 0xFFF, lambda gpa, size, value: stores.append((gpa, size, value)))
     assert bare.engine.start(CODE) == binding.OK
     assert bare.ram[DATA] == 7
+    assert stores == [(DATA, 1, 0x55)]
 
 
 def test_reading_cr8_gives_zero_whatever_was_written(bare: Bare) -> None:
@@ -303,3 +305,23 @@ def test_reading_cr8_gives_zero_whatever_was_written(bare: Bare) -> None:
 def test_the_state_of_the_fpu_is_empty_in_a_new_engine(bare: Bare) -> None:
     """The values after a real reset are set by UnicornCpu.reset."""
     assert (bare.register("mxcsr"), bare.register("fpcw")) == (0, 0)
+
+
+@pytest.mark.parametrize("sizes", [(0x1000, 0x4000, 0x1000), (0x4000, 0x1000, 0x1000)])
+def test_blocks_that_are_not_mapped_from_the_largest_down_share_numbers(sizes: tuple[int, int, int]) -> None:
+    """A store to one page then looks like one to the code of another, and the block is cut there."""
+    engine = binding.Engine()
+    pages = [mmap.mmap(-1, size) for size in sizes]
+    places = (0x10000, 0x20000, 0x30000)
+    for place, size, page in zip(places, sizes, pages, strict=True):
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        engine.map_memory(place, size, binding.PROT_ALL, address)
+    blocks: list[int] = []
+    engine.hook(binding.HOOK_BLOCK, binding.BlockCallback(lambda _engine, pc, _size, _data: blocks.append(pc)))
+    # The code runs from the third block, and stores to the first bytes of the second, whose first page has its number.
+    program = bytes.fromhex("b800000200" + "c60055" + "90" + "f4")  # mov eax, 20000h; mov byte [rax], 55h; nop; hlt
+    pages[2][: len(program)] = program
+    assert engine.start(places[2]) == binding.OK
+    assert pages[1][0] == 0x55
+    assert (len(blocks) > 1) == (sizes[0] < sizes[1])
+    engine.close()

@@ -9,16 +9,24 @@ from typing import Any, ClassVar
 
 import pytest
 
+from devices.acpi import PmEvents
 from devices.bus import AddressSpace
+from devices.debug_port import DebugPort
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
 from devices.irq.apic_timer import ApicTimer
+from devices.irq.ioapic import IoApic
 from devices.irq.lapic import LocalApic
+from devices.irq.pic import Pic, PicPair
+from devices.irq.wiring import InterruptWiring
+from devices.keyboard import KeyboardController, SystemControlA
 from devices.memory import GuestMemory
-from devices.pci.config import ConfigSpace
+from devices.pci.config import ConfigSpace, Identity
 from devices.pci.function import PciFunction
 from devices.pci.host_bridge import HostBridge
+from devices.pci.i440fx import I440fx
 from devices.pci.msix import MsixTable
+from devices.pci.piix import IsaBridge, PowerManagement
 from devices.power import Pm1aControl
 from devices.rtc import Rtc
 from devices.serial import Serial
@@ -52,6 +60,8 @@ from tests.support import BalloonMachine
 from vmm.boards import Board, SeededEntropy
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
+from vmm.cpu.shadow import ShadowMemory
+from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
 
 FIT = "The saved state does not fit this machine: "
@@ -60,7 +70,7 @@ FIT = "The saved state does not fit this machine: "
 # -- completeness --------------------------------------------------------------------------------------------------
 
 VIRTIO = "memory name device_features queues _used _budget"
-FUNCTION = "slot name address bars"
+FUNCTION = "slot devfn name address bars"
 BUILT: dict[type, str] = {
     LocalApic: "name",
     ApicTimer: "",
@@ -73,6 +83,18 @@ BUILT: dict[type, str] = {
     ConfigSpace: "_fields _initial _writable",
     MsixTable: "vectors pba_offset bar",
     PciFunction: FUNCTION,
+    I440fx: FUNCTION,
+    IsaBridge: FUNCTION,
+    PowerManagement: f"{FUNCTION} _ports",
+    Pic: "is_master",
+    PicPair: "",
+    IoApic: "",
+    InterruptWiring: "lapic _isa _pirq _router",
+    PmEvents: "line",
+    KeyboardController: "",
+    SystemControlA: "",
+    DebugPort: "",
+    ShadowMemory: "_engine _changed _rom _hidden _mapping _window _address",
     VirtioPciModern: f"{FUNCTION} table _window_data",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring",
@@ -85,11 +107,12 @@ BUILT: dict[type, str] = {
     SeededEntropy: "seed",
     VirtualClock: "",
     RealtimeClock: "_start_ns",
-    Board: "config memory payload ports mmio rom transports timed",
-    Machine: "config observers _interrupted board memory _cpu",
+    Board: "config memory payload ports mmio rom transports timed isa_bridge",
+    Machine: "config observers debug_sinks _interrupted board memory _cpu",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
-the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` holds, `memory` and `_cpu` of the machine)."""
+the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` and `_cpu` of
+the machine)."""
 
 
 def attributes(thing: object) -> set[str]:
@@ -117,7 +140,10 @@ def everything() -> dict[type, Any]:
     machine = BalloonMachine("pci")
     machine.driver.start()
     full = Machine(make_config("hello", memory="4M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
-    for thing in (full, machine.balloon, machine.balloon.queues[0].ring, full.memory.writes, RealtimeClock()):
+    assert isinstance(full._cpu, UnicornCpu)
+    rings = machine.balloon.queues[0].ring, full.memory.writes
+    plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
+    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full._cpu._shadow):
         walk(thing)
     full.close()
     machine.close()

@@ -32,6 +32,9 @@ from vmm.options import REFUSED, WORDS, translate
         (["--", "-odd-name"], ["--", "-odd-name"]),
         (["-"], ["--", "-"]),
         (["-help"], ["--help"]),
+        (["--kernel", "my.elf", "-initrd", "a b"], ["--initrd=a b", "--", "my.elf"]),
+        (["--kernel=my.elf"], ["--", "my.elf"]),
+        (["-bios", "rom.bin", "-debugcon", "stdio"], ["--bios=rom.bin", "--debugcon=stdio"]),
     ],
 )
 def test_a_known_word_becomes_the_option_it_means(words: list[str], result: list[str]) -> None:
@@ -67,6 +70,9 @@ def test_a_value_that_looks_like_an_option_stays_a_value() -> None:
         (["-qqqqqq"], "There is no option '-qqqqqq'."),
         (["-m"], "The option -m needs a value."),
         (["-kernel"], "The option -kernel needs a value."),
+        (["--kernal", "x"], "There is no option '--kernal'; did you mean '--kernel'?"),
+        (["-intrd", "x"], "There is no option '-intrd'; did you mean '-initrd'?"),
+        (["-pflash", "x"], "The option -pflash is QEMU's and not supported: the firmware is one ROM image; see -bios."),
         (["--json=yes"], "The option --json takes no value, not 'yes'."),
         (["one", "two"], "There can be one guest only, not 'one' and 'two'."),
     ],

@@ -232,7 +232,7 @@ def without(path: str) -> Callable[[Any], None]:
     return change
 
 
-BALLOON = "board.host_bridge.functions.03.device"
+BALLOON = "board.host_bridge.functions.18.device"
 QUEUE = f"{BALLOON}.queues.0"
 FIT = "The saved state does not fit this machine: "
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.state import State
 
@@ -117,6 +118,10 @@ class Cpu(Protocol):
 
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that somebody else than the guest has changed."""
+        ...
+
+    def map_shadow(self, shadows: Sequence[Shadow]) -> None:
+        """Let ranges between C0000h and FFFFFh read from and write to RAM or the ROM; from inside a callback too."""
         ...
 
     def close(self) -> None: ...

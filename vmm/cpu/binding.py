@@ -10,6 +10,7 @@ This module knows no x86 and no machine.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_int, c_int64, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import Any
 
@@ -207,17 +208,23 @@ class Engine:
         )
         self._check(error, "add a hook")
 
-    def ignore_writes(self, first: int, last: int) -> None:
-        """Make memory read-only and let the guest's stores to it vanish.
+    def take_protected_writes(self, first: int, last: int, write: Callable[[int, int, int], None]) -> None:
+        """Make memory read-only and let `write(gpa, size, value)`, which must not raise, have the guest's stores to it.
 
-        Only this call discards stores; memory that was mapped read-only takes those that a hook has allowed."""
-        error = LIBRARY.uc_mem_protect(self.handle, first, last + 1 - first, PROT_READ | PROT_EXECUTE)
-        self._check(error, "write-protect memory")
+        Only memory that `protect_memory` has made read-only discards them otherwise; what was mapped read-only takes
+        the stores that a hook has seen."""
+        self.protect_memory(first, last + 1 - first, PROT_READ | PROT_EXECUTE)
 
-        def ignore(_engine: int, _kind: int, _gpa: int, _size: int, _value: int, _data: int) -> bool:
+        def take(_engine: int, _kind: int, gpa: int, size: int, value: int, _data: int) -> bool:
+            write(gpa, size, value)
             return True
 
-        self.hook(HOOK_WRITE_PROTECTED, ProtectedCallback(ignore), bounds=(first, last))
+        self.hook(HOOK_WRITE_PROTECTED, ProtectedCallback(take), bounds=(first, last))
+
+    def protect_memory(self, gpa: int, size: int, prot: int) -> None:
+        """Change what the guest may do with mapped memory; at once, from inside a port or MMIO callback too."""
+        self._check(LIBRARY.uc_mem_protect(self.handle, gpa, size, prot), f"protect memory at {gpa:#x}")
+        self.ctl(CTL_FLUSH_TLB)
 
     def ctl(self, control: int, *arguments: Any) -> None:
         self._check(LIBRARY.uc_ctl(self.handle, control, *arguments), "change a setting")

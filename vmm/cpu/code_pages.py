@@ -19,6 +19,8 @@ from vmm.cpu.native import Clock
 from vmm.cpu.paging import PageFault, walk
 from vmm.cpu.physical import PhysicalMemory
 
+FIRST_MIB = 1 << 20
+
 
 class CodePages:
     """The bytes that the callback sets, found through `clock.code_pages`."""
@@ -27,8 +29,8 @@ class CodePages:
         self._engine = engine
         self._state = state
         self.is_empty = True
-        self._count = memory.regions[-1].end >> PAGE_SHIFT
-        self._marks = mmap.mmap(-1, max(self._count, 1))
+        self._count = max(memory.regions[-1].end, FIRST_MIB) >> PAGE_SHIFT  # shadow RAM ends with the first MiB
+        self._marks = mmap.mmap(-1, self._count)
         clock.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._marks))
         clock.code_pages_length = self._count
 

@@ -79,7 +79,7 @@ def read(engine: binding.Engine, state: CpuState, clock: Clock, halted: bool) ->
 
 def check(present: State, saved: Any, where: str) -> None:
     """ConfigError unless `saved` has what the state `present` has, and numbers that fit."""
-    require_fields(where, saved, ["registers", *FIELDS])
+    require_fields(where, saved, ["registers", "shadow", *FIELDS])
     for name, kind in FIELDS.items():
         kind.check(None, saved[name], f"{where}.{name}")
     named: Plain = present["registers"]

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from unicorn import x86_const
 
+from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from devices.state import State
@@ -32,7 +33,8 @@ from vmm.cpu.instructions import Instructions, host_cpuid
 from vmm.cpu.layout import CS, EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
 from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, host_code, interrupts_open
 from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
-from vmm.cpu.physical import ROM_ADDRESSES, ROM_BYTES, PhysicalMemory
+from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
+from vmm.cpu.shadow import ShadowMemory
 
 PHYSICAL_LIMIT = 1 << PHYSICAL_BITS
 _FLAG_IF = 0x200
@@ -45,14 +47,15 @@ T = TypeVar("T")
 
 
 class UnicornCpu:
-    """A processor that runs in `memory`, with the 64 KiB `rom` at F0000h and FFFF0000h.
+    """A processor that runs in `memory`, with `rom` ending at 4 GiB and the end of it once more below 1 MiB.
 
-    Everything else below the physical limit belongs to `platform`.  ConfigError if this Unicorn is not the tested one.
-    `native` False forces the slower callbacks in Python; the counts are the same."""
+    The ROM has 64 KiB to 16 MiB, in units of 64 KiB (ConfigError otherwise).  Everything else below the physical limit
+    belongs to `platform`.  ConfigError if this Unicorn is not the tested one.  `native` False forces the slower
+    callbacks in Python; the counts are the same."""
 
     def __init__(self, memory: GuestMemory, platform: Platform, rom: bytes, *, native: bool = True) -> None:
-        if len(rom) != ROM_BYTES:
-            raise ConfigError(f"the firmware ROM must have {ROM_BYTES} bytes, not {len(rom)}")
+        if not 0 < len(rom) <= LARGEST_ROM_BYTES or len(rom) % ROM_UNIT_BYTES:
+            raise ConfigError(f"the firmware must have 64 KiB to 16 MiB, in units of 64 KiB, not {len(rom)} bytes")
         verify_layout()
         self._platform = platform
         self._engine = binding.Engine()
@@ -63,7 +66,8 @@ class UnicornCpu:
         self._clock.stop = ctypes.cast(binding.LIBRARY.uc_emu_stop, ctypes.c_void_p).value
         self._clock.translate = ctypes.cast(binding.LIBRARY.uc_vmem_translate, ctypes.c_void_p).value
         self._code_pages = CodePages(memory, self._engine, self._state, self._clock)
-        self._physical = PhysicalMemory(memory, rom, self._on_own_write)
+        self._shadow = ShadowMemory(self._engine, rom, self._on_own_write)
+        self._physical = PhysicalMemory(memory, rom, self._shadow, self._on_own_write)
         self._error: BaseException | None = None
         self._triple_fault: Exit | None = None
         self._stale: list[tuple[int, int]] = []
@@ -137,15 +141,18 @@ class UnicornCpu:
 
     def save_state(self) -> State:
         """All that decides how it goes on, by name; see `saved_state.py`.  Between runs only."""
-        return saved_state.read(self._engine, self._state, self._clock, self._halted)
+        processor = saved_state.read(self._engine, self._state, self._clock, self._halted)
+        return {**processor, "shadow": self._shadow.save_state()}
 
     def check_state(self, saved: Any, where: str) -> None:
         """ConfigError unless `restore_state(saved)` will work."""
         saved_state.check(self.save_state(), saved, where)
+        self._shadow.check_state(saved["shadow"], f"{where}.shadow")
 
     def restore_state(self, saved: Any) -> None:
         """Go on from a saved state, `blocks` too, with RAM as it was then.  Between runs only."""
         saved_state.write(self._engine, self._state, self._clock, saved)
+        self._shadow.restore_state(saved["shadow"])
         self._engine.ctl(binding.CTL_FLUSH_TRANSLATIONS)
         self._engine.ctl(binding.CTL_FLUSH_TLB)
         self._code_pages.clear()
@@ -176,9 +183,15 @@ class UnicornCpu:
         """Whether translated code comes from a page that the range touches."""
         return self._code_pages.hit(gpa, length)
 
+    def map_shadow(self, shadows: Sequence[Shadow]) -> None:
+        """Let ranges between C0000h and FFFFFh read from and write to RAM or not; from inside a callback too."""
+        for shadow in shadows:
+            self._shadow.set(shadow.gpa, shadow.length, reads_ram=shadow.reads_ram, writes_ram=shadow.writes_ram)
+
     def close(self) -> None:
         """Give the engine back.  Before the memory it runs in is closed."""
         self._physical.close()
+        self._shadow.close()
         self._state.memory.release()
         self._engine.close()
 
@@ -369,21 +382,25 @@ class UnicornCpu:
             engine.hook(binding.HOOK_INSTRUCTION, callback, instruction=instruction)
 
     def _map(self, memory: GuestMemory, rom: bytes) -> None:
-        """RAM and ROM as memory, all gaps between them as the platform's."""
-        self._rom = mmap.mmap(-1, ROM_BYTES)
+        """RAM and ROM as memory, all gaps between them and the shadow RAM as the platform's."""
+        self._rom = mmap.mmap(-1, len(rom))
         self._rom[:] = rom
         rom_address = ctypes.addressof(ctypes.c_char.from_buffer(self._rom))
-        taken = [(region.gpa, region.end, region.address) for region in memory.regions]
-        taken += [(gpa, gpa + ROM_BYTES, rom_address) for gpa in ROM_ADDRESSES]
+        rom_base = ROM_END - len(rom)
+        taken = [(region.gpa, region.size, region.address) for region in memory.regions]
+        taken += [(rom_base, len(rom), rom_address), *self._shadow.pieces()]
+        # The largest first: Unicorn numbers pages for its code tracking behind the smallest block it has, so that any
+        # other order gives two pages one number.
+        for gpa, size, address in sorted(taken, key=lambda piece: -piece[1]):
+            self._engine.map_memory(gpa, size, binding.PROT_ALL, address)
+        self._engine.take_protected_writes(rom_base, ROM_END - 1, lambda _gpa, _size, _value: None)
+        self._shadow.start()
         position = 0
-        for start, end, address in sorted(taken):
-            if position < start:
-                self._map_window(position, start)
-            self._engine.map_memory(start, end - start, binding.PROT_ALL, address)
-            position = end
+        for gpa, size, _ in sorted(taken):
+            if position < gpa:
+                self._map_window(position, gpa)
+            position = gpa + size
         self._map_window(position, PHYSICAL_LIMIT)
-        for gpa in ROM_ADDRESSES:
-            self._engine.ignore_writes(gpa, gpa + ROM_BYTES - 1)
 
     def _map_window(self, start: int, end: int) -> None:
         def read(_engine: int, offset: int, size: int, _data: int) -> int:

@@ -11,7 +11,7 @@ from elftools.elf.elffile import ELFFile
 
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
-from vmm.loader import EXECUTE, MAX_SEGMENTS, Image, Payload, Segment, place
+from vmm.loader.image import EXECUTE, MAX_SEGMENTS, Image, Payload, Segment, place
 
 
 def load_elf(image: Image, memory: GuestMemory) -> Payload:

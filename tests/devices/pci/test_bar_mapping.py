@@ -143,7 +143,7 @@ def test_reset_unmaps_everything_and_equals_a_fresh_bridge(bus: Board, memory: G
     bus.enable(3)
     bus.enable(4)
     bus.out(0xCF9, 1, 6)
-    bus.bridge.functions[3].request_interrupt(True)
+    bus.bridge.functions[3 << 3].request_interrupt(True)
     assert bus.bridge != Board(memory).bridge
     assert bus.bridge.reset() == Effects(lines=(Line("00:03.0 INTA", False),))
     assert bus.owners() == set()
