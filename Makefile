@@ -5,7 +5,7 @@ ARGS ?=
 PYTHON_IN_VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help boot test test-long lint bench images clean boot-environment test-environment
+.PHONY: help boot test test-long test-packages lint bench images clean boot-environment test-environment
 
 help:
 	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
@@ -19,11 +19,15 @@ help:
 boot: boot-environment
 	@$(PYTHON_IN_VENV) -m vmm boot $(GUEST) $(ARGS)
 
-test: lint
+test: lint test-packages
 	$(PYTHON_IN_VENV) -m pytest -n 2 $(ARGS)
 
 test-long: test-environment
 	VMM_EXAMPLES=20 $(PYTHON_IN_VENV) -m pytest -n 2 --timeout 0 tests/devices/virtio/test_equality.py $(ARGS)
+
+# Other people's firmware, for the tests that boot it.
+test-packages: test-environment
+	@tools/debian-package seabios
 
 lint: test-environment
 	$(PYTHON_IN_VENV) -m ruff check .

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,8 @@ from tests.cpu.lab import assemble
 from vmm.machine import Machine
 
 UNIT = 0x10000
-SEABIOS = Path("/usr/share/seabios")
+ROOT = Path(__file__).resolve().parents[2]
+SEABIOS = (ROOT / ".venv/packages/seabios/usr/share/seabios", Path("/usr/share/seabios"))
 
 ENTRY = """
     .code16
@@ -134,19 +133,13 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 # -- SeaBIOS -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def seabios(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with Debian's images: as installed, or unpacked from the package."""
-    if (SEABIOS / "bios-256k.bin").exists():
-        return SEABIOS
-    folder = tmp_path_factory.mktemp("seabios")
-    if shutil.which("apt-get") and shutil.which("dpkg"):
-        command = ["apt-get", "download", "seabios"]
-        subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
-        for package in folder.glob("seabios_*.deb"):
-            subprocess.run(["dpkg", "-x", str(package), str(folder)], check=True)
-            return folder / "usr/share/seabios"
-    pytest.skip("Debian's package seabios is neither installed nor to be had")
+@pytest.fixture
+def seabios() -> Path:
+    """The folder with Debian's images: as `make test` unpacked them, or as installed."""
+    for folder in SEABIOS:
+        if (folder / "bios-256k.bin").exists():
+            return folder
+    pytest.skip("SeaBIOS is missing: run tools/debian-package seabios, or install Debian's package seabios")
 
 
 @pytest.mark.parametrize("name", ["bios-256k.bin", "bios.bin"])
