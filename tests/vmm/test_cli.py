@@ -457,7 +457,7 @@ def test_an_interrupted_run_still_writes_its_report(number: signal.Signals, tmp_
 
 
 def test_sigterm_before_the_machine_stands_ends_it_cleanly(tmp_path: Path) -> None:
-    """A pipe without a writer holds the command up while it opens its guest: no machine can stand yet."""
+    """A pipe that nobody writes into holds the command up while it reads its guest: no machine can stand yet."""
     guest, reports = tmp_path / "guest", tmp_path / "reports"
     os.mkfifo(guest)
     reports.mkdir()
@@ -465,13 +465,23 @@ def test_sigterm_before_the_machine_stands_ends_it_cleanly(tmp_path: Path) -> No
     with subprocess.Popen(
         [*VMM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
-        while not list(reports.iterdir()):
-            time.sleep(0.01)
-            assert process.poll() is None
+        writer = open_when_read(guest, process)
+        assert list(reports.iterdir()) != []  # the draft that must not stay
         process.terminate()
         out, err = process.communicate(timeout=60)
+        os.close(writer)
     assert (process.returncode, out, err) == (130, "", "")
     assert list(reports.iterdir()) == []
+
+
+def open_when_read(fifo: Path, process: subprocess.Popen[str]) -> int:
+    """The writing end of `fifo`, as soon as `process` has opened the other."""
+    while process.poll() is None:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            time.sleep(0.01)
+    raise AssertionError(f"the command ended by itself with {process.returncode}")
 
 
 def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path) -> None:
