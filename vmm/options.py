@@ -158,4 +158,4 @@ def _why_not(name: str) -> str:
         return f"There is no option {name!r}, and QEMU's {nearest} is not supported: {REFUSED[nearest]}."
     if name[1:2].isdigit():
         return f"There is no option {name!r}; a size or a time must not be negative."
-    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, *REFUSED, '-kernel', '--kernel'])}"
+    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, '-kernel', '--kernel'])}"
