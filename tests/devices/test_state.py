@@ -163,9 +163,12 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     def below(kind: type) -> set[type]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    own = {each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm."))}
+    # By name: a dataclass with slots leaves the class it was made from behind, until the collector finds it.
+    own = {
+        each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
+    }
     abstract = {"Stateful", "VirtioDevice"}
-    assert {each for each in own if each.__name__ not in abstract and "STATE" in vars(each)} <= set(BUILT)
+    assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 
 # -- reset ---------------------------------------------------------------------------------------------------------
