@@ -277,6 +277,20 @@ class GuestMemory:
         self.writes.add_arrays(pfns << _SHIFT, counts << _SHIFT)
         return int(counts.sum()) << PAGE_SHIFT
 
+    def discard_run(self, pfn: int, count_pages: int) -> int:
+        """`discard` for the usual single run, which lies in one region."""
+        gpa, length = pfn << PAGE_SHIFT, count_pages << PAGE_SHIFT
+        region = self.region_of(gpa, length)
+        if region is None:
+            return self._discard_few([(gpa, length)])
+        offset = gpa - region.gpa
+        if self.fd is None:
+            hostcalls.discard_anonymous(region.mapping, offset, length)
+        else:
+            hostcalls.discard_file(self.fd, region.mapping, gpa, offset, length)
+        self.writes.add(gpa, length)
+        return length
+
     def _discard_few(self, ranges: list[tuple[int, int]]) -> int:
         """The same for (gpa, length_bytes) ranges: no arrays are made of them."""
         places = [place for gpa, length in ranges for place in self._places(gpa, length)]

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from typing import Any, ClassVar, ParamSpec
 
 from devices.effects import Event
@@ -346,7 +344,11 @@ class VirtioDevice(Stateful):
         for queue in queues:
             if queue.ring is not None and self.is_live:
                 told.append(self._contained(queue, self._drain, queue, queue.ring, now_ns, told))
-        return reduce(or_, told, NO_NOTIFICATIONS)
+        total = NO_NOTIFICATIONS
+        for each in told:
+            if each is not NO_NOTIFICATIONS:
+                total |= each
+        return total
 
     def _drain(self, queue: Queue, ring: SplitQueue, now_ns: int, told: list[Notifications]) -> Notifications:
         """Process batch after batch until none is left.  What a batch brought about is appended to `told` at once, so

@@ -48,7 +48,7 @@ class PageSet(NamedTuple):
 
     def discard(self, memory: GuestMemory) -> int:
         """Give the pages back to the host; returns the bytes.  OSError where it refuses."""
-        return memory.discard((self.run,)) if self.run is not None else memory.discard(self.starts, self.counts)
+        return memory.discard(self.starts, self.counts) if self.run is None else memory.discard_run(*self.run)
 
     def runs(self) -> list[Run]:
         """All runs, ascending."""
