@@ -73,6 +73,7 @@ class Machine(Stateful):
         self._events: list[tuple[int, Event]] = []
         self._stop: Stop | None = None
         self._interrupted = False
+        self._attentive = False  # somebody waits for a condition, and wants to be asked as soon as anything happened
         self._stats_seen = 0
         self.board = Board(config)
         try:
@@ -171,6 +172,7 @@ class Machine(Stateful):
         """
         met = until if callable(until) else None
         stop_ns = None if until is None or callable(until) else self.now_ns + parse_duration(until)
+        self._attentive = met is not None
         with KeyboardGuard() as keyboard:
             while self.outcome is None:
                 keyboard.check()
@@ -312,7 +314,10 @@ class Machine(Stateful):
     # -- effects -------------------------------------------------------------------------------------------------------
 
     def _carry_out(self, effects: Effects) -> None:
-        """Do what a device asked for; the CPU leaves before its next block if it must see it."""
+        """Do what a device asked for.
+
+        The CPU takes an interrupt without leaving.  It leaves, before its next block, for a deadline and for the end of
+        the run, and for anything at all if somebody waits for a condition: leaving costs as much as a small request."""
         if effects is NOTHING:
             return
         for message in effects.messages:
@@ -330,7 +335,9 @@ class Machine(Stateful):
         if effects.events:
             now_ns = self.now_ns
             self._events += [(now_ns, event) for event in effects.events]
-        self._cpu.request_exit()
+        self._cpu.set_irq(self._irq_pending())
+        if self._attentive or effects.deadline or effects.stop is not None:
+            self._cpu.request_exit()
 
     def _deliver(self, message: Message) -> None:
         """An MSI-X message is a bus write: to the interrupt controllers, to RAM, or to a device."""

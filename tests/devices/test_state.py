@@ -108,7 +108,7 @@ BUILT: dict[type, str] = {
     VirtualClock: "",
     RealtimeClock: "_start_ns",
     Board: "config memory payload ports mmio rom transports timed isa_bridge",
-    Machine: "config observers debug_sinks _interrupted board memory _cpu",
+    Machine: "config observers debug_sinks _attentive _interrupted board memory _cpu",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
 the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` and `_cpu` of
