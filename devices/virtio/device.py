@@ -17,6 +17,7 @@ Invariants
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec
@@ -77,7 +78,7 @@ class Notifications:
 NO_NOTIFICATIONS = Notifications()
 
 
-class VirtioDevice(Stateful):
+class VirtioDevice(Stateful, ABC):
     """A device with the given queues, offering the feature bits of the mask `features`.
 
     `dma_enabled` follows the bus (PCI bus mastering) and starts off.  Two devices are equal (`==`) when a driver could
@@ -262,9 +263,9 @@ class VirtioDevice(Stateful):
         """One event for the watchers."""
         return Notifications(events=(Event(self.name, kind, text),))
 
+    @abstractmethod
     def process(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Chains that the driver made available: complete them, or hold them and complete them later."""
-        raise NotImplementedError
 
     def live(self, now_ns: int) -> Notifications:
         """The device has become live (DRIVER_OK, or bus mastering back on), and every queue was looked at."""

@@ -300,3 +300,18 @@ def test_what_does_not_fit_is_named_and_changes_nothing(change: Callable[[Any], 
         assert target.save() == before
         target.restore(state)
         assert target.save() == state
+
+
+def test_regression_statistics_dead_after_restore() -> None:
+    """The held buffer comes back with the rest: a request after the restore is answered."""
+    with vmm.boot("stats", memory="16M") as first, vmm.boot("stats", memory="16M") as second:
+        first.run(until="100ms")
+        second.restore(first.save())
+        reported = second.board.need_balloon()[1].stats_reports
+
+        second.balloon.request_stats()
+        second.run(until="20ms")
+
+        assert second.board.need_balloon()[1].stats_reports == reported + 1
+        assert second.stats.reason == "ok"
+        assert second.stats.age_ns is not None and second.stats.age_ns < 20_000_000
