@@ -16,9 +16,9 @@ class MakeMachine(Protocol):
     def __call__(self, way: Way = "direct", **options: Any) -> BalloonMachine: ...
 
 
-@pytest.fixture(params=["direct", "pci"])
+@pytest.fixture(params=["direct", "pci", "pci-intx"])
 def way(request: pytest.FixtureRequest) -> Way:
-    """How the driver reaches its device: by its contract methods, or over a PCI bus."""
+    """How the driver reaches its device: by its contract methods, or over a PCI bus with MSI-X or with INTx."""
     value: Way = request.param
     return value
 

@@ -8,7 +8,7 @@ from devices.virtio import spec
 from devices.virtio.spec import Status
 from tests.fixtures import MakeMachine
 from tests.support import BalloonMachine, Way
-from vmm.testing import FeaturesRefused, SplitQueue
+from vmm.testing import ANY_QUEUE, FeaturesRefused, SplitQueue
 from vmm.testing.balloon import INFLATEQ, MUST_TELL_HOST, STATS_VQ, STATSQ, pfn_bytes, stats_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC, VERSION_1
 
@@ -59,7 +59,8 @@ def test_2_1_2_what_was_kicked_before_driver_ok_is_served_at_driver_ok(machine: 
     machine.driver.driver_ok()
     assert [used.head for used in machine.driver.collect(INFLATEQ)] == [head]
     assert machine.are_zero([pfn])
-    assert machine.driver.take_interrupts().used == {INFLATEQ: 1}
+    told = ANY_QUEUE if machine.way == "pci-intx" else INFLATEQ  # a line does not say which queue it is about
+    assert machine.driver.take_interrupts().used == {told: 1}
 
 
 def test_2_1_2_what_was_offered_without_a_kick_is_found_at_driver_ok(machine: BalloonMachine) -> None:
