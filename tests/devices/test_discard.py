@@ -118,8 +118,7 @@ def test_the_host_s_own_figure_falls_by_what_was_discarded() -> None:
     with GuestMemory([(0, 8 * MIB)]) as memory:
         fill(memory)
         fd = memory.fd
-        if fd is None:
-            pytest.skip("no memfd on this host")
+        assert fd is not None, "this host gave no memory file (memfd_create)"
         before = os.fstat(fd).st_blocks
         memory.discard([Run(256, 512)])
         assert (before - os.fstat(fd).st_blocks) * 512 == 2 * MIB
