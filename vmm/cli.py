@@ -17,6 +17,7 @@ import typer
 from devices.errors import ConfigError
 from vmm import __version__
 from vmm.boot_options import WORDS, BootOptions
+from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
 from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
 from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from guests import GuestRow
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-COMMANDS = ("boot", "guests", "devices")
+COMMANDS = ("boot", "guests", "devices", "initramfs")
 NOT_COMMANDS = {"run": "boot", "start": "boot", "list": "guests"}  # what other programs call them
 
 EXIT_STATUSES = (
@@ -113,6 +114,9 @@ def devices_command() -> None:
     """List the devices and their properties."""
     for index, model in enumerate(MODELS):
         _print("\n" * bool(index) + describe_device(model.driver))
+
+
+app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
 
 
 # -- what the words mean -------------------------------------------------------------------------------------------
@@ -230,4 +234,4 @@ def _rewrite(words: list[str]) -> list[str]:
     if first in GUESTS or os.path.exists(first):
         raise ConfigError(f"There is no command {first!r}; did you mean 'vmm boot {first}'?")
     hint = did_you_mean(NOT_COMMANDS.get(first, first), COMMANDS)
-    raise ConfigError(f"There is no command {first!r}, only boot, guests and devices{hint}")
+    raise ConfigError(f"There is no command {first!r}, only {', '.join(COMMANDS)}{hint}")

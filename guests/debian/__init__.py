@@ -1,0 +1,17 @@
+"""What runs in Linux: the scripts of the bundled initramfs, as files of this package.
+
+`init` prepares the machine, `inittab` and `run` start `/main` and end the machine after it.  `/main` is `demo`,
+`shell`, `commands` or a script of the user's; `power-button` is what acpid runs.  Nothing here knows how they are
+packed, or which kernel it will be.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+SCRIPTS = ("init", "inittab", "run", "demo", "shell", "commands", "power-button")
+
+
+def script(name: str) -> bytes:
+    """The script `name`, one of SCRIPTS."""
+    return files("guests.debian").joinpath(name).read_bytes()
