@@ -7,6 +7,7 @@ observers, and the end.  Nothing here changes the count of blocks, so watching a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -40,6 +41,17 @@ class Observer(Protocol):
     def on_target(self, now_ns: int) -> None: ...
 
 
+class Typist(Protocol):
+    """Somebody who types on the serial console.  A guest that sleeps is slept with, and woken."""
+
+    @property
+    def can_wake(self) -> bool: ...
+
+    def serve(self) -> None: ...
+
+    def wait(self, seconds: float) -> None: ...
+
+
 Condition = Callable[["Machine"], bool]
 
 
@@ -64,6 +76,7 @@ class Machine(Stateful):
         self.config = config
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
+        self.typist: Typist | None = None
         self._console = bytearray()  # appending to bytes would copy all of it for each line
         self._debug_output = bytearray()
         self.outcome: Outcome | None = None
@@ -216,11 +229,12 @@ class Machine(Stateful):
             return
         if not exit_.interrupts_enabled:
             self._finish_unless_broken("halted", "the guest halted with interrupts off")
-        elif deadline_ns is None:
+        elif deadline_ns is None and (self.typist is None or not self.typist.can_wake):
             self._finish_unless_broken("halted", "the guest halted and nothing is left that could wake it")
         else:
             self._settle_output()  # what happened until now is told with the time before the jump
-            self._clock.idle_until(self.platform.cpu.blocks, deadline_ns)
+            wait = time.sleep if self.typist is None else self.typist.wait
+            self._clock.idle_until(self.platform.cpu.blocks, deadline_ns, wait)
 
     def _finish_stopped(self, stop: Stop) -> None:
         if stop.kind is StopKind.PANICKED:
@@ -253,6 +267,8 @@ class Machine(Stateful):
         while self._steps and self._steps[0].time_ns <= now_ns:
             self._take_step(self._steps.pop(0), now_ns)
         self.platform.advance(now_ns)
+        if self.typist is not None:
+            self.typist.serve()
         self.platform.drop_overwritten_code()
         self.platform.refresh_irq()
         self._settle_output()

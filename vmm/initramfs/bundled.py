@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guests.debian import script
+from guests.debian import bundled_file
 
 BALLOON_MODULES = (
     "virtio_ring",
@@ -17,6 +17,7 @@ PLACES = (
     ("init", "init"),
     ("inittab", "etc/inittab"),
     ("run", "etc/run"),
+    ("port.elf", "bin/port"),
     ("power-button", "etc/acpi/PWRF/00000080"),  # where busybox's acpid looks for KEY_POWER
 )
 EXIT_STATUS = "etc/exit-status"  # where it is, the machine ends with the exit status of /main
@@ -26,5 +27,5 @@ def bundled_init(main: bytes, *, tell_status: bool = False) -> tuple[tuple[str, 
     """Programs by path: init and what it needs, and `main`, which it runs.
 
     With `tell_status` the machine ends with the exit status of `main`; otherwise it is powered off."""
-    programs = [*((path, script(name)) for name, path in PLACES), ("main", main)]
+    programs = [*((path, bundled_file(name)) for name, path in PLACES), ("main", main)]
     return (*programs, (EXIT_STATUS, b"")) if tell_status else tuple(programs)

@@ -50,7 +50,7 @@ def initramfs_command(
     ] = "",
     busybox: Annotated[str, typer.Option(metavar="FILE", help="A static busybox, for /bin.", show_default=False)] = "",
 ) -> int:
-    from guests.debian import script
+    from guests.debian import bundled_file
     from vmm.initramfs.bundled import bundled_init
     from vmm.initramfs.packing import Contents, pack, parse_file, parse_folder, write_initramfs
 
@@ -58,7 +58,7 @@ def initramfs_command(
         raise ConfigError("There can be an init of your own, or something for the bundled one to run, not both.")
     if not init and not busybox:
         raise ConfigError("An initramfs needs a program /init, or busybox for the bundled one.")
-    programs = (("init", _read(init)),) if init else bundled_init(_read(main) if main else script("shell"))
+    programs = (("init", _read(init)),) if init else bundled_init(_read(main) if main else bundled_file("shell"))
     archive = pack(
         Contents(
             busybox=Path(busybox) if busybox else None,
