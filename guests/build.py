@@ -1,6 +1,7 @@
 """`python -m guests.build [NAME…]`: each guest's NAME.elf and NAME.debug from its folder and `lib`.
 
-A guest is a folder here with a `main.c`; `debian` is the helper program of the Linux guest.  Every guest is linked with all of `lib`; what it does not use is left out.
+A guest is a folder here with a `main.c`.  Every guest is linked with all of `lib`; what it does not use is left out.
+`debian` has no image, but a program for Linux.
 """
 
 from __future__ import annotations

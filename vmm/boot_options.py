@@ -53,11 +53,12 @@ class BootOptions:
     ] = None
     clock: Annotated[
         str,
-        typer.Option(
+        _option(
             metavar="virtual|realtime",
-            help="virtual: time follows the executed blocks, every run is the same; realtime: the host's clock.",
+            help="virtual: time follows the executed blocks, every run is the same (but for a shell, the default); "
+            "realtime: the host's clock.",
         ),
-    ] = "virtual"
+    ] = ""
     serial: Annotated[
         str,
         _option(
@@ -85,22 +86,34 @@ class BootOptions:
             help="A device, as for QEMU's -device; instead of the one balloon. DRIVER,help lists its properties.",
         ),
     ] = None
+    shell: Annotated[
+        bool, _option("--shell", help="debian: an interactive shell on this terminal; Ctrl-A X leaves it.")
+    ] = False
+    run: Annotated[
+        str, _option(metavar="SCRIPT", help="debian: run this in the guest; its exit status is the run's.")
+    ] = ""
+    add: Annotated[
+        list[str] | None, _option(metavar="DIR[:DST]", help="debian: a folder's files for the guest, to / or DST.")
+    ] = None
+    out: Annotated[str, _option(metavar="DIR", help="debian: where the files of the guest's /out come back to.")] = ""
+    fetch: Annotated[bool, _option("--fetch", help="debian: look for newer packages first.")] = False
 
     @property
     def devices(self) -> Sequence[str]:
         """The devices asked for, or the one balloon."""
         return self.device or [DEFAULT_DEVICE]
 
-    def config(self) -> MachineConfig:
-        """The machine, completed from the guest's demonstration where the user said nothing.  ConfigError."""
+    def config(self, row: GuestRow | None = None) -> MachineConfig:
+        """The machine, completed from the demonstration of `row`, or the bundled guest's, where the user said nothing.
+        ConfigError when it cannot be."""
         from guests import GUESTS
 
         guest = self.guest or ("" if self.bios else DEFAULT_GUEST)
-        row = GUESTS.get(guest)
+        row = row or GUESTS.get(guest)
         config = make_config(
             guest,
             memory=self.memory or (row.memory if row else DEFAULT_MEMORY),
-            clock=self.clock,
+            clock=self.clock or "virtual",
             targets=self.target or "",
             poll=self.poll or 0,
             duration=self.duration,

@@ -16,6 +16,8 @@ import typer
 
 from devices.errors import ConfigError
 from vmm import __version__
+from vmm.boot_debian import NAME as DEBIAN
+from vmm.boot_debian import boot_debian, check_options
 from vmm.boot_options import WORDS, BootOptions
 from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
 from vmm.models import MODELS, did_you_mean, find_model
@@ -102,8 +104,9 @@ app.command("boot", help=BOOT_HELP, epilog=BOOT_EPILOG)(BootOptions)
 def guests_command() -> None:
     """List the bundled guests."""
     from guests import GUESTS
+    from guests.debian import DEBIAN
 
-    for row in GUESTS.values():
+    for row in (*GUESTS.values(), DEBIAN):
         _print(f"{row.name:<10} {row.summary}")
         for text in _demonstration(row):
             _print(f"{'':<10} {text}")
@@ -126,6 +129,9 @@ def boot(options: BootOptions) -> int:
     """Carry out `vmm boot`; returns the exit status."""
     if _show_device_help(options.devices):
         return 0
+    check_options(options)
+    if options.guest == DEBIAN:
+        return boot_debian(options)
     config = options.config()
 
     from vmm.runner import Request, run

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from devices.serial import FIFO_BYTES
 from vmm.display import Silent
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class ConsoleInput:
         if not wanted:
             return
         if self._waiting:
-            self._waiting = self._waiting[self._machine.send_console(self._waiting[:FIFO_BYTES]) :]
+            self._waiting = self._waiting[self._machine.send_console(self._waiting) :]
         elif self._at_end and self._types_end:
             self._type_end()
 

@@ -110,7 +110,7 @@ BUILT: dict[type, str] = {
     RealtimeClock: "_start_ns",
     Board: "config memory payload ports mmio rom transports timed isa_bridge",
     BoardPlatform: "attentive cpu _board _clock _memory",
-    Machine: "config observers debug_sinks _interrupted board memory",
+    Machine: "config observers debug_sinks typist _interrupted board memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
 the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` of the
