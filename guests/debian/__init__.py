@@ -16,10 +16,10 @@ DEBIAN = GuestRow(  # without an image: the kernel is Debian's, and the rest is 
     summary="Debian's cloud kernel and busybox, fetched with apt: follows the target with Linux's own driver",
     memory="512M",
     minimum_memory="128M",
-    demo_target="256M@8s,384M@13s,512M@18s",
+    demo_target="256M@6s,384M@10s,512M@14s",
     demo_poll=1.0,
     demo_for="",
-    parameters=(("demo=N", "ends after N seconds of the demonstration (20), 0: never"),),
+    parameters=(("demo=N", "ends after N seconds of the demonstration (16), 0: never"),),
     prints=(
         r"^demo: Linux 6\.\d+\.\d+.*-cloud-amd64$",
         r"^demo: virtio_balloon drives virtio0$",
