@@ -41,6 +41,7 @@ WORDS: dict[str, Word] = {
     "--json": Word("--json", has_value=False),
     "--param": Word("--param"),
     "-append": Word("--param"),
+    "--append": Word("--param"),
     "--device": Word("--device"),
     "-device": Word("--device"),
     "--bios": Word("--bios"),
