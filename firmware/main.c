@@ -73,16 +73,19 @@ void firmware_main(void)
 
     /* Step 13: the final page tables, which respect the guest's segments. */
     paging_start();
-    memory_map_merge();
 
     /* Step 14: addresses for everything on the PCI bus. */
     u32 pci_functions = pci_scan();
 
-    /* Step 15: interrupts and low memory as PC firmware leaves them. */
+    /* Step 15: the tables by which an operating system gets to know the board. */
+    acpi_start();
+    memory_map_merge();
+
+    /* Step 16: interrupts and low memory as PC firmware leaves them. */
     interrupts_start();
     memory_publish();
 
-    /* Step 16: tell the guest, and go. */
+    /* Step 17: tell the guest, and go. */
     fill_boot_info(ram_bytes, pci_functions);
     print("entering the guest at %lxh\n", LOW->payload.entry);
     if (LOW->payload.flags & PAYLOAD_MULTIBOOT)
