@@ -82,7 +82,7 @@ def kick_to_interrupt(backing: str) -> float:
     """Median microseconds from the guest's notification, a store into MMIO, until the CPU's interrupt line is up: the
     buses, the transport, a request that discards nothing, the message and the local APIC."""
     machine = _balloon_guest(backing, 4 * MIB)
-    deflateq, write = machine.board.need_balloon()[1].queues[1], machine.mmio_write
+    deflateq, write = machine.board.need_balloon()[1].queues[1], machine.platform.mmio_write
     latencies: list[int] = []
 
     def timed_write(gpa: int, size: int, value: int) -> None:
@@ -91,7 +91,7 @@ def kick_to_interrupt(backing: str) -> float:
         if deflateq.requests != requests:
             latencies.append(took)
 
-    with mock.patch.object(machine, "mmio_write", timed_write):
+    with mock.patch.object(machine.platform, "mmio_write", timed_write):
         for _ in range(LATENCY_REQUESTS):
             _inflated_to(machine, 1)()
             machine.run(until="1ms")

@@ -59,6 +59,35 @@ struct idt_gate {
     u32 zero;
 };
 
+enum { ACPI_NAME_BYTES = 56, MAX_ACPI_FILES = 8, MAX_LOADER_COMMANDS = 64 };
+
+/* One entry of QEMU's table-loader; all of them begin with the file that they change. */
+struct loader_command {
+    u32 command;
+    char file[ACPI_NAME_BYTES];
+    union {
+        struct {
+            u32 alignment;
+            u8 zone;
+        } __attribute__((packed)) allocate;
+        struct {
+            char target[ACPI_NAME_BYTES];
+            u32 offset;
+            u8 size;
+        } __attribute__((packed)) pointer;
+        struct {
+            u32 offset, start, length;
+        } __attribute__((packed)) checksum;
+        u8 entry[68];
+    };
+} __attribute__((packed));
+_Static_assert(sizeof(struct loader_command) == 128, "an entry of the table-loader has 128 bytes");
+
+struct acpi_file {
+    char name[ACPI_NAME_BYTES];
+    u64 address, size;
+};
+
 struct low_ram {
     struct boot_info boot_info;
     struct memory_range memory_map[MAX_MEMORY_RANGES];
@@ -67,6 +96,11 @@ struct low_ram {
     u64 tables_base; /* page tables are allocated downwards from 4 GiB, in free RAM */
     struct idt_gate idt[32];
     char cmdline[MAX_CMDLINE];
+    struct loader_command loader_commands[MAX_LOADER_COMMANDS];
+    struct acpi_file acpi_files[MAX_ACPI_FILES];
+    u32 acpi_file_count;
+    u64 acpi_searched_end; /* how much of the area that is searched for the RSDP is taken */
+    u64 acpi_rsdp;         /* address of the RSDP, 0 if there are no tables */
 };
 _Static_assert(sizeof(struct low_ram) <= LOW_RAM_LIMIT - LOW_RAM_BASE, "struct low_ram does not fit");
 
@@ -84,6 +118,7 @@ void fw_cfg_read(void *to, u64 length);
 void memory_map_read(void);
 void memory_map_carve(u64 base, u64 end, u32 type);
 void memory_map_merge(void);
+u64 memory_take(u64 size, u32 type); /* the highest free pages below 4 GiB, 0 if there are not so many */
 u64 memory_map_total(u32 type);
 void memory_publish(void);
 
@@ -99,6 +134,9 @@ void paging_start(void);
 
 /* pci.c: returns how many functions there are. */
 u32 pci_scan(void);
+
+/* acpi.c */
+void acpi_start(void);
 
 /* interrupts.c */
 void interrupts_start(void);

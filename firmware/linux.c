@@ -16,10 +16,22 @@ struct e820_entry {
     u32 type;
 } __attribute__((packed));
 
+enum { E820_RAM = 1, E820_RESERVED = 2, E820_ACPI = 3, E820_NVS = 4 };
+
 /* The image is RAM like any other for a kernel that knows where it lies. */
 static u32 e820_type(const struct memory_range *range)
 {
-    return range->type == MEMORY_IMAGE ? MEMORY_USABLE : range->type == MEMORY_PAGE_TABLES ? MEMORY_RESERVED : range->type;
+    switch (range->type) {
+    case MEMORY_USABLE:
+    case MEMORY_IMAGE:
+        return E820_RAM;
+    case MEMORY_ACPI_TABLES:
+        return E820_ACPI;
+    case MEMORY_ACPI_NVS:
+        return E820_NVS;
+    default:
+        return E820_RESERVED;
+    }
 }
 
 /* Range number `i` of the map and everything behind it of the same type; returns the number of the next. */

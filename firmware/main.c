@@ -54,11 +54,11 @@ static void fill_boot_info(u64 ram_bytes, u32 pci_functions)
 __attribute__((noreturn)) static void enter_payload(const struct payload *payload)
 {
     if (payload->flags == PAYLOAD_LINUX) {
-        linux_complete_zero_page(payload->information, 0);
+        linux_complete_zero_page(payload->information, LOW->acpi_rsdp);
         enter_linux(payload->entry, payload->information);
     }
     if (payload->flags == PAYLOAD_PVH)
-        pvh_complete_start_info(payload->information, 0);
+        pvh_complete_start_info(payload->information, LOW->acpi_rsdp);
     if (payload->flags)
         enter_protected_mode(payload->entry, payload->information);
     u32 exit_code = enter_guest(payload->entry, &LOW->boot_info);
@@ -89,16 +89,19 @@ void firmware_main(void)
 
     /* Step 13: the final page tables, which respect the guest's segments. */
     paging_start();
-    memory_map_merge();
 
     /* Step 14: addresses for everything on the PCI bus. */
     u32 pci_functions = pci_scan();
 
-    /* Step 15: interrupts and low memory as PC firmware leaves them. */
+    /* Step 15: the tables by which an operating system gets to know the board. */
+    acpi_start();
+    memory_map_merge();
+
+    /* Step 16: interrupts and low memory as PC firmware leaves them. */
     interrupts_start();
     memory_publish();
 
-    /* Step 16: tell the guest, and go. */
+    /* Step 17: tell the guest, and go. */
     fill_boot_info(ram_bytes, pci_functions);
     print("entering the guest at %lxh\n", LOW->payload.entry);
     enter_payload(&LOW->payload);

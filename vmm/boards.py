@@ -23,14 +23,15 @@ from devices.effects import NOTHING, Effects
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
 from devices.irq.lapic import LocalApic
-from devices.irq.wiring import InterruptWiring
+from devices.irq.wiring import FIRST_PIRQ_PIN, TIMER_PIN, InterruptWiring
 from devices.keyboard import KeyboardController, SystemControlA
 from devices.memory import GuestMemory
 from devices.pci.ecam import WINDOW_BYTES, Ecam
-from devices.pci.host_bridge import HostBridge
-from devices.pci.piix import IsaBridge, PowerManagement
-from devices.power import ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
-from devices.rtc import Rtc
+from devices.pci.host_bridge import RESET_CONTROL_PORT, RESET_HARD, RESET_NOW, HostBridge
+from devices.pci.piix import PIRQRC, PM_BYTES, IsaBridge, PowerManagement
+from devices.pci.piix import SLOT as SOUTH_BRIDGE_SLOT
+from devices.power import SOFT_OFF, ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
+from devices.rtc import CENTURY, Rtc
 from devices.serial import Serial
 from devices.state import COUNTER, PART, Many, Stateful, Table
 from devices.timer import PortB, Timer8254
@@ -39,6 +40,7 @@ from devices.virtio.balloon import Balloon
 from devices.virtio.device import VirtioDevice
 from devices.virtio.rng import Rng
 from devices.virtio.transport.pci_modern import VirtioPciModern
+from firmware import acpi
 from vmm import loader
 from vmm.config import DeviceConfig, MachineConfig
 
@@ -54,12 +56,18 @@ ROM_SHADOW_BASE = 0xF0000
 ECAM_BASE = PCI_HOLE_BASE  # the 256 MiB behind the last RAM below 4 GiB; firmware places BARs above them
 IO_APIC_BASE = 0xFEC00000
 INTERRUPT_BASE, INTERRUPT_BYTES = 0xFEE00000, 0x100000
+PCI_MEMORY_BASE = ECAM_BASE + WINDOW_BYTES  # up to the I/O APIC
 PM_BASE = 0x600
-COM1 = 0x3F8
+COM1, COM1_PORTS = 0x3F8, 8
+CMOS, CMOS_PORTS = 0x70, 2
+ELCR, ELCR_PORTS = 0x4D0, 2
+PVPANIC = 0x505
+FW_CFG = 0x510
 
 # Interrupt lines.  Lines 0 to 15 are the inputs of the 8259 pair; PIRQ 0 to 3 are A to D.
 ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9}
 PCI_LINES = {f"00:{slot:02x}.0 INTA": (slot - 1) % 4 for slot in range(1, 32)}
+PIRQ_INPUTS = (5, 10, 11)  # inputs of the 8259 pair that no ISA device has
 E820_USABLE, E820_RESERVED = 1, 2
 VIRTUAL_START_UNIX_S = 1_258_502_400  # 2009-11-18, the day of the review; a constant, so that runs are repeatable
 
@@ -87,6 +95,34 @@ def memory_map(layout: list[tuple[int, int]], rom_bytes: int) -> tuple[tuple[int
 def e820(layout: list[tuple[int, int]], rom_bytes: int = firmware.ROM_BYTES) -> bytes:
     """The memory map as QEMU's etc/e820: le64 address, le64 length, le32 type for each entry."""
     return b"".join(struct.pack("<QQI", *entry) for entry in memory_map(layout, rom_bytes))
+
+
+def platform(config: MachineConfig) -> acpi.Platform:
+    """The board as its ACPI tables describe it."""
+    return acpi.Platform(
+        memory_window=acpi.Window(PCI_MEMORY_BASE, IO_APIC_BASE - 1),
+        ecam=acpi.Window(ECAM_BASE, ECAM_BASE + WINDOW_BYTES - 1),
+        local_apic=INTERRUPT_BASE,
+        io_apic=IO_APIC_BASE,
+        first_pirq_pin=FIRST_PIRQ_PIN,
+        timer_pin=TIMER_PIN,
+        sci_line=ISA_LINES["isa9"],
+        pci_pins=tuple(acpi.PciPin(d.slot, 0, PCI_LINES[f"00:{d.slot:02x}.0 INTA"]) for d in config.devices),
+        isa_bridge_slot=SOUTH_BRIDGE_SLOT,
+        pirq_register=PIRQRC,
+        pirq_inputs=PIRQ_INPUTS,
+        pm_base=PM_BASE,
+        pm_ports=PM_BYTES,
+        power_off_type=SOFT_OFF,
+        reset_port=RESET_CONTROL_PORT,
+        reset_value=RESET_HARD | RESET_NOW,
+        century_register=CENTURY,
+        serial=acpi.IsaDevice(COM1, COM1_PORTS, ISA_LINES["isa4"]),
+        clock=acpi.IsaDevice(CMOS, CMOS_PORTS, ISA_LINES["isa8"]),
+        panic=acpi.IsaDevice(PVPANIC, 1),
+        firmware_files=acpi.IsaDevice(FW_CFG, fw_cfg.PORTS),
+        trigger_ports=acpi.IsaDevice(ELCR, ELCR_PORTS),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +225,7 @@ class Board(Stateful):
         self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
 
     def _fw_cfg_files(self, layout: list[tuple[int, int]]) -> dict[str, bytes]:
-        files = {"etc/e820": e820(layout, len(self.rom))}
+        files = {"etc/e820": e820(layout, len(self.rom)), **acpi.build(platform(self.config))}
         if self.payload is not None:
             files["opt/balloon-vmm/payload"] = self.payload.description()
             files["opt/balloon-vmm/cmdline"] = self.config.parameter_bytes + b"\0"
@@ -207,15 +243,15 @@ class Board(Stateful):
             (self.ports, 0x60, 1, self.keyboard.data, "8042"),
             (self.ports, 0x61, 1, PortB(self.timer), "8254 port B"),
             (self.ports, 0x64, 1, self.keyboard.command, "8042"),
-            (self.ports, 0x70, 2, self.rtc, "CMOS"),
+            (self.ports, CMOS, CMOS_PORTS, self.rtc, "CMOS"),
             (self.ports, 0x92, 1, self.port_92, "port 92h"),
             (self.ports, 0xA0, 2, pic.handler(1), "8259 slave"),
             (self.ports, 0xF4, 4, IsaDebugExit(), "isa-debug-exit"),
-            (self.ports, COM1, 8, self.serial, "COM1"),
+            (self.ports, COM1, COM1_PORTS, self.serial, "COM1"),
             (self.ports, 0x402, 1, self.debug_port, "debug port"),
-            (self.ports, 0x4D0, 2, pic.elcr, "8259 edge/level control"),
-            (self.ports, 0x505, 1, Pvpanic(), "pvpanic"),
-            (self.ports, 0x510, 2, self.fw_cfg, "fw_cfg"),
+            (self.ports, ELCR, ELCR_PORTS, pic.elcr, "8259 edge/level control"),
+            (self.ports, PVPANIC, 1, Pvpanic(), "pvpanic"),
+            (self.ports, FW_CFG, fw_cfg.PORTS, self.fw_cfg, "fw_cfg"),
             (self.ports, 0x5F4, 4, ExitDevice(), "exit device"),
             (self.mmio, SHADOW_BASE, SHADOW_BYTES, alias, "firmware below 1 MiB"),
             (self.mmio, IO_APIC_BASE, 0x20, self.interrupts.ioapic, "I/O APIC"),

@@ -63,6 +63,7 @@ from vmm.config import make_config
 from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
+from vmm.platform import BoardPlatform
 
 FIT = "The saved state does not fit this machine: "
 
@@ -108,11 +109,12 @@ BUILT: dict[type, str] = {
     VirtualClock: "",
     RealtimeClock: "_start_ns",
     Board: "config memory payload ports mmio rom transports timed isa_bridge",
-    Machine: "config observers debug_sinks _attentive _interrupted board memory _cpu",
+    BoardPlatform: "attentive cpu _board _clock _memory",
+    Machine: "config observers debug_sinks _interrupted board memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
-the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` and `_cpu` of
-the machine)."""
+the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` of the
+machine, `cpu` of its platform)."""
 
 
 def attributes(thing: object) -> set[str]:
@@ -140,10 +142,10 @@ def everything() -> dict[type, Any]:
     machine = BalloonMachine("pci")
     machine.driver.start()
     full = Machine(make_config("hello", memory="4M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
-    assert isinstance(full._cpu, UnicornCpu)
+    assert isinstance(full.platform.cpu, UnicornCpu)
     rings = machine.balloon.queues[0].ring, full.memory.writes
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
-    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full._cpu._shadow):
+    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow):
         walk(thing)
     full.close()
     machine.close()
