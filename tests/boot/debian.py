@@ -1,7 +1,7 @@
 """Debian's cloud kernel and busybox as tools/debian-package has unpacked them, and initramfs archives made of them.
 
-The archives are written here from the format's description (Documentation/driver-api/early-userspace/buffer-format.rst),
-independent of what the project itself can pack.
+The archives are written here from the format's description (the kernel's buffer-format.rst), independent of what the
+project itself can pack.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def newc(entries: Mapping[str, tuple[int, bytes]]) -> bytes:
 
 def initramfs(init: str, modules: tuple[str, ...] = (), files: Mapping[str, bytes] | None = None) -> bytes:
     """An archive with busybox under its own names, the modules in /lib, more files, and the script `init`."""
-    entries = {name: (DIRECTORY, b"") for name in ("bin", "dev", "lib", "proc", "sys", "tmp")}
+    entries = dict.fromkeys(("bin", "dev", "lib", "proc", "sys", "tmp"), (DIRECTORY, b""))
     entries |= {"dev/console": (DEVICE, b""), "bin/busybox": (FILE, BUSYBOX.read_bytes())}
     entries |= {"bin/sh": (LINK, b"busybox"), "init": (FILE, init.encode())}
     entries |= {f"lib/{name}.ko": (FILE, module(name)) for name in modules}
