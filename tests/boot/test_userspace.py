@@ -67,7 +67,10 @@ def test_every_check_of_the_program_is_looked_at(results: dict[str, str]) -> Non
         ("head -c 1000000 /dev/zero | md5sum", "879f4bba57ed37c9ec5e5aedf9864698  -\n"),
         ("for i in 1 2 3 4 5 6 7 8 9; do sh -c 'echo -n $((9 * $0))' $i; done; echo", "91827364554637281\n"),
         ("sh -c 'trap \"echo caught\" USR1; kill -USR1 $$; echo after'", "caught\nafter\n"),
-        ("awk 'BEGIN { x = 1; for (i = 0; i < 50; i++) x = x * 1.5 - 0.25; printf \"%.9e\\n\", x }'", "3.188107506e+08\n"),
+        (
+            "awk 'BEGIN { x = 1; for (i = 0; i < 50; i++) x = x * 1.5 - .25; printf \"%.9e\", x }'; echo",
+            "3.188107506e+08\n",
+        ),
         ("sh -c 'sleep 100 & kill $!; wait $!; echo $?'", "Terminated\n143\n"),
     ],
 )

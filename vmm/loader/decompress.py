@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 _LZ4_LEGACY_BLOCK_BYTES = 8 << 20  # a block never inflates to more (lz4's frame format, "legacy frame")
 
+_ZSTD_PIECE_BYTES = 1024  # a stream takes no limit; a block of 4 bytes inflates to 128 KiB at most, a piece to 32 MiB
+
 
 class Damaged(ValueError):
     """The data are no whole stream of their format, or inflate beyond the limit; the message ends a sentence."""
@@ -46,12 +48,12 @@ def _xz(data: bytes, limit: int) -> bytes:
 def _zstd(data: bytes, limit: int) -> bytes:
     import zstandard  # only where it is needed: the libraries cost a start
 
-    with zstandard.ZstdDecompressor().stream_reader(data) as stream:
-        inflated: bytes = stream.read(limit + 1)
-    announced = zstandard.frame_content_size(data)
-    if announced >= 0 and len(inflated) < min(announced, limit + 1):
-        raise EOFError
-    return inflated
+    stream, inflated = zstandard.ZstdDecompressor().decompressobj(), bytearray()
+    for position in range(0, len(data), _ZSTD_PIECE_BYTES):
+        inflated += stream.decompress(data[position : position + _ZSTD_PIECE_BYTES])
+        if stream.eof or len(inflated) > limit:
+            return bytes(inflated)
+    raise EOFError
 
 
 def _lz4(data: bytes, limit: int) -> bytes:

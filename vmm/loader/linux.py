@@ -119,7 +119,10 @@ def _place(
         )
     for gpa, data, size in kernel.parts:
         place(name, gpa, data, size, memory, limit=FOUR_GIB)
-    segments = [kernel.segment, Segment(BOOT_DATA_GPA, BOOT_DATA_BYTES, WRITE | READ)]
+    told, whole = Segment(BOOT_DATA_GPA, BOOT_DATA_BYTES, WRITE | READ), kernel.segment
+    if whole.gpa < told.gpa + told.size_bytes and told.gpa < whole.gpa + whole.size_bytes:
+        raise ConfigError(f"The kernel {name!r} wants the memory at {told.gpa:#x}, where it is told what it needs.")
+    segments = [whole, told]
     initrd = _place_initrd(name, boot.modules, setup, segments, memory)
     if initrd is not None:
         segments.append(Segment(initrd[0], -(-initrd[1] // PAGE_BYTES) * PAGE_BYTES, WRITE | READ))
