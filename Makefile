@@ -25,9 +25,10 @@ test: lint test-packages
 test-long: test-environment
 	VMM_EXAMPLES=20 $(PYTHON_IN_VENV) -m pytest -n 2 --timeout 0 tests/devices/virtio/test_equality.py $(ARGS)
 
-# Other people's firmware, for the tests that boot it.
+# Other people's firmware, for the tests that boot it, and other people's reading of ACPI tables.
 test-packages: test-environment
 	@tools/debian-package seabios
+	@tools/debian-package acpica-tools
 
 lint: test-environment
 	$(PYTHON_IN_VENV) -m ruff check .

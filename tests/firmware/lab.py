@@ -138,6 +138,8 @@ class Lab:
         raise AssertionError("nothing here interrupts")
 
     def _carry_out(self, effects: Effects) -> None:
+        if effects.shadows:
+            self.cpu.map_shadow(effects.shadows)
         if effects.stop is not None:
             self.stop = effects.stop
             self.cpu.request_exit()
