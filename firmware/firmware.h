@@ -127,6 +127,9 @@ u32 pci_scan(void);
 /* acpi.c */
 void acpi_start(void);
 
+/* multiboot.c */
+void multiboot_hide_tables(u64 information);
+
 /* interrupts.c */
 void interrupts_start(void);
 
