@@ -88,6 +88,7 @@ struct low_ram {
     struct payload payload;
     u64 tables_base; /* page tables are allocated downwards from 4 GiB, in free RAM */
     struct idt_gate idt[32];
+    u32 fw_cfg_dma; /* whether the host offers it */
     char cmdline[MAX_CMDLINE];
     struct loader_command loader_commands[MAX_LOADER_COMMANDS];
     struct acpi_file acpi_files[MAX_ACPI_FILES];

@@ -60,6 +60,20 @@ def test_the_rsdp_is_write_protected_and_adds_up_to_zero() -> None:
     assert (sum(rsdp[:20]) % 256, sum(rsdp) % 256) == (0, 0)
 
 
+def test_a_host_with_dma_hands_over_the_same() -> None:
+    with (
+        lab(files()) as byte_by_byte,
+        Lab(LAYOUTS["64M"], GUEST, entry=0x10000, files=dict(files()), dma=True) as by_dma,
+    ):
+        byte_by_byte.run()
+        by_dma.run()
+        assert by_dma.boot_info() == byte_by_byte.boot_info()
+        assert by_dma.memory.read(COPY, 64) == byte_by_byte.memory.read(COPY, 64)
+        for base, length, kind in by_dma.boot_info().memory_map:
+            if kind in (TABLES, NVS):
+                assert by_dma.memory.read(base, length) == byte_by_byte.memory.read(base, length)
+
+
 def test_all_of_ram_is_still_told() -> None:
     with lab(files()) as with_tables, lab({}) as without:
         with_tables.run()
