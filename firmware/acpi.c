@@ -1,9 +1,9 @@
 /* ACPI: the host's tables, put into RAM by the host's script (QEMU's table-loader in fw_cfg).
  *
- * The script allocates files, writes the address of one into another, and completes checksums.  Here every file has whole
- * pages of its own, the highest that are free below 4 GiB; the one that begins as a FACS does lies in memory of another
- * type, which an operating system keeps for ever.  What a search must find (the RSDP) goes to shadow RAM at E0000h, which
- * is no RAM of the guest and cannot be written any more afterwards.
+ * The script allocates files, writes the address of one into another, and completes checksums.  Here every file has
+ * whole pages of its own, the highest that are free below 4 GiB; the one that begins as a FACS does lies in memory of
+ * another type, which an operating system keeps for ever.  What a search must find (the RSDP) goes to shadow RAM at
+ * E0000h, which is no RAM of the guest and cannot be written any more afterwards.
  *
  * Nothing of the script is believed: every field is inside a file that the script has allocated, or the firmware stops.
  */

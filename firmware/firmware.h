@@ -95,6 +95,7 @@ struct low_ram {
     struct payload payload;
     u64 tables_base; /* page tables are allocated downwards from 4 GiB, in free RAM */
     struct idt_gate idt[32];
+    u32 fw_cfg_dma; /* whether the host offers it */
     char cmdline[MAX_CMDLINE];
     struct loader_command loader_commands[MAX_LOADER_COMMANDS];
     struct acpi_file acpi_files[MAX_ACPI_FILES];
@@ -137,6 +138,9 @@ u32 pci_scan(void);
 
 /* acpi.c */
 void acpi_start(void);
+
+/* multiboot.c */
+void multiboot_hide_tables(u64 information);
 
 /* interrupts.c */
 void interrupts_start(void);

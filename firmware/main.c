@@ -96,6 +96,8 @@ void firmware_main(void)
     /* Step 15: the tables by which an operating system gets to know the board. */
     acpi_start();
     memory_map_merge();
+    if (LOW->payload.flags == PAYLOAD_MULTIBOOT)
+        multiboot_hide_tables(LOW->payload.information);
 
     /* Step 16: interrupts and low memory as PC firmware leaves them. */
     interrupts_start();

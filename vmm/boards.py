@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import firmware
-from devices import fw_cfg
+from devices import fw_cfg, fw_cfg_dma
 from devices.acpi import PmEvents, PmTimer
 from devices.bus import AddressSpace, Handler
 from devices.debug_port import DebugPort
 from devices.effects import NOTHING, Effects
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
+from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.lapic import LocalApic
 from devices.irq.wiring import FIRST_PIRQ_PIN, TIMER_PIN, InterruptWiring
 from devices.keyboard import KeyboardController, SystemControlA
@@ -62,7 +63,7 @@ COM1, COM1_PORTS = 0x3F8, 8
 CMOS, CMOS_PORTS = 0x70, 2
 ELCR, ELCR_PORTS = 0x4D0, 2
 PVPANIC = 0x505
-FW_CFG = 0x510
+FW_CFG, FW_CFG_DMA = 0x510, 0x514
 
 # Interrupt lines.  Lines 0 to 15 are the inputs of the 8259 pair; PIRQ 0 to 3 are A to D.
 ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9}
@@ -120,7 +121,7 @@ def platform(config: MachineConfig) -> acpi.Platform:
         serial=acpi.IsaDevice(COM1, COM1_PORTS, ISA_LINES["isa4"]),
         clock=acpi.IsaDevice(CMOS, CMOS_PORTS, ISA_LINES["isa8"]),
         panic=acpi.IsaDevice(PVPANIC, 1),
-        firmware_files=acpi.IsaDevice(FW_CFG, fw_cfg.PORTS),
+        firmware_files=acpi.IsaDevice(FW_CFG, FW_CFG_DMA + fw_cfg_dma.PORTS - FW_CFG),
         trigger_ports=acpi.IsaDevice(ELCR, ELCR_PORTS),
     )
 
@@ -175,7 +176,7 @@ class Board(Stateful):
 
     STATE: ClassVar[Table] = {
         **dict.fromkeys(("lapic", "interrupts", "timer", "rtc", "serial", "debug_port", "keyboard", "port_92"), PART),
-        **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "host_bridge"), PART),
+        **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "fw_cfg_dma", "host_bridge"), PART),
         "entropy": Many(PART),
     }
 
@@ -210,7 +211,8 @@ class Board(Stateful):
         self.rtc = Rtc(start_s, config.memory_bytes - high_bytes, high_bytes)
         self.serial = Serial()
         self.pm1a = Pm1aControl()
-        self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config))
+        self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config), dma=True)
+        self.fw_cfg_dma = FwCfgDma(self.fw_cfg, self.memory)
         self.debug_port = DebugPort()
         self.pm_events = PmEvents()
         self.keyboard, self.port_92 = KeyboardController(), SystemControlA()
@@ -252,6 +254,7 @@ class Board(Stateful):
             (self.ports, ELCR, ELCR_PORTS, pic.elcr, "8259 edge/level control"),
             (self.ports, PVPANIC, 1, Pvpanic(), "pvpanic"),
             (self.ports, FW_CFG, fw_cfg.PORTS, self.fw_cfg, "fw_cfg"),
+            (self.ports, FW_CFG_DMA, fw_cfg_dma.PORTS, self.fw_cfg_dma, "fw_cfg DMA"),
             (self.ports, 0x5F4, 4, ExitDevice(), "exit device"),
             (self.mmio, SHADOW_BASE, SHADOW_BYTES, alias, "firmware below 1 MiB"),
             (self.mmio, IO_APIC_BASE, 0x20, self.interrupts.ioapic, "I/O APIC"),

@@ -119,6 +119,10 @@ def boot_command(
     duration: Annotated[
         str | None, typer.Option("--for", metavar="GUEST-TIME", help="End the run after this much guest time.")
     ] = None,
+    powerdown: Annotated[
+        str | None,
+        typer.Option(metavar="GUEST-TIME", help="Press the power button then; a guest that listens powers off."),
+    ] = None,
     clock: Annotated[
         str,
         typer.Option(
@@ -170,7 +174,9 @@ def boot_command(
         return 0
     if not guest and not bios:
         guest = DEFAULT_GUEST
-    config = _configure(guest, memory, target, poll, duration, clock, param or "", bios, initrd or (), devices)
+    config = _configure(
+        guest, memory, target, poll, duration, powerdown, clock, param or "", bios, initrd or (), devices
+    )
 
     from vmm.runner import Request, run
 
@@ -204,6 +210,7 @@ def _configure(
     target: str | None,
     poll: str | None,
     duration: str | None,
+    powerdown: str | None,
     clock: str,
     param: str,
     bios: str,
@@ -221,6 +228,7 @@ def _configure(
         targets=target or "",
         poll=poll or 0,
         duration=duration,
+        powerdown=powerdown,
         parameter=param,
         bios=bios,
         modules=modules,

@@ -83,7 +83,8 @@ class MachineConfig:
 
     `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  `modules` are files
     for a Multiboot kernel, each with the words that go with it.  `parameter` reaches the guest as its command line.
-    `targets` are in the order of their times.  ConfigError when a field cannot be, or two of them cannot be together.
+    `targets` are in the order of their times; the power button is pressed at `powerdown_ns`.  ConfigError when a field
+    cannot be, or two of them cannot be together.
     """
 
     guest: str
@@ -92,6 +93,7 @@ class MachineConfig:
     targets: tuple[TargetStep, ...] = ()
     poll_ns: int = 0
     for_ns: int | None = None
+    powerdown_ns: int | None = None
     parameter: str = ""
     bios: str = ""
     modules: tuple[str, ...] = ()
@@ -226,6 +228,7 @@ def make_config(
     targets: str = "",
     poll: str | float = 0,
     duration: str | float | None = None,
+    powerdown: str | float | None = None,
     parameter: str = "",
     bios: str = "",
     modules: Sequence[str] = (),
@@ -239,6 +242,7 @@ def make_config(
         targets=parse_targets(targets),
         poll_ns=parse_duration(poll),
         for_ns=None if duration is None else parse_duration(duration),
+        powerdown_ns=None if powerdown is None else parse_duration(powerdown),
         parameter=parameter,
         bios=bios,
         modules=tuple(modules),

@@ -34,6 +34,7 @@ WORDS: dict[str, Word] = {
     "--target": Word("--target"),
     "--poll": Word("--poll"),
     "--for": Word("--for"),
+    "--powerdown": Word("--powerdown"),
     "--clock": Word("--clock"),
     "--serial": Word("--serial"),
     "-serial": Word("--serial"),

@@ -15,13 +15,13 @@ import re
 Term = bytes | int
 
 ZERO, ONE = b"\x00", b"\x01"
-LOCAL0, ARG0 = b"\x60", b"\x68"
+ARG0 = b"\x68"
 
 _SEGMENT = re.compile(r"[A-Z_][A-Z0-9_]{0,3}")
 _PREFIXES = re.compile(r"\\?\^*")
 _DUAL, _MULTI, _NULL = b"\x2e", b"\x2f", b"\x00"
 _EXTENDED = b"\x5b"
-_PCI_CONFIG, _SYSTEM_IO = 0x02, 0x01
+_PCI_CONFIG = 0x02
 _BYTE_ACCESS_PRESERVED = 0x01  # AccessType ByteAcc, LockRule NoLock, UpdateRule Preserve
 
 
@@ -150,16 +150,7 @@ def method(where: str, arguments: int, *terms: Term, serialized: bool = False) -
 
 def pci_config_region(where: str, offset: int, length: int) -> bytes:
     """OperationRegion (where, PCI_Config, offset, length)"""
-    return _region(where, _PCI_CONFIG, offset, length)
-
-
-def io_region(where: str, port: int, length: int) -> bytes:
-    """OperationRegion (where, SystemIO, port, length)"""
-    return _region(where, _SYSTEM_IO, port, length)
-
-
-def _region(where: str, space: int, offset: int, length: int) -> bytes:
-    return _EXTENDED + b"\x80" + path(where) + bytes([space]) + integer(offset) + integer(length)
+    return _EXTENDED + b"\x80" + path(where) + bytes([_PCI_CONFIG]) + integer(offset) + integer(length)
 
 
 def byte_fields(region: str, *names: str) -> bytes:
@@ -179,11 +170,6 @@ def create_dword_field(source: Term, index: int, field: str) -> bytes:
 def if_(condition: Term, *terms: Term) -> bytes:
     """If (condition) {terms}"""
     return b"\xa0" + _package_length(_term(condition) + _join(terms))
-
-
-def else_(*terms: Term) -> bytes:
-    """Else {terms}, right behind an `if_`"""
-    return b"\xa1" + _package_length(_join(terms))
 
 
 def return_(value: Term) -> bytes:

@@ -14,6 +14,7 @@ from devices.bus import AddressSpace
 from devices.debug_port import DebugPort
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
+from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.apic_timer import ApicTimer
 from devices.irq.ioapic import IoApic
 from devices.irq.lapic import LocalApic
@@ -80,6 +81,7 @@ BUILT: dict[type, str] = {
     Rtc: "below_4g_bytes above_4g_bytes line",
     Serial: "line",
     FwCfg: "",
+    FwCfgDma: "_fw_cfg _memory",
     Pm1aControl: "name",
     ConfigSpace: "_fields _initial _writable",
     MsixTable: "vectors pba_offset bar",
