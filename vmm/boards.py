@@ -43,7 +43,7 @@ from devices.virtio.rng import Rng
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from firmware import acpi
 from vmm import loader
-from vmm.config import DeviceConfig, MachineConfig
+from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 
 if TYPE_CHECKING:
     from vmm.cpu import Cpu, Platform
@@ -185,19 +185,21 @@ class Board(Stateful):
         layout = ram_layout(config.memory_bytes)
         self.memory = GuestMemory(layout)
         try:
-            self.rom = firmware.image() if not config.bios else loader.read_firmware(config.bios)
-            self.payload = self._load(config, layout)
+            self.rom = _rom(config)
+            self.memory_map = memory_map(layout, len(self.rom))
+            self.acpi_files = acpi.build(platform(config))
+            self.payload = self._load(config)
             self._build(config, layout)
         except BaseException:
             self.memory.close()
             raise
 
-    def _load(self, config: MachineConfig, layout: list[tuple[int, int]]) -> loader.Payload | None:
+    def _load(self, config: MachineConfig) -> loader.Payload | None:
         """Put the guest into RAM, if there is one."""
         if not config.guest:
             return None
         modules = loader.read_modules(config.modules)
-        boot = loader.BootData(config.parameter_bytes, modules, memory_map(layout, len(self.rom)))
+        boot = loader.BootData(config.parameter_bytes, modules, self.memory_map)
         return loader.load(loader.read_image(config.guest), self.memory, boot)
 
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
@@ -227,7 +229,7 @@ class Board(Stateful):
         self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
 
     def _fw_cfg_files(self, layout: list[tuple[int, int]]) -> dict[str, bytes]:
-        files = {"etc/e820": e820(layout, len(self.rom)), **acpi.build(platform(self.config))}
+        files = {"etc/e820": e820(layout, len(self.rom)), **self.acpi_files}
         if self.payload is not None:
             files["opt/balloon-vmm/payload"] = self.payload.description()
             files["opt/balloon-vmm/cmdline"] = self.config.parameter_bytes + b"\0"
@@ -307,6 +309,13 @@ class Board(Stateful):
     def is_interrupt_address(address: int) -> bool:
         """Whether a device's write to this address is an interrupt message (Intel SDM 3A §11.11)."""
         return INTERRUPT_BASE <= address < INTERRUPT_BASE + INTERRUPT_BYTES
+
+
+def _rom(config: MachineConfig) -> bytes:
+    """What the processor finds below 4 GiB; without firmware there is an empty ROM."""
+    if config.bios == NO_FIRMWARE:
+        return b"\xff" * firmware.ROM_BYTES
+    return loader.read_firmware(config.bios) if config.bios else firmware.image()
 
 
 def _fw_cfg_items(config: MachineConfig) -> dict[int, bytes]:

@@ -148,7 +148,9 @@ def boot_command(
     bios: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="Firmware to run instead of ours: a ROM image of n x 64 KiB.", show_default=False
+            metavar="FILE",
+            help="Firmware to run instead of ours: a ROM image of n x 64 KiB; none starts a Linux kernel without any.",
+            show_default=False,
         ),
     ] = "",
     initrd: Annotated[

@@ -14,9 +14,10 @@ from devices.effects import Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
 from devices.state import COUNTER, PART, TEXT, TIME_NS, Bytes, HasState, Int, Maybe, Record, Stateful, Table
+from vmm import direct
 from vmm.boards import Board
 from vmm.clock import Clock, RealtimeClock, VirtualClock
-from vmm.config import MachineConfig, TargetStep, format_size, parse_duration
+from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
@@ -77,6 +78,8 @@ class Machine(Stateful):
         self.memory: GuestMemory = self.board.memory
         try:
             self.platform = BoardPlatform(self.board, self._clock)
+            if config.bios == NO_FIRMWARE:
+                direct.start(self.board, self.platform)
         except BaseException:
             self.memory.close()
             raise

@@ -47,6 +47,7 @@ WORDS: dict[str, Word] = {
     "-device": Word("--device"),
     "--bios": Word("--bios"),
     "-bios": Word("--bios"),
+    "--firmware": Word("--bios"),
     "--initrd": Word("--initrd"),
     "-initrd": Word("--initrd"),
     "--debugcon": Word("--debugcon"),

@@ -34,7 +34,9 @@ LINUX_NOTE_OWNER = b"Linux"
 KASLR_FLAG = 1 << 1  # in loadflags: only the decompressor that is not run here may set it
 LOADER_TYPE_UNDEFINED = 0xFF
 VIDEO_MODE_NORMAL = 0xFFFF
+RSDP_OFFSET, E820_ENTRIES_OFFSET, E820_OFFSET = 0x070, 0x1E8, 0x2D0
 E820_MOST_ENTRIES = 128
+_E820_ENTRY = struct.Struct("<QQI")
 FOUR_GIB, MIB = 1 << 32, 1 << 20
 
 BOOT_DATA_GPA = 0x90000  # the zero page or PVH's start info; the command line is in the next page
@@ -250,9 +252,9 @@ def zero_page(setup: Setup, initrd: tuple[int, int] | None, memory_map: Sequence
     page = bytearray(PAGE_BYTES)
     page[HEADER_OFFSET : HEADER_OFFSET + len(setup.header)] = setup.header
     entries = memory_map[:E820_MOST_ENTRIES]
-    page[0x1E8] = len(entries)
+    page[E820_ENTRIES_OFFSET] = len(entries)
     for index, entry in enumerate(entries):
-        struct.pack_into("<QQI", page, 0x2D0 + 20 * index, *entry)
+        _E820_ENTRY.pack_into(page, E820_OFFSET + _E820_ENTRY.size * index, *entry)
     struct.pack_into("<H", page, 0x1FA, VIDEO_MODE_NORMAL)
     page[0x210] = LOADER_TYPE_UNDEFINED
     page[0x211] &= ~KASLR_FLAG
@@ -260,3 +262,16 @@ def zero_page(setup: Setup, initrd: tuple[int, int] | None, memory_map: Sequence
     struct.pack_into("<II", page, 0x218, initrd_gpa, initrd_bytes)
     struct.pack_into("<I", page, 0x228, CMDLINE_GPA)
     return bytes(page)
+
+
+def complete(memory: GuestMemory, payload: Payload, memory_map: Sequence[tuple[int, int, int]], rsdp_gpa: int) -> None:
+    """What our firmware writes before it enters a kernel (firmware/linux.c): the final memory map, and the RSDP."""
+    gpa = payload.information
+    if payload.protocol is Protocol.PVH:
+        memory.write(MEMORY_MAP_GPA, pvh.memory_map(memory_map))
+        memory.write_int(gpa + pvh.MAP_ENTRIES_OFFSET, 4, len(memory_map))
+        memory.write_int(gpa + pvh.RSDP_OFFSET, 8, rsdp_gpa)
+        return
+    memory.write(gpa + E820_OFFSET, b"".join(_E820_ENTRY.pack(*entry) for entry in memory_map))
+    memory.write_int(gpa + E820_ENTRIES_OFFSET, 1, len(memory_map))
+    memory.write_int(gpa + RSDP_OFFSET, 8, rsdp_gpa)

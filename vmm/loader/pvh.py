@@ -18,8 +18,7 @@ START_VERSION = 1  # the first with a memory map
 _START = struct.Struct("<IIIIQQQQII")
 _MODULE = struct.Struct("<QQQQ")
 _MAP_ENTRY = struct.Struct("<QQII")
-MODULES_OFFSET = 0x40
-MAP_ENTRY_BYTES = _MAP_ENTRY.size
+MODULES_OFFSET, RSDP_OFFSET, MAP_ENTRIES_OFFSET = 0x40, 32, 48
 
 
 class Note(NamedTuple):
