@@ -102,6 +102,7 @@ BALLOON = GuestRow(
     parameters=(
         ("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),
         ("check=0", "gives pages away without looking at them first, so that inflating can be timed"),
+        ("report=1", "reports its free pages at the start and after each target (device: free-page-reporting=on)"),
     ),
     prints=(
         _VIRTIO,

@@ -3,7 +3,8 @@
  * Every free page holds a pattern made from its own address.  A page outside the balloon must keep it.  A page that
  * comes back from the balloon must hold the pattern still (the host took nothing) or zeros (it did): anything else
  * would be somebody else's data.  The guest sleeps between two changes; "targets=N" ends it after the N-th target
- * reached, and "check=0" gives pages away without looking at them first, so that inflating can be timed.
+ * reached, and "check=0" gives pages away without looking at them first, so that inflating can be timed.  With "report=1"
+ * it reports its free pages at the start and after each target; then a free page may also hold zeros.
  */
 #include "../lib/apic.h"
 #include "../lib/balloon.h"
@@ -16,6 +17,7 @@
 enum { WORDS = PAGE_SIZE / sizeof(u64), POLL_MICROSECONDS = 10000 };
 
 static u64 returned_old, returned_zero;
+static u64 reporting, free_zero;
 
 static u64 pattern(u64 gpa, u64 word)
 {
@@ -52,7 +54,9 @@ static int holds_zeros(u64 gpa)
 
 static void check_kept(u64 gpa)
 {
-    if (!holds_pattern(gpa))
+    if (reporting && holds_zeros(gpa))
+        free_zero++;
+    else if (!holds_pattern(gpa))
         panic("page %lxh outside the balloon has lost its contents", gpa);
 }
 
@@ -78,12 +82,22 @@ static u64 for_each_free_page(void (*visit)(u64 gpa))
     return count;
 }
 
+static void report_free_pages(struct balloon *balloon)
+{
+    u64 count = balloon_report_free_pages(balloon);
+    if (count)
+        print("balloon: reported %lu free pages\n", count);
+}
+
 static void report(const struct balloon *balloon)
 {
-    u64 kept = for_each_free_page(check_kept);
+    free_zero = 0;
+    u64 kept = for_each_free_page(check_kept) - free_zero;
     print("balloon: target %u pages reached in %u requests, %lu pages kept their contents", balloon->target,
           balloon->requests, kept);
     print(", returned: %lu zeroed, %lu unchanged\n", returned_zero, returned_old);
+    if (reporting)
+        print("balloon: %lu free pages hold zeros since they were reported\n", free_zero);
 }
 
 int guest_main(const struct boot_info *boot_info)
@@ -94,6 +108,8 @@ int guest_main(const struct boot_info *boot_info)
 
     if (!parameter_u64((const char *)boot_info->cmdline, "check", 1))
         hooks.before_inflate = NULL;
+    reporting = parameter_u64((const char *)boot_info->cmdline, "report", 0);
+    hooks.reports_free_pages = reporting != 0;
     interrupts_start();
     apic_start();
     pages_start(boot_info);
@@ -103,6 +119,7 @@ int guest_main(const struct boot_info *boot_info)
     print("balloon: %lu of %lu pages are free and hold a pattern\n", filled, pages_total());
     if (!balloon_has_interrupts(&balloon))
         apic_tick_every(POLL_MICROSECONDS);
+    report_free_pages(&balloon);
 
     /* A target of 0 is what every balloon begins with; it counts as reached once another one was. */
     u32 reported = 0;
@@ -111,6 +128,7 @@ int guest_main(const struct boot_info *boot_info)
         enum balloon_state state = balloon_step(&balloon);
         if (state == BALLOON_REACHED && balloon.target != reported) {
             report(&balloon);
+            report_free_pages(&balloon);
             reported = balloon.target;
             said_short = 0;
             targets--;

@@ -53,7 +53,7 @@ struct virtio_device {
     u32 notify_multiplier;
     volatile struct msix_entry *msix; /* NULL: the device has no MSI-X, and somebody must look by themselves */
     u16 msix_entries;
-    u64 features; /* accepted */
+    u64 offered, features; /* features: what the device offers, and what was accepted of it */
 };
 
 /* §4.1.4: where its structures are.  Returns 0 if there is no such device. */
