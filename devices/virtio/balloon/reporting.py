@@ -66,8 +66,8 @@ def free_pages(chains: Chains) -> FreePages:
 
 def _merge(starts: U64, ends: U64) -> tuple[U64, U64]:
     """The union of the ranges as ascending runs: first pages and numbers of pages."""
-    if not len(starts):
-        return starts, ends
+    if len(starts) < 2:
+        return starts, ends - starts
     order = np.argsort(starts, kind="stable")
     starts, reached = starts[order], np.maximum.accumulate(ends[order])
     begins = np.concatenate((_TRUE, starts[1:] > reached[:-1]))
