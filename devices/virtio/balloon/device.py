@@ -240,19 +240,6 @@ class Balloon(VirtioDevice):
         payload = b"".join(arrays)
         return payload, total - len(payload)
 
-    def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
-        """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
-        free = free_pages(chains)
-        self.spend(free.pages // _PFNS_PER_DESCRIPTOR)
-        self.reported_pages += free.pages
-        told = NO_NOTIFICATIONS
-        if free.ignored_bytes:
-            self.ignored_bytes += free.ignored_bytes
-            told |= self.event("ignored-bytes", f"{queue.name}: {free.ignored_bytes} bytes are in no whole free page")
-        if free.pages:
-            told |= self._discard(free) | self.event("reported", f"the driver reported {free.pages} free pages")
-        return told | self.complete(queue, chains)
-
     def _discard(self, pages: PageSet | FreePages) -> Notifications:
         try:
             self.discarded_bytes += pages.discard(self.memory)
@@ -268,6 +255,19 @@ class Balloon(VirtioDevice):
             self.discarded_bytes += self.memory.discard((run,))
         except OSError:
             self.failed_discards += 1
+
+    def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
+        """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
+        free = free_pages(chains)
+        self.spend(free.pages // _PFNS_PER_DESCRIPTOR)
+        self.reported_pages += free.pages
+        told = NO_NOTIFICATIONS
+        if free.ignored_bytes:
+            self.ignored_bytes += free.ignored_bytes
+            told |= self.event("ignored-bytes", f"{queue.name}: {free.ignored_bytes} bytes are in no whole free page")
+        if free.pages:
+            told |= self._discard(free) | self.event("reported", f"the driver reported {free.pages} free pages")
+        return told | self.complete(queue, chains)
 
     def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""
