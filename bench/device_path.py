@@ -150,8 +150,8 @@ class Stopwatch:
 LAYERS = (
     ("dispatch", balloon.Balloon, "notify"),
     ("ring: take", split.SplitQueue, "take_available"),
-    ("payload: copy", OneBuffer, "gather_readable"),
-    ("pages: sort and merge", balloon, "page_set"),
+    ("payload: copy", OneBuffer, "gather_entries"),
+    ("pages: sort and merge", pages.PfnReader, "read"),
     ("pages: the map of the balloon", pages.BalloonPages, "add"),
     ("RAM: discard", pages.PageSet, "discard"),
     ("ring: put and notify", balloon.Balloon, "complete"),

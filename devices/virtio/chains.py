@@ -52,6 +52,11 @@ class Chains:
         return len(self.head)
 
     @property
+    def count(self) -> int:
+        """How many chains there are, n."""
+        return len(self)
+
+    @property
     def descriptors(self) -> int:
         """How many descriptors there are, m."""
         return len(self.addr)
@@ -95,6 +100,25 @@ class Chains:
             addr, length = addr[:kept], length[:kept].copy()
             length[-1] -= ends[kept - 1] - np.uint64(limit_bytes)
         return memory.gather(addr, length).tobytes()
+
+    def gather_entries(self, memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
+        """The device-readable bytes of all chains as arrays of entries, one after the other, and how many bytes were
+        left out.
+
+        Each chain's array ends with its last whole entry.  One that would bring the batch above the limit is not read
+        at all, so that a descriptor of 4 GiB costs nothing."""
+        sizes = self.readable_bytes()
+        total = sum(sizes)
+        if total <= limit_bytes and not any(size % entry_bytes for size in sizes):
+            return self.gather_readable(memory, total), 0
+        arrays, left = [], limit_bytes
+        for index, size in enumerate(sizes):
+            whole = size - size % entry_bytes
+            if 0 < whole <= left:
+                arrays.append(self.only(index).gather_readable(memory, whole))
+                left -= whole
+        payload = b"".join(arrays)
+        return payload, total - len(payload)
 
     def scatter_writable(self, memory: GuestMemory, index: int, data: bytes) -> int:
         """Write `data` into the device-writable buffers of chain `index`, from the first on; what does not fit is left
@@ -220,6 +244,8 @@ class OneBuffer(Chains):
 
     __slots__ = ("_bytes", "_gpa", "_head", "_write")
 
+    count = descriptors = 1
+
     def __init__(self, head: int, gpa: int, length: int, writable: bool) -> None:
         self._head = head
         self._gpa = gpa
@@ -242,10 +268,6 @@ class OneBuffer(Chains):
     def __len__(self) -> int:
         return 1
 
-    @property
-    def descriptors(self) -> int:
-        return 1
-
     def id_of(self, index: int) -> int:
         return self._head
 
@@ -260,3 +282,10 @@ class OneBuffer(Chains):
 
     def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> bytes:
         return b"" if self._write else memory.read(self._gpa, min(self._bytes, limit_bytes))
+
+    def gather_entries(self, memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
+        size = 0 if self._write else self._bytes
+        whole = size - size % entry_bytes
+        if 0 < whole <= limit_bytes:
+            return memory.read(self._gpa, whole), size - whole
+        return b"", size

@@ -123,6 +123,23 @@ def wants_notification(used_event: int, old: int, new: int) -> bool:
     return any(index % 65536 == used_event for index in range(old, old + (new - old) % 65536))
 
 
+def entries_of(chains: list[Chain], memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
+    """The readable bytes of each chain up to its last whole entry, and how many bytes were left out.
+
+    A chain that would bring them above the limit is left out whole."""
+    taken, left_out = b"", 0
+    for chain in chains:
+        readable = [buffer for buffer in chain.buffers if not buffer.writable]
+        size = sum(buffer.length for buffer in readable)
+        whole = size // entry_bytes * entry_bytes
+        if len(taken) + whole > limit_bytes:
+            whole = 0
+        if whole:
+            taken += b"".join(memory.read(buffer.gpa, buffer.length) for buffer in readable)[:whole]
+        left_out += size - whole
+    return taken, left_out
+
+
 def pages_of(payload: bytes, memory: GuestMemory) -> tuple[list[int], int]:
     """§5.5.6: the different pages of RAM that le32 page frame numbers name, ascending, and how many entries named none.
 

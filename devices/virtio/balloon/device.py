@@ -23,7 +23,7 @@ from devices.registers import Register, RegisterMap
 from devices.state import COUNTER, PART, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
-from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, page_set
+from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import CHAINS, Chains
@@ -121,7 +121,8 @@ class Balloon(VirtioDevice):
         self.bad_pfns = self.stray_pages = self.ignored_bytes = self.failed_discards = 0
         self._ram_pages = memory.size_bytes >> PAGE_SHIFT
         # More entries than RAM has pages repeat themselves: a batch that has more is no list of pages.
-        self._pfn_limit = max(self._ram_pages, _MIN_PFN_LIMIT)
+        self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
+        self._reader = PfnReader(memory)
         self._pages = BalloonPages(memory)
         self._stats = StatsConversation()
         self._held: Chains | None = None
@@ -194,9 +195,10 @@ class Balloon(VirtioDevice):
     def _inflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
         self.inflated_pages += self._pages.add(pages)
-        if pages.pages:
-            told |= self._discard(pages)
-        return told | self.complete(queue, chains)
+        if pages.pages and (refused := self._discard(pages)) is not NO_NOTIFICATIONS:
+            told |= refused
+        done = self.complete(queue, chains)
+        return done if told is NO_NOTIFICATIONS else told | done
 
     def _deflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
@@ -207,9 +209,9 @@ class Balloon(VirtioDevice):
 
     def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
         """The pages that all arrays of a batch name, and what is wrong with the rest."""
-        payload, ignored = self._payload(chains)
+        payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
         self.spend(len(payload) // (_PFN_BYTES * _PFNS_PER_DESCRIPTOR))
-        pages = page_set(payload, self.memory)
+        pages = self._reader.read(payload)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
         self.bad_pfns += pages.bad
@@ -220,25 +222,6 @@ class Balloon(VirtioDevice):
         if ignored:
             told |= self.event("ignored-bytes", f"{queue.name}: {ignored} bytes are no page frame numbers, or too many")
         return pages, told
-
-    def _payload(self, chains: Chains) -> tuple[bytes, int]:
-        """All le32 arrays, one after the other, and how many bytes of the batch were not used.
-
-        Each array ends with its last whole entry.  One that would bring the batch above the limit is not read at all,
-        so that a descriptor of 4 GiB costs nothing."""
-        left = self._pfn_limit * _PFN_BYTES
-        sizes = chains.readable_bytes()
-        total = sum(sizes)
-        if total <= left and (total % _PFN_BYTES == 0 if len(sizes) == 1 else not any(n % _PFN_BYTES for n in sizes)):
-            return chains.gather_readable(self.memory, total), 0
-        arrays = []
-        for index, size in enumerate(sizes):
-            whole = size // _PFN_BYTES * _PFN_BYTES
-            if 0 < whole <= left:
-                arrays.append(chains.only(index).gather_readable(self.memory, whole))
-                left -= whole
-        payload = b"".join(arrays)
-        return payload, total - len(payload)
 
     def _discard(self, pages: PageSet | FreePages) -> Notifications:
         try:
