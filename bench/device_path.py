@@ -152,7 +152,7 @@ LAYERS = (
     ("ring: take", split.SplitQueue, "take_available"),
     ("payload: copy", OneBuffer, "gather_entries"),
     ("pages: sort and merge", pages.PfnReader, "read"),
-    ("pages: the map of the balloon", pages.BalloonPages, "add"),
+    ("pages: the map of the balloon", pages.BalloonPages, "move"),
     ("RAM: discard", pages.PageSet, "discard"),
     ("ring: put and notify", balloon.Balloon, "complete"),
 )

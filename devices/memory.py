@@ -149,10 +149,10 @@ class GuestMemory:
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of `length` bytes at `gpa`, across adjoining regions.  OutsideRam if any is not RAM."""
-        region = self.region_of(gpa, length)
-        if region is not None:
-            start = gpa - region.gpa
-            return region.mapping[start : start + length]
+        for region in self.regions:
+            if region.gpa <= gpa < region.end and 0 <= length <= region.end - gpa:
+                start = gpa - region.gpa
+                return region.mapping[start : start + length]
         return b"".join(piece.tobytes() for piece in self._pieces(gpa, length))
 
     def write(self, gpa: int, data: Buffer) -> None:

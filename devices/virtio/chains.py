@@ -25,6 +25,9 @@ Index = NDArray[np.intp]
 U64 = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 
+ARRAYS = ("head", "buffer_id", "slots", "first", "addr", "length", "writable")
+"""The attributes of `Chains` that are arrays."""
+
 
 class Chains:
     """n chains of m descriptors in all.
@@ -36,9 +39,11 @@ class Chains:
     addr        (m,) uint64   guest-physical address of each buffer
     length      (m,) uint64   its bytes, never 0
     writable    (m,) bool     device-writable; otherwise device-readable
+
+    `count` is n, `descriptors` is m.
     """
 
-    __slots__ = ("addr", "buffer_id", "first", "head", "length", "slots", "writable")
+    __slots__ = ("addr", "buffer_id", "count", "descriptors", "first", "head", "length", "slots", "writable")
 
     def __init__(self, head: Heads, slots: Index, first: Index, addr: U64, length: U64, writable: Flags) -> None:
         self.head = self.buffer_id = head
@@ -47,19 +52,11 @@ class Chains:
         self.addr = addr
         self.length = length
         self.writable = writable
+        self.count = len(head)
+        self.descriptors = len(addr)
 
     def __len__(self) -> int:
-        return len(self.head)
-
-    @property
-    def count(self) -> int:
-        """How many chains there are, n."""
-        return len(self)
-
-    @property
-    def descriptors(self) -> int:
-        """How many descriptors there are, m."""
-        return len(self.addr)
+        return self.count
 
     def id_of(self, index: int) -> int:
         """The buffer id of chain `index`."""
@@ -167,10 +164,36 @@ class _SavedChains:
 CHAINS = _SavedChains()
 
 
-class FewChains(Chains):
-    """Chains in lists: the same value, for as few chains as plain Python is quicker for.
+class _WithoutArrays(Chains):
+    """The same value in another form.  The arrays appear when one is asked for.
 
-    `first` has one entry more than there are chains.  The arrays appear when they are asked for."""
+    They are properties, since with `__getattr__` every other attribute would take the interpreter's slow way too."""
+
+    __slots__ = ("_arrays",)
+
+    def __init__(self) -> None:
+        self._arrays: Chains | None = None
+
+    def arrays(self) -> Chains:
+        """The value as arrays."""
+        raise NotImplementedError
+
+
+def _array(name: str) -> property:
+    def ask(chains: _WithoutArrays) -> Any:
+        if chains._arrays is None:
+            chains._arrays = chains.arrays()
+        return getattr(chains._arrays, name)
+
+    return property(ask)
+
+
+for _name in ARRAYS:
+    setattr(_WithoutArrays, _name, _array(_name))
+
+
+class FewChains(_WithoutArrays):
+    """Chains in lists, for as few as plain Python is quicker for; `first` has one entry more than there are chains."""
 
     __slots__ = ("_addr", "_first", "_heads", "_length", "_slots", "_writable")
 
@@ -183,6 +206,8 @@ class FewChains(Chains):
         length: list[int],
         writable: list[bool],
     ) -> None:
+        self._arrays = None
+        self.count, self.descriptors = len(heads), len(addr)
         self._heads = heads
         self._slots = slots
         self._first = first
@@ -190,10 +215,8 @@ class FewChains(Chains):
         self._length = length
         self._writable = writable
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in Chains.__slots__:
-            raise AttributeError(f"chains have no attribute {name!r}")
-        super().__init__(
+    def arrays(self) -> Chains:
+        return Chains(
             np.array(self._heads, np.uint16),
             np.array(self._slots),
             np.array(self._first),
@@ -201,14 +224,6 @@ class FewChains(Chains):
             np.array(self._length, np.uint64),
             np.array(self._writable),
         )
-        return getattr(self, name)
-
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    @property
-    def descriptors(self) -> int:
-        return len(self._addr)
 
     def id_of(self, index: int) -> int:
         return self._heads[index]
@@ -237,25 +252,21 @@ class FewChains(Chains):
         return b"".join(pieces)
 
 
-class OneBuffer(Chains):
-    """One chain of one descriptor, which is what most drivers offer: the same value, without making arrays of it.
-
-    The arrays appear when they are asked for."""
+class OneBuffer(_WithoutArrays):
+    """One chain of one descriptor, which is what most drivers offer."""
 
     __slots__ = ("_bytes", "_gpa", "_head", "_write")
 
-    count = descriptors = 1
-
     def __init__(self, head: int, gpa: int, length: int, writable: bool) -> None:
+        self._arrays = None
+        self.count = self.descriptors = 1
         self._head = head
         self._gpa = gpa
         self._bytes = length
         self._write = writable
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in Chains.__slots__:
-            raise AttributeError(f"chains have no attribute {name!r}")
-        super().__init__(
+    def arrays(self) -> Chains:
+        return Chains(
             np.array([self._head], np.uint16),
             np.array([1]),
             np.array([0, 1]),
@@ -263,10 +274,6 @@ class OneBuffer(Chains):
             np.array([self._bytes], np.uint64),
             np.array([self._write]),
         )
-        return getattr(self, name)
-
-    def __len__(self) -> int:
-        return 1
 
     def id_of(self, index: int) -> int:
         return self._head

@@ -194,7 +194,7 @@ class Balloon(VirtioDevice):
 
     def _inflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
-        self.inflated_pages += self._pages.add(pages)
+        self.inflated_pages += self._pages.move(pages, inside=True)
         if pages.pages and (refused := self._discard(pages)) is not NO_NOTIFICATIONS:
             told |= refused
         done = self.complete(queue, chains)
@@ -202,7 +202,7 @@ class Balloon(VirtioDevice):
 
     def _deflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
-        removed = self._pages.remove(pages)
+        removed = self._pages.move(pages, inside=False)
         self.deflated_pages += removed
         self.stray_pages += pages.pages - removed
         return told | self.complete(queue, chains)

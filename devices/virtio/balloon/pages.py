@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,18 +38,29 @@ for _shared in (_NONE, _ONES, _ZERO, _TRUE):
     _shared.setflags(write=False)
 
 
-class PageSet(NamedTuple):
+class PageSet:
     """`pages` different pages of RAM, and `bad` entries of the array that named none.
 
     Either all are one run that begins with page `first`; or `first` is None, `starts` and `counts`, shape (n,), are
     ascending runs that do not touch, and `pfns` are all the pages, ascending."""
 
-    pages: int
-    bad: int
-    first: int | None
-    starts: Pfns = _NONE
-    counts: Pfns = _NONE
-    pfns: Pfns = _NONE
+    __slots__ = ("bad", "counts", "first", "pages", "pfns", "starts")
+
+    def __init__(
+        self,
+        pages: int,
+        bad: int,
+        first: int | None,
+        starts: Pfns = _NONE,
+        counts: Pfns = _NONE,
+        pfns: Pfns = _NONE,
+    ) -> None:
+        self.pages = pages
+        self.bad = bad
+        self.first = first
+        self.starts = starts
+        self.counts = counts
+        self.pfns = pfns
 
     def discard(self, memory: GuestMemory) -> int:
         """Give the pages back to the host; returns the bytes.  OSError where it refuses."""
@@ -134,29 +145,18 @@ class BalloonPages:
         self._inside = np.frombuffer(self._bytes, np.bool_)
         self.count = 0
 
-    def add(self, pages: PageSet) -> int:
-        """Put pages in; returns how many were not inside before."""
-        new = pages.pages - self._set(pages, True)
-        self.count += new
-        return new
-
-    def remove(self, pages: PageSet) -> int:
-        """Take pages out; returns how many were inside before."""
-        old = self._set(pages, False)
-        self.count -= old
-        return old
-
-    def _set(self, pages: PageSet, inside: bool) -> int:
-        """Mark the pages; returns how many of them were inside."""
-        if pages.first is not None:
-            start, end = pages.first, pages.first + pages.pages
-            before = self._bytes[start:end].count(_INSIDE)
-            self._bytes[start:end] = (_INSIDE if inside else _OUTSIDE) * pages.pages
-            return before
-        places = pages.pfns.astype(np.intp)
-        before = int(np.count_nonzero(self._inside[places]))
-        self._inside[places] = inside
-        return before
+    def move(self, pages: PageSet, inside: bool) -> int:
+        """Put pages in, or take them out; returns how many were not already where they shall be."""
+        total, first = pages.pages, pages.first
+        if first is not None:
+            before = self._bytes[first : first + total].count(_INSIDE)
+            self._bytes[first : first + total] = (_INSIDE if inside else _OUTSIDE) * total
+        else:
+            places = pages.pfns.astype(np.intp)
+            before = int(np.count_nonzero(self._inside[places]))
+            self._inside[places] = inside
+        self.count += total - before if inside else -before
+        return total - before if inside else before
 
     def save_state(self) -> State:
         """The pages inside as runs, [first page frame number, count], ascending."""

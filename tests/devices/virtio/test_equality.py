@@ -261,10 +261,10 @@ def test_page_frame_numbers_are_understood_alike(
         assert (found.pages, found.bad) == (len(expected), bad)
         assert all(start + count < after for (start, count), (after, _) in pairwise(runs))
         if number % 3 < 2:
-            assert inside.add(found) == len(set(expected) - plain)
+            assert inside.move(found, inside=True) == len(set(expected) - plain)
             plain |= set(expected)
         else:
-            assert inside.remove(found) == len(set(expected) & plain)
+            assert inside.move(found, inside=False) == len(set(expected) & plain)
             plain -= set(expected)
         assert inside.count == len(plain)
 
