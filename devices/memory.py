@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,12 +68,14 @@ class GuestMemory:
     """RAM regions at ascending guest-physical addresses.
 
     `layout` is a sequence of (gpa, size_bytes), ascending, disjoint and in whole pages of the host (ValueError
-    otherwise).  ConfigError when the host cannot give that much address space.  `size_bytes` is the sum of the regions,
+    otherwise).  ConfigError when the host is not little-endian or cannot give that much address space.  `size_bytes` is the sum of the regions,
     `fd` the memory file or None.  Usable as a context manager.
     """
 
     def __init__(self, layout: Sequence[tuple[int, int]], name: str = "guest-ram") -> None:
         _check_layout(layout)
+        if sys.byteorder != "little":
+            raise ConfigError("the host must be little-endian, as the guest's memory is")
         self.name = name
         self.size_bytes = sum(size for _, size in layout)
         self.regions: tuple[Region, ...] = ()
@@ -149,10 +152,10 @@ class GuestMemory:
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of `length` bytes at `gpa`, across adjoining regions.  OutsideRam if any is not RAM."""
-        for region in self.regions:
-            if region.gpa <= gpa < region.end and 0 <= length <= region.end - gpa:
-                start = gpa - region.gpa
-                return region.mapping[start : start + length]
+        region = self.region_of(gpa, length)
+        if region is not None:
+            start = gpa - region.gpa
+            return region.mapping[start : start + length]
         return b"".join(piece.tobytes() for piece in self._pieces(gpa, length))
 
     def write(self, gpa: int, data: Buffer) -> None:

@@ -67,6 +67,7 @@ class SplitQueue(Stateful):
         # One more 16-bit word each for used_event and avail_event, which are there only with EVENT_IDX.
         available = memory.view(driver_gpa, 4 + 2 * size + 2 * event_idx)
         used = memory.view(device_gpa, 4 + 8 * size + 2 * event_idx)
+        # One 16-bit load or store each.  Words have the host's byte order, which guest RAM sees to.
         self._available = available.data.cast("H")
         self._used = used.data.cast("H")
         self._used_bytes = used.data
