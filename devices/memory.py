@@ -68,8 +68,8 @@ class GuestMemory:
     """RAM regions at ascending guest-physical addresses.
 
     `layout` is a sequence of (gpa, size_bytes), ascending, disjoint and in whole pages of the host (ValueError
-    otherwise).  ConfigError when the host is not little-endian or cannot give that much address space.  `size_bytes` is the sum of the regions,
-    `fd` the memory file or None.  Usable as a context manager.
+    otherwise).  ConfigError when the host is not little-endian or cannot give that much address space.  `size_bytes` is
+    the sum of the regions, `fd` the memory file or None.  Usable as a context manager.
     """
 
     def __init__(self, layout: Sequence[tuple[int, int]], name: str = "guest-ram") -> None:
