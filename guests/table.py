@@ -108,6 +108,7 @@ BALLOON = GuestRow(
         ("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),
         ("check=0", "gives pages away without looking at them first, so that inflating can be timed"),
         _INTX,
+        ("report=1", "reports its free pages at the start and after each target (device: free-page-reporting=on)"),
     ),
     prints=(
         _VIRTIO,

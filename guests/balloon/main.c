@@ -4,7 +4,8 @@
  * comes back from the balloon must hold the pattern still (the host took nothing) or zeros (it did): anything else
  * would be somebody else's data.  The guest sleeps between two changes; "targets=N" ends it after the N-th target
  * reached, "check=0" gives pages away without looking at them first, so that inflating can be timed, and "intx=1" uses the
- * device's interrupt line instead of MSI-X.
+ * device's interrupt line instead of MSI-X.  With "report=1" it reports its free pages at the start and after each target;
+ * then a free page may also hold zeros.
  */
 #include "../lib/apic.h"
 #include "../lib/balloon.h"
@@ -18,10 +19,13 @@
 enum { POLL_MICROSECONDS = 10000 };
 
 static u64 returned_old, returned_zero;
+static u64 reporting, free_zero;
 
 static void check_kept(u64 gpa)
 {
-    if (!pattern_is_kept(gpa))
+    if (reporting && page_is_zero(gpa))
+        free_zero++;
+    else if (!pattern_is_kept(gpa))
         panic("page %lxh outside the balloon has lost its contents", gpa);
 }
 
@@ -47,12 +51,22 @@ static u64 for_each_free_page(void (*visit)(u64 gpa))
     return count;
 }
 
+static void report_free_pages(struct balloon *balloon)
+{
+    u64 count = balloon_report_free_pages(balloon);
+    if (count)
+        print("balloon: reported %lu free pages\n", count);
+}
+
 static void report(const struct balloon *balloon)
 {
-    u64 kept = for_each_free_page(check_kept);
+    free_zero = 0;
+    u64 kept = for_each_free_page(check_kept) - free_zero;
     print("balloon: target %u pages reached in %u requests, %lu pages kept their contents", balloon->target,
           balloon->requests, kept);
     print(", returned: %lu zeroed, %lu unchanged\n", returned_zero, returned_old);
+    if (reporting)
+        print("balloon: %lu free pages hold zeros since they were reported\n", free_zero);
 }
 
 int guest_main(const struct boot_info *boot_info)
@@ -64,6 +78,8 @@ int guest_main(const struct boot_info *boot_info)
     if (!parameter_u64((const char *)boot_info->cmdline, "check", 1))
         hooks.before_inflate = NULL;
     hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
+    reporting = parameter_u64((const char *)boot_info->cmdline, "report", 0);
+    hooks.reports_free_pages = reporting != 0;
     interrupts_start();
     apic_start();
     pages_start(boot_info);
@@ -73,6 +89,7 @@ int guest_main(const struct boot_info *boot_info)
     print("balloon: %lu of %lu pages are free and hold a pattern\n", filled, pages_total());
     if (!balloon_has_interrupts(&balloon))
         apic_tick_every(POLL_MICROSECONDS);
+    report_free_pages(&balloon);
 
     /* A target of 0 is what every balloon begins with; it counts as reached once another one was. */
     u32 reported = 0;
@@ -81,6 +98,7 @@ int guest_main(const struct boot_info *boot_info)
         enum balloon_state state = balloon_step(&balloon);
         if (state == BALLOON_REACHED && balloon.target != reported) {
             report(&balloon);
+            report_free_pages(&balloon);
             reported = balloon.target;
             said_short = 0;
             targets--;

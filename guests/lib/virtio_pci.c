@@ -155,8 +155,8 @@ void virtio_start(struct virtio_device *device, u64 understood)
     add_status(device, VIRTIO_DRIVER);
 
     /* Step 4: accept what the device offers and this driver implements. */
-    u64 offered = read_offered(device);
-    device->features = offered & (understood | VIRTIO_F_VERSION_1);
+    device->offered = read_offered(device);
+    device->features = device->offered & (understood | VIRTIO_F_VERSION_1);
     if (!(device->features & VIRTIO_F_VERSION_1)) {
         add_status(device, VIRTIO_FAILED);
         panic("the device at 00:%02x.%u does not offer VIRTIO_F_VERSION_1", (u32)(device->function >> 3),
@@ -164,7 +164,7 @@ void virtio_start(struct virtio_device *device, u64 understood)
     }
     write_accepted(device);
     print("virtio: device 00:%02x.%u offers features %lxh, accepted %lxh\n", (u32)(device->function >> 3),
-          (u32)(device->function & 7), offered, device->features);
+          (u32)(device->function & 7), device->offered, device->features);
 
     /* Step 5: no more changes to the features. */
     add_status(device, VIRTIO_FEATURES_OK);

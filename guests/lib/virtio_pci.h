@@ -55,7 +55,7 @@ struct virtio_device {
     u16 msix_entries;
     volatile u8 *isr; /* NULL: its line is not used */
     volatile u32 config_interrupts; /* that came so far */
-    u64 features; /* accepted */
+    u64 offered, features; /* features: what the device offers, and what was accepted of it */
 };
 
 /* §4.1.4: where its structures are, and how it interrupts: by MSI-X if it can, with `intx` by its line (§4.1.5.3.2).

@@ -193,7 +193,7 @@ def test_devices_are_listed_with_their_properties(capsys: pytest.CaptureFixture[
     assert main(["boot", "-device", "virtio-balloon-pci,help"]) == 0
     one = capsys.readouterr().out
     assert one in whole
-    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=off"):
+    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=on|off", "page-poison=off"):
         assert name in one
     assert main(["boot", "-device", "help"]) == 0
     assert capsys.readouterr().out == whole
@@ -257,7 +257,11 @@ FIELDS = {
     "blocks": int,
     "features": {"offered": list, "negotiated": list},
     "balloon": dict.fromkeys(
-        ("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "discarded_bytes", "bad_pfns"), int
+        (
+            *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
+            *("reported_pages", "reported_bytes", "discarded_bytes", "bad_pfns"),
+        ),
+        int,
     ),
     "memory": dict.fromkeys(("ram_bytes", "backed_bytes_peak", "backed_bytes_end"), int),
     "stats": {"reason": str, "age_ns": int, "values": dict, "raw": list},
