@@ -86,6 +86,8 @@ class GuestMemory:
         except ConfigError:
             self.close()
             raise
+        if self.fd is None:
+            hostcalls.process_madvise_works()  # tried now, so that no request of a guest waits for the answer
         self._spans = _spans(layout)
         self.writes = WriteLog()
 

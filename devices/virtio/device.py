@@ -160,6 +160,13 @@ class VirtioDevice(Stateful, ABC):
         queue.write(field, value)
         return NO_NOTIFICATIONS
 
+    def has_queue(self, queue: Queue) -> bool:
+        """Whether `queue` is there for the driver: as long as features can change every queue that the device has, then
+        only those whose feature was negotiated (§5.5.2: statsq "only exists if" its feature is set)."""
+        if queue.feature is None or not self.status & _FEATURES_OK:
+            return True
+        return bool(self.driver_features >> queue.feature & 1)
+
     def notify(self, index: int, now_ns: int) -> Notifications:
         """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored."""
         if 0 <= index < len(self.queues):
@@ -319,16 +326,13 @@ class VirtioDevice(Stateful, ABC):
         return notifications
 
     def _enable(self, queue: Queue, now_ns: int) -> Notifications:
-        if not self.status & _FEATURES_OK or self.needs_reset or not self._exists(queue):
+        if not self.status & _FEATURES_OK or self.needs_reset or not self.has_queue(queue):
             return NO_NOTIFICATIONS
         return self._contained(self._set_up, queue, queue) | self._look_at((queue,), now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
         queue.set_up(self.memory, status.negotiated(self.status, self.driver_features))
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
-
-    def _exists(self, queue: Queue) -> bool:
-        return queue.feature is None or bool(self.driver_features >> queue.feature & 1)
 
     def _become_live(self, now_ns: int) -> Notifications:
         """Look at every queue, since kicks may have come too early, and let the subclass catch up."""

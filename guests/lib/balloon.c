@@ -47,7 +47,7 @@ static void refill_stats(struct balloon *balloon)
 int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
 {
     *balloon = (struct balloon){.guest = *guest};
-    if (!virtio_find(&balloon->device, BALLOON_ID))
+    if (!virtio_find(&balloon->device, BALLOON_ID, guest->intx))
         return 0;
     pages_new_set(&balloon->pages);
 
@@ -72,7 +72,9 @@ int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
         virtio_set_up_queue(&balloon->device, &balloon->reporting_vq, index, MSIX_PAGES);
         print(", reporting_vq %u", (u32)balloon->reporting_vq.size);
     }
-    print(" entries; %s\n", balloon->device.msix ? "MSI-X" : "no MSI-X, a timer must wake this guest");
+    print(" entries; %s\n", balloon->device.msix  ? "MSI-X"
+                           : balloon->device.isr ? "INTx"
+                                                 : "no MSI-X, a timer must wake this guest");
 
     /* Step 8: live.  Only now may the device be notified of the first statistics buffer (§5.5.5 step 7). */
     virtio_driver_ok(&balloon->device);
@@ -187,5 +189,5 @@ u64 balloon_report_free_pages(struct balloon *balloon)
 
 int balloon_has_interrupts(const struct balloon *balloon)
 {
-    return balloon->device.msix != NULL;
+    return virtio_has_interrupts(&balloon->device);
 }

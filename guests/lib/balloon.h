@@ -32,6 +32,8 @@ struct balloon_stat {
 struct balloon_guest {
     /* So many free pages are not for the balloon: the guest needs them to go on working. */
     u64 reserved_pages;
+    /* The device is to use its interrupt line, MSI-X or not. */
+    int intx;
     /* The page allocator has nothing to spare: gives some memory back to it; returns 0 if it cannot. */
     int (*reclaim)(void);
     /* A page is about to be offered to the host, or was taken back and is not yet free again. */

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from vmm import __version__
+from vmm.boot_options import WORDS
 from vmm.cli import EXIT_STATUSES, main
-from vmm.options import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 VMM = [sys.executable, "-m", "vmm"]
@@ -142,7 +142,7 @@ def test_a_mistake_in_vmm_itself_is_one_line(
         raise RuntimeError("something impossible")
 
     monkeypatch.delenv("VMM_TRACEBACK", raising=False)
-    monkeypatch.setattr("vmm.cli._configure", broken)
+    monkeypatch.setattr("vmm.boot_options.BootOptions.config", broken)
     assert main(["boot", "hello"]) == 70
     assert capsys.readouterr().err == "vmm: A mistake in vmm itself: RuntimeError: something impossible\n"
     monkeypatch.setenv("VMM_TRACEBACK", "1")
