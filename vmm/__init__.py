@@ -41,9 +41,9 @@ def boot(
     `memory` is a size such as "64M", or bytes; `targets` a schedule such as "32M@2s,64M@4s"; `poll` the seconds of
     guest time between two requests for statistics (0: none); `duration` the guest time after which the run ends,
     `powerdown` the one at which the power button is pressed; `parameter` reaches the guest; `bios` is a file with
-    firmware to run instead of the project's own, and then needs no guest; `modules` are files for a Multiboot kernel,
-    "FILE" or "FILE WORDS"; `devices` are written as for QEMU's -device.  ConfigError with one sentence when something
-    of it cannot be.
+    firmware to run instead of the project's own, and then needs no guest, or "none" to start a Linux kernel without
+    any; `modules` are a Linux kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are
+    written as for QEMU's -device.  ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
     from vmm.machine import Machine

@@ -20,7 +20,7 @@ from vmm.options import Word
 if TYPE_CHECKING:
     from guests import GuestRow
 
-DEFAULT_GUEST, DEFAULT_MEMORY = "stats", "64M"
+DEFAULT_GUEST, DEFAULT_MEMORY, LINUX_MEMORY = "stats", "64M", "512M"
 
 
 def _option(*names: str, metavar: str | None = None, help: str) -> Any:
@@ -40,7 +40,7 @@ class BootOptions:
             show_default=False,
         ),
     ] = ""
-    memory: Annotated[str, _option("--memory", "-m", metavar="SIZE", help="RAM of the machine (64M).")] = ""
+    memory: Annotated[str, _option("--memory", "-m", metavar="SIZE", help="RAM of the machine (64M; Linux 512M).")] = ""
     target: Annotated[
         str | None,
         _option(metavar="SIZE[@TIME],…", help="RAM left to the guest from that guest time on, or balloon=SIZE."),
@@ -111,7 +111,7 @@ class BootOptions:
         row = GUESTS.get(guest)
         config = make_config(
             guest,
-            memory=self.memory or (row.memory if row else DEFAULT_MEMORY),
+            memory=self.memory or (row.memory if row else _default_memory(guest)),
             clock=self.clock,
             targets=self.target or "",
             poll=self.poll or 0,
@@ -133,6 +133,13 @@ class BootOptions:
         if self.duration is None:
             config = replace(config, for_ns=demo.for_ns)
         return config
+
+
+def _default_memory(guest: str) -> str:
+    """Enough RAM for a guest that is a file: a distribution's Linux does not start in what suits a small program."""
+    from vmm.loader import is_linux
+
+    return LINUX_MEMORY if is_linux(guest) else DEFAULT_MEMORY
 
 
 def _demo_targets(row: GuestRow, memory_bytes: int) -> tuple[TargetStep, ...]:

@@ -54,7 +54,7 @@ Examples:
   vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
   vmm boot balloon --target balloon=16M --for 2s --json
   vmm boot ./mine.elf --param "two words" --serial file:console.txt
-  vmm boot -m 512M -kernel vmlinuz -initrd initrd.img -append console=ttyS0 --serial stdio
+  vmm boot -kernel vmlinuz -initrd initrd.img -append console=ttyS0 --serial stdio
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
   vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci

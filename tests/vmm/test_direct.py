@@ -120,7 +120,7 @@ def test_without_firmware_there_must_be_a_kernel() -> None:
 
 def test_a_kernel_where_the_tables_must_lie_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kernel"
-    path.write_bytes(bzimage(gzip.compress(vmlinux(((0x98000, b"\xf4", 16),), entry=0x98000))))
+    path.write_bytes(bzimage(gzip.compress(vmlinux(((0x98000, b"\xf4", 16),), entry=0x98000)), init_bytes=0x1000))
     with pytest.raises(ConfigError, match="wants the memory at 0x98000, where ACPI tables lie"):
         vmm.boot(path, bios="none")
 

@@ -195,13 +195,19 @@ def test_everything_else_gets_one_sentence(memory: GuestMemory, image: bytes, se
 
 
 def test_a_kernel_that_the_ram_cannot_hold_is_told_where_it_wanted_to_be(memory: GuestMemory) -> None:
-    image = bzimage(gzip.compress(vmlinux(((KERNEL_GPA, ENTRY_CODE, RAM_END),))))
+    image = vmlinux(((KERNEL_GPA, ENTRY_CODE, RAM_END),), notes=PVH_NOTE)
     with pytest.raises(ConfigError, match="needs RAM at 0x1000000-0x4ffffff, which this machine does not have"):
         load(memory, image)
 
 
+def test_a_kernel_must_have_the_ram_that_it_needs_to_start(memory: GuestMemory) -> None:
+    assert load(memory, bzimage(init_bytes=RAM_END - KERNEL_GPA)).kind == "Linux bzImage"
+    with pytest.raises(ConfigError, match=r"needs RAM at 0x1000000-0x4000fff to start, which this machine does not"):
+        load(memory, bzimage(init_bytes=RAM_END - KERNEL_GPA + 0x1000))
+
+
 def test_a_kernel_that_wants_the_place_of_what_it_is_told_is_refused(memory: GuestMemory) -> None:
-    image = bzimage(gzip.compress(vmlinux(((0x8F000, ENTRY_CODE, 0x2000),), entry=0x8F000)))
+    image = bzimage(gzip.compress(vmlinux(((0x8F000, ENTRY_CODE, 0x2000),), entry=0x8F000)), init_bytes=0x2000)
     with pytest.raises(ConfigError, match=r"^The kernel 'vmlinuz' wants the memory at 0x90000, where it is told"):
         load(memory, image)
 

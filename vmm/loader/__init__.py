@@ -16,10 +16,21 @@ from guests import GUESTS
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Segment, place
 from vmm.models import did_you_mean
 
-__all__ = ["BootData", "Image", "Module", "Payload", "Segment", "load", "read_firmware", "read_image", "read_modules"]
+__all__ = [
+    "BootData",
+    "Image",
+    "Module",
+    "Payload",
+    "Segment",
+    "is_linux",
+    "load",
+    "read_firmware",
+    "read_image",
+    "read_modules",
+]
 
 FLAT_GPA = 0x100000
-ELF_MAGIC = b"\x7fELF"
+ELF_MAGIC, LINUX_MAGIC = b"\x7fELF", b"HdrS"
 MULTIBOOT_MAGIC, MULTIBOOT_SEARCHED_BYTES = bytes.fromhex("02b0ad1b"), 8192
 LARGEST_IMAGE_BYTES = 1 << 30  # a device such as /dev/zero never ends
 FIRMWARE_UNIT_BYTES, LARGEST_FIRMWARE_BYTES = 64 << 10, 16 << 20
@@ -37,6 +48,15 @@ def read_image(guest: str) -> Image:
     if path.name == guest and not path.exists():
         raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, GUESTS)}")
     return Image(guest, _read_file("guest", guest, LARGEST_IMAGE_BYTES))
+
+
+def is_linux(guest: str) -> bool:
+    """Whether `guest` is the path of a bzImage, by its first bytes; False for what cannot be read."""
+    try:
+        with open(guest, "rb") as file:
+            return guest not in GUESTS and file.read(0x206)[0x202:] == LINUX_MAGIC
+    except (OSError, ValueError):
+        return False
 
 
 def _read_file(what: str, path: str, largest_bytes: int) -> bytes:
@@ -88,7 +108,7 @@ def load(image: Image, memory: GuestMemory, boot: BootData | None = None) -> Pay
         header = multiboot.find_header(image.data)
         if header is not None:
             return multiboot.load_multiboot(image, header, memory, boot)
-    if image.data[0x202:0x206] == b"HdrS" or image.data[:4] == ELF_MAGIC:
+    if image.data[0x202:0x206] == LINUX_MAGIC or image.data[:4] == ELF_MAGIC:
         from vmm.loader import linux  # pyelftools is only imported when there is an ELF file
 
         if linux.is_bzimage(image.data):

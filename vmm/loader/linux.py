@@ -92,8 +92,17 @@ def load_bzimage(image: Image, memory: GuestMemory, boot: BootData) -> Payload:
     except Damaged as error:
         raise ConfigError(f"The kernel {image.name!r} {error}.") from error
     kernel = read_vmlinux(Image(image.name, vmlinux))
+    _check_room(image.name, kernel.segment.gpa, init_bytes, memory)
     initrd, segments = _place(image.name, kernel, setup, memory, boot)
     return _tell_zero_page(image.name, "Linux bzImage", kernel, setup, memory, boot, initrd, segments)
+
+
+def _check_room(name: str, gpa: int, size: int, memory: GuestMemory) -> None:
+    """init_size is what a kernel uses before it looks at the memory map: with less it dies before it can say why."""
+    if not memory.contains(gpa, size):
+        raise ConfigError(
+            f"The kernel {name!r} needs RAM at {gpa:#x}-{gpa + size - 1:#x} to start, which this machine does not have."
+        )
 
 
 def load_vmlinux(image: Image, memory: GuestMemory, boot: BootData) -> Payload:
