@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -53,3 +54,8 @@ def test_linux_gets_more_ram_where_nothing_is_said(tmp_path: Path) -> None:
         assert BootOptions(guest=str(tmp_path / name)).config().memory_bytes == mib * MIB
     assert BootOptions(guest=str(tmp_path / "vmlinuz"), memory="96M").config().memory_bytes == 96 * MIB
     assert BootOptions(guest=str(tmp_path / "missing")).config().memory_bytes == 64 * MIB
+
+
+def test_a_pipe_is_not_read_to_find_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert BootOptions(guest=str(tmp_path / "pipe")).config().memory_bytes == 64 * MIB  # opening it would wait for ever

@@ -51,10 +51,12 @@ def read_image(guest: str) -> Image:
 
 
 def is_linux(guest: str) -> bool:
-    """Whether `guest` is the path of a bzImage, by its first bytes; False for what cannot be read."""
+    """Whether `guest` is the path of a bzImage, by its first bytes; a pipe is left alone, it can be read once only."""
     try:
+        if guest in GUESTS or not Path(guest).is_file():
+            return False
         with open(guest, "rb") as file:
-            return guest not in GUESTS and file.read(0x206)[0x202:] == LINUX_MAGIC
+            return file.read(0x206)[0x202:] == LINUX_MAGIC
     except (OSError, ValueError):
         return False
 
