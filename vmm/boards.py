@@ -332,6 +332,8 @@ _FEATURE_OF = {
     "event_idx": spec.VIRTIO_F_EVENT_IDX,
     "must-tell-host": spec.VIRTIO_BALLOON_F_MUST_TELL_HOST,
     "stats-vq": spec.VIRTIO_BALLOON_F_STATS_VQ,
+    "deflate-on-oom": spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
+    "free-page-reporting": spec.VIRTIO_BALLOON_F_PAGE_REPORTING,
 }
 
 

@@ -146,16 +146,18 @@ class LocalApic(Stateful):
     # -- the guest's side: registers -----------------------------------------------------------------------------------
 
     def read(self, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
-        effects = self.advance(now_ns) | self._check_slot(offset)
+        effects = self.advance(now_ns) | self._check_slots(offset, size)
         value, more = REGISTERS.read(self, offset, size, now_ns)
         return value, effects | more
 
     def write(self, offset: int, size: int, value: int, now_ns: int) -> Effects:
-        effects = self.advance(now_ns) | self._check_slot(offset)
+        effects = self.advance(now_ns) | self._check_slots(offset, size)
         return effects | REGISTERS.write(self, offset, size, value, now_ns)
 
-    def _check_slot(self, offset: int) -> Effects:
-        return NOTHING if offset >> 4 in _SLOTS else self._log_error(ESR_ILLEGAL_REGISTER)
+    def _check_slots(self, offset: int, size: int) -> Effects:
+        """An access of at most 8 bytes touches one slot of 16 or two; each must have a register."""
+        legal = offset >> 4 in _SLOTS and offset + size - 1 >> 4 in _SLOTS
+        return NOTHING if legal else self._log_error(ESR_ILLEGAL_REGISTER)
 
     def write_apic_id(self, value: int, now_ns: int) -> Effects:
         self.apic_id = value & 0xFF00_0000

@@ -101,8 +101,9 @@ BUILT: dict[type, str] = {
     VirtioPciModern: f"{FUNCTION} table _window_data",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring",
-    SplitQueue: "size _memory _event_idx _walker _available _used _used_bytes _used_ring _used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} _ram_pages _pfn_limit _handlers _stats_queue",
+    SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
+    "_used_gpa _heads_in_flight",
+    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "",
     BalloonPages: "_size _bytes _inside count",

@@ -303,7 +303,9 @@ def test_what_does_not_fit_is_named_and_changes_nothing(change: Callable[[Any], 
 
 
 def test_regression_statistics_dead_after_restore() -> None:
-    """The held buffer comes back with the rest: a request after the restore is answered."""
+    """The held buffer comes back with the rest: a request after the restore is answered.
+
+    Seed: stats dead after restore."""
     with vmm.boot("stats", memory="16M") as first, vmm.boot("stats", memory="16M") as second:
         first.run(until="100ms")
         second.restore(first.save())

@@ -262,8 +262,9 @@ class VirtioPciModern(PciFunction):
 
     @property
     def queue_size(self) -> int:
+        """§4.1.4.3.1: 0 where the queue is not there for the driver."""
         queue = self._queue()
-        return queue.size if queue is not None else 0
+        return queue.size if queue is not None and self.device.has_queue(queue) else 0
 
     def write_queue_size(self, value: int, now_ns: int) -> Effects:
         return self._write_queue("size", value, now_ns)
