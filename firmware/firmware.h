@@ -33,14 +33,21 @@ struct segment {
     u32 zero;
 };
 
-enum payload_flags { PAYLOAD_MULTIBOOT = 1 }; /* to be entered as the Multiboot specification has it */
+/* How a payload is to be entered; 0 is the bundled guests' own way. */
+enum payload_flags { PAYLOAD_MULTIBOOT = 1, PAYLOAD_LINUX = 2, PAYLOAD_PVH = 4 };
 
 struct payload {
     u64 entry;
-    u64 multiboot_info; /* where its boot information lies, if it is one */
+    u64 information; /* where what its boot protocol tells it lies, if it has one */
     u32 flags;
     u32 segment_count;
     struct segment segments[MAX_SEGMENTS + 1]; /* the last one used is the ROM itself, see paging.c */
+};
+
+struct start_info { /* struct hvm_start_info, version 1: what a PVH kernel is told */
+    u32 magic, version, flags, modules;
+    u64 module_list, cmdline, rsdp, memory_map;
+    u32 memory_map_entries, reserved;
 };
 
 struct idt_gate {
@@ -119,6 +126,10 @@ void memory_publish(void);
 /* payload.c */
 void payload_read(void);
 
+/* linux.c: the zero page of Linux, or the start info of PVH, with what only the firmware knows. */
+void linux_complete_zero_page(u64 zero_page, u64 rsdp);
+void pvh_complete_start_info(u64 start_info, u64 rsdp);
+
 /* paging.c */
 void paging_start(void);
 
@@ -139,4 +150,5 @@ void exceptions_start(void);
 
 /* reset.S */
 u32 enter_guest(u64 entry, const struct boot_info *boot_info);
-__attribute__((noreturn)) void enter_multiboot(u64 entry, u64 information);
+__attribute__((noreturn)) void enter_linux(u64 entry, u64 zero_page);
+__attribute__((noreturn)) void enter_protected_mode(u64 entry, u64 information);

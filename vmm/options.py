@@ -35,6 +35,7 @@ Words: TypeAlias = Mapping[str, Word]
 QEMU_WORDS: dict[str, Word] = {
     "-serial": Word("--serial"),
     "-append": Word("--param"),
+    "--append": Word("--param"),
     "-device": Word("--device"),
     "-bios": Word("--bios"),
     "-initrd": Word("--initrd"),

@@ -227,7 +227,7 @@ def test_each_end_has_its_outcome_and_exit_status(
 def test_a_triple_fault_is_told_with_vector_address_and_registers(tmp_path: Path) -> None:
     done = vmm("boot", flat(tmp_path, TRIPLE_FAULT))
     assert done.returncode == 4
-    assert "triple-fault: exception 6 at 0018:0000000000100008" in done.stdout
+    assert "triple-fault: exception 6 at 0010:0000000000100008" in done.stdout
     assert re.search(r"^registers +rax=[0-9a-f]+ rbx=", done.stdout, re.MULTILINE)
     assert re.search(
         r"\brflags=[0-9a-f]+ +cr0=[0-9a-f]+ +cr2=[0-9a-f]+ +cr3=[0-9a-f]+ +cr4=[0-9a-f]+", " ".join(done.stdout.split())
