@@ -98,8 +98,14 @@ def e820(layout: list[tuple[int, int]], rom_bytes: int = firmware.ROM_BYTES) -> 
     return b"".join(struct.pack("<QQI", *entry) for entry in memory_map(layout, rom_bytes))
 
 
+def has_fw_cfg_dma(config: MachineConfig) -> bool:
+    """Only our firmware is offered DMA: others point it at shadow RAM too, which is the processor's alone here."""
+    return not config.bios
+
+
 def platform(config: MachineConfig) -> acpi.Platform:
     """The board as its ACPI tables describe it."""
+    fw_cfg_ports = FW_CFG_DMA + fw_cfg_dma.PORTS - FW_CFG if has_fw_cfg_dma(config) else fw_cfg.PORTS
     return acpi.Platform(
         memory_window=acpi.Window(PCI_MEMORY_BASE, IO_APIC_BASE - 1),
         ecam=acpi.Window(ECAM_BASE, ECAM_BASE + WINDOW_BYTES - 1),
@@ -121,7 +127,7 @@ def platform(config: MachineConfig) -> acpi.Platform:
         serial=acpi.IsaDevice(COM1, COM1_PORTS, ISA_LINES["isa4"]),
         clock=acpi.IsaDevice(CMOS, CMOS_PORTS, ISA_LINES["isa8"]),
         panic=acpi.IsaDevice(PVPANIC, 1),
-        firmware_files=acpi.IsaDevice(FW_CFG, FW_CFG_DMA + fw_cfg_dma.PORTS - FW_CFG),
+        firmware_files=acpi.IsaDevice(FW_CFG, fw_cfg_ports),
         trigger_ports=acpi.IsaDevice(ELCR, ELCR_PORTS),
     )
 
@@ -213,7 +219,7 @@ class Board(Stateful):
         self.rtc = Rtc(start_s, config.memory_bytes - high_bytes, high_bytes)
         self.serial = Serial()
         self.pm1a = Pm1aControl()
-        self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config), dma=True)
+        self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config), dma=has_fw_cfg_dma(config))
         self.fw_cfg_dma = FwCfgDma(self.fw_cfg, self.memory)
         self.debug_port = DebugPort()
         self.pm_events = PmEvents()
@@ -256,13 +262,14 @@ class Board(Stateful):
             (self.ports, ELCR, ELCR_PORTS, pic.elcr, "8259 edge/level control"),
             (self.ports, PVPANIC, 1, Pvpanic(), "pvpanic"),
             (self.ports, FW_CFG, fw_cfg.PORTS, self.fw_cfg, "fw_cfg"),
-            (self.ports, FW_CFG_DMA, fw_cfg_dma.PORTS, self.fw_cfg_dma, "fw_cfg DMA"),
             (self.ports, 0x5F4, 4, ExitDevice(), "exit device"),
             (self.mmio, SHADOW_BASE, SHADOW_BYTES, alias, "firmware below 1 MiB"),
             (self.mmio, IO_APIC_BASE, 0x20, self.interrupts.ioapic, "I/O APIC"),
             (self.mmio, INTERRUPT_BASE, 0x1000, self.lapic, "local APIC"),
             (self.mmio, HIGH_BASE - len(self.rom), len(self.rom), rom, "firmware"),
         ]
+        if has_fw_cfg_dma(self.config):
+            table.append((self.ports, FW_CFG_DMA, fw_cfg_dma.PORTS, self.fw_cfg_dma, "fw_cfg DMA"))
         for space, base, length, handler, owner in table:
             space.add(base, length, handler, owner)
 

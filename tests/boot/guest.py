@@ -36,6 +36,7 @@ class Linux:
     memory: str = "256M"
     kernel: Path = field(default_factory=debian.kernel)
     devices: tuple[str, ...] = ("virtio-balloon-pci,id=balloon0",)
+    powerdown: str | None = None
 
     def __enter__(self) -> Self:
         archive = self.folder / "initramfs"
@@ -46,6 +47,7 @@ class Linux:
             parameter=f"console=ttyS0 {self.cmdline}",
             modules=[str(archive)],
             devices=self.devices,
+            powerdown=self.powerdown,
         )
         self.events: list[tuple[int, Event]] = []
         self.machine.observers.append(self)

@@ -22,6 +22,7 @@ from vmm.machine import Machine
 MS = 10**6
 FLAT_BASE = 0x100000
 SOURCE = """
+    movw    %cs, gate + 2(%rip)
     lidt    idt_pointer(%rip)
     movw    $0x602, %dx             # PM1_EN
     movw    ${enable}, %ax
@@ -48,7 +49,7 @@ idt_pointer:
     .quad   gate - 0x71 * 16        # the firmware has given the slave the vectors from 70h on
     .balign 16
 gate:
-    .word   handler - program, 0x18, 0x8e00, 0x10
+    .word   handler - program, 0, 0x8e00, 0x10
     .quad   0
 """
 LISTENS, DOES_NOT = 0x100, 0x001
