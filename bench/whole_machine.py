@@ -56,7 +56,7 @@ def _until_told(machine: Machine, pages: int) -> int:
 
     The guest then looks at every page it has kept, and goes on doing so until the machine comes back: that is no part
     of inflating, and would be a fifth of the time."""
-    device, write = machine.board.need_balloon()[1], machine.mmio_write
+    device, write = machine.board.need_balloon()[1], machine.platform.mmio_write
     told: list[int] = []
 
     def watched_write(gpa: int, size: int, value: int) -> None:
@@ -64,7 +64,7 @@ def _until_told(machine: Machine, pages: int) -> int:
         if device.actual == pages:
             told.append(time.perf_counter_ns())
 
-    with mock.patch.object(machine, "mmio_write", watched_write):
+    with mock.patch.object(machine.platform, "mmio_write", watched_write):
         start = time.perf_counter_ns()
         _inflated_to(machine, pages)()
     return told[0] - start
