@@ -63,6 +63,8 @@ class BoardPlatform(Stateful):
     def mmio_read(self, gpa: int, size: int) -> int:
         value, effects = self._board.mmio.read(gpa, size, self.now_ns)
         self._after_access(effects)
+        if effects is not NOTHING:
+            self.refresh_irq()
         return value
 
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
@@ -80,27 +82,30 @@ class BoardPlatform(Stateful):
         return vector
 
     def _after_access(self, effects: Effects) -> None:
-        if effects is not NOTHING:
-            self.carry_out(effects)
+        self._carry_out(effects)
         self.drop_overwritten_code()
 
     # -- effects -------------------------------------------------------------------------------------------------------
 
     def carry_out(self, effects: Effects) -> None:
-        """Do what a device asked for.
+        """Do what a device asked for, and tell the CPU if an interrupt waits now.
 
         The CPU takes an interrupt without leaving.  It leaves, before its next block, for a deadline and for the end of
         the run, and for anything at all if somebody waits for a condition: leaving costs as much as a small request."""
+        self._carry_out(effects)
+        self.refresh_irq()
+
+    def _carry_out(self, effects: Effects) -> None:
         if effects is NOTHING:
             return
         for message in effects.messages:
             self._deliver(message)
         for line in effects.lines:
-            self.carry_out(self._board.interrupts.set_line(line.name, line.level))
+            self._carry_out(self._board.interrupts.set_line(line.name, line.level))
         for vector in effects.ended_vectors:
-            self.carry_out(self._board.interrupts.end_of_interrupt(vector))
+            self._carry_out(self._board.interrupts.end_of_interrupt(vector))
         if effects.rewired:
-            self.carry_out(self._board.interrupts.rewire())
+            self._carry_out(self._board.interrupts.rewire())
         if effects.shadows:
             self.cpu.map_shadow(effects.shadows)
         if effects.stop is not None and self.stop is None:
@@ -108,18 +113,17 @@ class BoardPlatform(Stateful):
         if effects.events:
             now_ns = self.now_ns
             self.events += [(now_ns, event) for event in effects.events]
-        self.refresh_irq()
         if self.attentive or effects.deadline or effects.stop is not None:
             self.cpu.request_exit()
 
     def _deliver(self, message: Message) -> None:
         """An MSI-X message is a bus write: to the interrupt controllers, to RAM, or to a device."""
         if self._board.is_interrupt_address(message.address):
-            self.carry_out(self._board.lapic.message(message.address, message.data))
+            self._carry_out(self._board.lapic.message(message.address, message.data))
         elif self._memory.contains(message.address, 4):
             self._memory.write_int(message.address, 4, message.data)
         else:
-            self.carry_out(self._board.mmio.write(message.address, 4, message.data, self.now_ns))
+            self._carry_out(self._board.mmio.write(message.address, 4, message.data, self.now_ns))
 
     # -- between two runs of the CPU -----------------------------------------------------------------------------------
 

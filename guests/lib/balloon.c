@@ -139,7 +139,6 @@ static void deflate(struct balloon *balloon, u32 count)
 
 enum balloon_state balloon_step(struct balloon *balloon)
 {
-    virtio_check(&balloon->device);
     refill_stats(balloon);
     balloon->target = virtio_read_config32(&balloon->device, CONFIG_NUM_PAGES);
     u64 held = balloon->pages.count;
@@ -147,10 +146,13 @@ enum balloon_state balloon_step(struct balloon *balloon)
         deflate(balloon, (u32)min_u64(held - balloon->target, BALLOON_REQUEST_PAGES));
         return BALLOON_MOVING;
     }
-    if (held == balloon->target)
-        return BALLOON_REACHED;
     u32 wanted = (u32)min_u64(balloon->target - held, BALLOON_REQUEST_PAGES);
-    return inflate(balloon, wanted) ? BALLOON_MOVING : BALLOON_SHORT;
+    if (wanted && inflate(balloon, wanted))
+        return BALLOON_MOVING;
+
+    /* Nothing to do: the time to see whether that is because the device is broken.  A request finds out by itself. */
+    virtio_check(&balloon->device);
+    return wanted ? BALLOON_SHORT : BALLOON_REACHED;
 }
 
 /* Sends what was added to reporting_vq and sleeps until all of it is acknowledged. */

@@ -268,13 +268,7 @@ void virtio_check(const struct virtio_device *device)
 
 u32 virtio_read_config32(const struct virtio_device *device, u32 offset)
 {
-    u8 before;
-    u32 value;
-    do {
-        before = device->common->config_generation;
-        value = *(volatile u32 *)(device->config + offset);
-    } while (before != device->common->config_generation);
-    return value;
+    return *(volatile u32 *)(device->config + offset);
 }
 
 void virtio_write_config32(const struct virtio_device *device, u32 offset, u32 value)

@@ -80,6 +80,7 @@ void virtio_driver_ok(struct virtio_device *device);
 /* Panics if the device says that it has lost its way (§2.1.2). */
 void virtio_check(const struct virtio_device *device);
 
-/* A field of the device's configuration that cannot be torn: it is read again until the generation stood still. */
+/* One field of the device's configuration.  32 bits in one access cannot be torn; only a driver that reads several
+ * fields, or a wider one, must watch config_generation (§2.5.1). */
 u32 virtio_read_config32(const struct virtio_device *device, u32 offset);
 void virtio_write_config32(const struct virtio_device *device, u32 offset, u32 value);
