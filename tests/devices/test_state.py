@@ -111,7 +111,7 @@ BUILT: dict[type, str] = {
     SeededEntropy: "seed",
     VirtualClock: "",
     RealtimeClock: "_start_ns",
-    Board: "config memory payload ports mmio rom transports timed isa_bridge",
+    Board: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
     BoardPlatform: "attentive cpu _board _clock _memory",
     Machine: "config observers debug_sinks _interrupted board memory",
 }
