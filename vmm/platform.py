@@ -21,15 +21,21 @@ from vmm.clock import Clock
 from vmm.cpu import ClosedCpu, Cpu
 from vmm.state import EVENTS, STOP
 
+SAMPLE_INTERVAL_NS = 1_000_000
+
 
 class BoardPlatform(Stateful):
     """The `vmm.cpu.Platform` of `board`, with its CPU at the reset vector; `clock` turns executed blocks into time.
 
     `stop` is the first request to end the run, `events` are (guest ns, event) not fetched yet, `backed_bytes_peak` the
-    most bytes of RAM that the host was seen to back.  While `attentive` the CPU leaves after any effect: somebody waits
-    for a condition."""
+    most bytes of RAM that the host was seen to back, `sampled_ns` when that was last looked at.  While `attentive` the
+    CPU leaves after any effect: somebody waits for a condition."""
 
-    STATE: ClassVar[Table] = {"stop": STOP, "events": EVENTS, "backed_bytes_peak": COUNTER}
+    STATE: ClassVar[Table] = {
+        "stop": STOP,
+        "events": EVENTS,
+        **dict.fromkeys(("backed_bytes_peak", "sampled_ns"), COUNTER),
+    }
 
     def __init__(self, board: Board, clock: Clock) -> None:
         self.attentive = False
@@ -38,7 +44,7 @@ class BoardPlatform(Stateful):
         self._board = board
         self._clock = clock
         self._memory = board.memory
-        self.backed_bytes_peak = self._memory.backed_bytes()
+        self.backed_bytes_peak, self.sampled_ns = self._memory.backed_bytes(), 0
         self.cpu: Cpu | ClosedCpu = board.make_cpu(self)
 
     @property
@@ -98,22 +104,23 @@ class BoardPlatform(Stateful):
     def _carry_out(self, effects: Effects) -> None:
         if effects is NOTHING:
             return
-        for message in effects.messages:
+        messages, lines, deadline, stop, events, ended_vectors, rewired, shadows = effects
+        for message in messages:
             self._deliver(message)
-        for line in effects.lines:
+        for line in lines:
             self._carry_out(self._board.interrupts.set_line(line.name, line.level))
-        for vector in effects.ended_vectors:
+        for vector in ended_vectors:
             self._carry_out(self._board.interrupts.end_of_interrupt(vector))
-        if effects.rewired:
+        if rewired:
             self._carry_out(self._board.interrupts.rewire())
-        if effects.shadows:
-            self.cpu.map_shadow(effects.shadows)
-        if effects.stop is not None and self.stop is None:
-            self.stop = effects.stop
-        if effects.events:
+        if shadows:
+            self.cpu.map_shadow(shadows)
+        if stop is not None and self.stop is None:
+            self.stop = stop
+        if events:
             now_ns = self.now_ns
-            self.events += [(now_ns, event) for event in effects.events]
-        if self.attentive or effects.deadline or effects.stop is not None:
+            self.events += [(now_ns, event) for event in events]
+        if self.attentive or deadline or stop is not None:
             self.cpu.request_exit()
 
     def _deliver(self, message: Message) -> None:
@@ -155,16 +162,18 @@ class BoardPlatform(Stateful):
     def drop_overwritten_code(self) -> None:
         """What the host's side wrote may have been code; it is also when host memory is worth measuring.
 
-        A memory file tells at once how large it is; anonymous RAM must be looked through, which a request cannot wait
+        Asking a memory file how large it is costs half as much as a request where much is discarded, so it is asked at
+        most once in a millisecond of guest time.  Anonymous RAM must be looked through, which a request cannot wait
         for: it is measured when a target changes, and at the end."""
         writes = self._memory.take_writes()
         if writes:
             self.cpu.drop_translations(writes)
-            if self._memory.fd is not None:
+            if self._memory.fd is not None and self.now_ns >= self.sampled_ns + SAMPLE_INTERVAL_NS:
                 self.sample_backing()
 
     def sample_backing(self) -> None:
         """Look how much RAM the host backs now."""
+        self.sampled_ns = self.now_ns
         self.backed_bytes_peak = max(self.backed_bytes_peak, self._memory.backed_bytes())
 
     def close(self) -> None:

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from devices.effects import Event
 from devices.errors import DriverError
@@ -45,8 +44,7 @@ _LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
 Argument = TypeVar("Argument")
 
 
-@dataclass(frozen=True, slots=True)
-class Notifications:
+class Notifications(NamedTuple):
     """What a device wants its driver, its timer and its watchers to hear.
 
     `queues` are the indices of queues with a used-buffer notification, ascending, without duplicates; `config` is a

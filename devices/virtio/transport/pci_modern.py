@@ -98,18 +98,17 @@ class VirtioPciModern(PciFunction):
         """What a notification of the driver takes on this transport (§4.1.5.3, §4.1.5.4).
 
         Events that share a vector make one message."""
-        if notifications.config:
+        queues, config, deadline, events = notifications
+        if config:
             self.isr_status |= spec.VIRTIO_PCI_ISR_CONFIG  # §4.1.4.5.1: whether or not MSI-X is enabled
-        effects = NOTHING
-        if notifications.deadline or notifications.events:
-            effects = Effects(deadline=notifications.deadline, events=notifications.events)
+        effects = Effects(deadline=deadline, events=events) if deadline or events else NOTHING
         if self.table.enabled:
-            vectors = [self.queue_vectors[queue] for queue in notifications.queues]
-            if notifications.config:
+            vectors = [self.queue_vectors[queue] for queue in queues]
+            if config:
                 vectors.append(self.config_msix_vector)
-            for vector in dict.fromkeys(vectors):
+            for vector in vectors if len(vectors) < 2 else dict.fromkeys(vectors):
                 effects |= self.table.notify(vector)  # NO_VECTOR is none of its vectors
-        elif notifications.queues:
+        elif queues:
             self.isr_status |= spec.VIRTIO_PCI_ISR_QUEUE
         return effects | self.request_interrupt(self.isr_status != 0)
 
