@@ -20,7 +20,7 @@ from vmm.options import Word
 if TYPE_CHECKING:
     from guests import GuestRow
 
-DEFAULT_GUEST, DEFAULT_MEMORY = "stats", "64M"
+DEFAULT_GUEST, DEFAULT_MEMORY, LINUX_MEMORY = "stats", "64M", "512M"
 
 
 def _option(*names: str, metavar: str | None = None, help: str) -> Any:
@@ -40,7 +40,7 @@ class BootOptions:
             show_default=False,
         ),
     ] = ""
-    memory: Annotated[str, _option("--memory", "-m", metavar="SIZE", help="RAM of the machine (64M).")] = ""
+    memory: Annotated[str, _option("--memory", "-m", metavar="SIZE", help="RAM of the machine (64M; Linux 512M).")] = ""
     target: Annotated[
         str | None,
         _option(metavar="SIZE[@TIME],…", help="RAM left to the guest from that guest time on, or balloon=SIZE."),
@@ -50,6 +50,10 @@ class BootOptions:
     ] = None
     duration: Annotated[
         str | None, _option("--for", metavar="GUEST-TIME", help="End the run after this much guest time.")
+    ] = None
+    powerdown: Annotated[
+        str | None,
+        _option(metavar="GUEST-TIME", help="Press the power button then; a guest that listens powers off."),
     ] = None
     clock: Annotated[
         str,
@@ -68,13 +72,21 @@ class BootOptions:
     ] = ""
     report: Annotated[str, _option(metavar="FILE.json", help="Also write what --json prints to a file.")] = ""
     json: Annotated[bool, _option("--json", help="Print one JSON object about the run and nothing else.")] = False
-    param: Annotated[str | None, _option(metavar="TEXT", help="A parameter for the guest (also -append).")] = None
+    param: Annotated[
+        str | None, _option(metavar="TEXT", help="A parameter for the guest, a kernel's command line (also --append).")
+    ] = None
     bios: Annotated[
-        str, _option(metavar="FILE", help="Firmware to run instead of ours: a ROM image of n x 64 KiB.")
+        str,
+        _option(
+            metavar="FILE|none",
+            help="Firmware to run instead of ours: a ROM image of n x 64 KiB; none starts a Linux kernel without any.",
+        ),
     ] = ""
     initrd: Annotated[
         list[str] | None,
-        _option(metavar="FILE[ WORDS],…", help="Modules for a Multiboot kernel; may be given again."),
+        _option(
+            metavar="FILE[ WORDS],…", help="The initrd of Linux, or modules for a Multiboot kernel; may be given again."
+        ),
     ] = None
     debugcon: Annotated[
         str, _option(metavar="stdio|file:PATH", help="Where the output of the debug port 402h goes.")
@@ -112,11 +124,12 @@ class BootOptions:
         row = row or GUESTS.get(guest)
         config = make_config(
             guest,
-            memory=self.memory or (row.memory if row else DEFAULT_MEMORY),
+            memory=self.memory or (row.memory if row else _default_memory(guest)),
             clock=self.clock or "virtual",
             targets=self.target or "",
             poll=self.poll or 0,
             duration=self.duration,
+            powerdown=self.powerdown,
             parameter=self.param or "",
             bios=self.bios,
             modules=self.initrd or (),
@@ -133,6 +146,13 @@ class BootOptions:
         if self.duration is None:
             config = replace(config, for_ns=demo.for_ns)
         return config
+
+
+def _default_memory(guest: str) -> str:
+    """Enough RAM for a guest that is a file: a distribution's Linux does not start in what suits a small program."""
+    from vmm.loader import is_linux
+
+    return LINUX_MEMORY if is_linux(guest) else DEFAULT_MEMORY
 
 
 def _demo_targets(row: GuestRow, memory_bytes: int) -> tuple[TargetStep, ...]:

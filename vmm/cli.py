@@ -44,10 +44,10 @@ EXIT_STATUSES = (
 
 BOOT_HELP = """Boot a guest and watch its balloon.
 
-    GUEST is a bundled guest (`vmm guests` lists them; stats if none is named), FILE an ELF64 executable, a Multiboot
-    kernel or a flat image of your own. A bundled guest brings a demonstration along: targets, polling and an end, each
-    used unless you give your own. On a terminal the run is held to one guest second per second; elsewhere it is as fast
-    as it can be, and the same things happen.
+    GUEST is a bundled guest (`vmm guests` lists them; stats if none is named), FILE a Linux or Multiboot kernel, an
+    ELF64 executable or a flat image of your own. A bundled guest brings a demonstration along: targets, polling and an
+    end, each used unless you give your own. On a terminal the run is held to one guest second per second; elsewhere it
+    is as fast as it can be, and the same things happen.
     """
 
 _STATUS_LINES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in EXIT_STATUSES)
@@ -57,6 +57,7 @@ Examples:
   vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
   vmm boot balloon --target balloon=16M --for 2s --json
   vmm boot ./mine.elf --param "two words" --serial file:console.txt
+  vmm boot -kernel vmlinuz -initrd initrd.img -append console=ttyS0 --serial stdio
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
   vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from devices.effects import Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
-from devices.state import COUNTER, PART, TEXT, Bytes, HasState, Int, Maybe, Record, Stateful, Table
+from devices.state import COUNTER, PART, TEXT, TIME_NS, Bytes, HasState, Int, Maybe, Record, Stateful, Table
+from vmm import direct
 from vmm.boards import Board
 from vmm.clock import Clock, RealtimeClock, VirtualClock
-from vmm.config import MachineConfig, TargetStep, format_size, parse_duration
+from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
@@ -66,6 +67,7 @@ class Machine(Stateful):
         "_clock": PART,
         "platform": PART,
         "_steps": TARGET_STEPS,
+        "_powerdown_ns": Maybe(TIME_NS),
         "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
         "_console": Bytes(UNBOUNDED),
         "_debug_output": Bytes(UNBOUNDED),
@@ -82,12 +84,15 @@ class Machine(Stateful):
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
+        self._powerdown_ns = config.powerdown_ns
         self._interrupted = False
         self._stats_seen = 0
         self.board = Board(config)
         self.memory: GuestMemory = self.board.memory
         try:
             self.platform = BoardPlatform(self.board, self._clock)
+            if config.bios == NO_FIRMWARE:
+                direct.start(self.board, self.platform)
         except BaseException:
             self.memory.close()
             raise
@@ -266,6 +271,9 @@ class Machine(Stateful):
         now_ns = self.now_ns
         while self._steps and self._steps[0].time_ns <= now_ns:
             self._take_step(self._steps.pop(0), now_ns)
+        if self._powerdown_ns is not None and self._powerdown_ns <= now_ns:
+            self._powerdown_ns = None
+            self.press_power_button()
         self.platform.advance(now_ns)
         if self.typist is not None:
             self.typist.serve()
@@ -306,17 +314,23 @@ class Machine(Stateful):
             observer.on_target(now_ns)
 
     def _next_deadline_ns(self, stop_ns: int | None) -> int | None:
-        candidates = [stop_ns, self.config.for_ns, self._steps[0].time_ns if self._steps else None]
+        candidates = [stop_ns, self.config.for_ns, self._powerdown_ns, self._steps[0].time_ns if self._steps else None]
         known = [time_ns for time_ns in candidates if time_ns is not None]
         return min(known + self.platform.deadlines(), default=None)
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- what a person at the machine does -----------------------------------------------------------------------------
 
     def send_console(self, data: bytes) -> int:
         """Type `data` on the serial console; returns how many bytes the 16550 took."""
         accepted, effects = self.board.serial.receive(data, self.now_ns)
         self.platform.carry_out(effects)
         return accepted
+
+    def press_power_button(self) -> None:
+        """Ask the guest to power off, as QEMU's system_powerdown does: only a guest with ACPI that listens does it."""
+        self.platform.carry_out(self.board.pm_events.press_power_button(self.now_ns))
+
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give RAM and CPU back to the host.  What was counted can still be read; everything else is a ConfigError."""

@@ -35,8 +35,10 @@ Words: TypeAlias = Mapping[str, Word]
 QEMU_WORDS: dict[str, Word] = {
     "-serial": Word("--serial"),
     "-append": Word("--param"),
+    "--append": Word("--param"),
     "-device": Word("--device"),
     "-bios": Word("--bios"),
+    "--firmware": Word("--bios"),
     "-initrd": Word("--initrd"),
     "-debugcon": Word("--debugcon"),
     "-h": Word("--help", has_value=False),
@@ -54,7 +56,7 @@ QEMU_WORDS: dict[str, Word] = {
     "-accel": Word(None, only="tcg"),
 }
 
-_NO_DISKS = "this machine has no disks; the guest is an ELF file, a Multiboot kernel or a flat image"
+_NO_DISKS = "this machine has no disks; the guest is a Linux or Multiboot kernel, an ELF file or a flat image"
 _NO_MONITOR = "this version has no monitor, debugger or trace; use the Python interface"
 _ONE_BOARD = "there is one board and one CPU model"
 REFUSED: dict[str, str] = {

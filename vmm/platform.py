@@ -21,15 +21,21 @@ from vmm.clock import Clock
 from vmm.cpu import ClosedCpu, Cpu
 from vmm.state import EVENTS, STOP
 
+SAMPLE_INTERVAL_NS = 1_000_000
+
 
 class BoardPlatform(Stateful):
     """The `vmm.cpu.Platform` of `board`, with its CPU at the reset vector; `clock` turns executed blocks into time.
 
     `stop` is the first request to end the run, `events` are (guest ns, event) not fetched yet, `backed_bytes_peak` the
-    most bytes of RAM that the host was seen to back.  While `attentive` the CPU leaves after any effect: somebody waits
-    for a condition."""
+    most bytes of RAM that the host was seen to back, `sampled_ns` when that was last looked at.  While `attentive` the
+    CPU leaves after any effect: somebody waits for a condition."""
 
-    STATE: ClassVar[Table] = {"stop": STOP, "events": EVENTS, "backed_bytes_peak": COUNTER}
+    STATE: ClassVar[Table] = {
+        "stop": STOP,
+        "events": EVENTS,
+        **dict.fromkeys(("backed_bytes_peak", "sampled_ns"), COUNTER),
+    }
 
     def __init__(self, board: Board, clock: Clock) -> None:
         self.attentive = False
@@ -38,7 +44,7 @@ class BoardPlatform(Stateful):
         self._board = board
         self._clock = clock
         self._memory = board.memory
-        self.backed_bytes_peak = self._memory.backed_bytes()
+        self.backed_bytes_peak, self.sampled_ns = self._memory.backed_bytes(), 0
         self.cpu: Cpu | ClosedCpu = board.make_cpu(self)
 
     @property
@@ -63,6 +69,8 @@ class BoardPlatform(Stateful):
     def mmio_read(self, gpa: int, size: int) -> int:
         value, effects = self._board.mmio.read(gpa, size, self.now_ns)
         self._after_access(effects)
+        if effects is not NOTHING:
+            self.refresh_irq()
         return value
 
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
@@ -80,46 +88,49 @@ class BoardPlatform(Stateful):
         return vector
 
     def _after_access(self, effects: Effects) -> None:
-        if effects is not NOTHING:
-            self.carry_out(effects)
+        self._carry_out(effects)
         self.drop_overwritten_code()
 
     # -- effects -------------------------------------------------------------------------------------------------------
 
     def carry_out(self, effects: Effects) -> None:
-        """Do what a device asked for.
+        """Do what a device asked for, and tell the CPU if an interrupt waits now.
 
         The CPU takes an interrupt without leaving.  It leaves, before its next block, for a deadline and for the end of
         the run, and for anything at all if somebody waits for a condition: leaving costs as much as a small request."""
+        self._carry_out(effects)
+        self.refresh_irq()
+
+    def _carry_out(self, effects: Effects) -> None:
         if effects is NOTHING:
             return
-        for message in effects.messages:
+        messages, lines, deadline, stop, events, ended_vectors, rewired, shadows = effects
+        for message in messages:
             self._deliver(message)
-        for line in effects.lines:
-            self.carry_out(self._board.interrupts.set_line(line.name, line.level))
-        for vector in effects.ended_vectors:
-            self.carry_out(self._board.interrupts.end_of_interrupt(vector))
-        if effects.rewired:
-            self.carry_out(self._board.interrupts.rewire())
-        if effects.shadows:
-            self.cpu.map_shadow(effects.shadows)
-        if effects.stop is not None and self.stop is None:
-            self.stop = effects.stop
-        if effects.events:
+        for line in lines:
+            self._carry_out(self._board.interrupts.set_line(line.name, line.level))
+        for vector in ended_vectors:
+            self._carry_out(self._board.interrupts.end_of_interrupt(vector))
+        if rewired:
+            self._carry_out(self._board.interrupts.rewire())
+        if shadows:
+            self.cpu.map_shadow(shadows)
+        if stop is not None and self.stop is None:
+            self.stop = stop
+        if events:
             now_ns = self.now_ns
-            self.events += [(now_ns, event) for event in effects.events]
-        self.refresh_irq()
-        if self.attentive or effects.deadline or effects.stop is not None:
+            self.events += [(now_ns, event) for event in events]
+        if self.attentive or deadline or stop is not None:
             self.cpu.request_exit()
 
     def _deliver(self, message: Message) -> None:
         """An MSI-X message is a bus write: to the interrupt controllers, to RAM, or to a device."""
         if self._board.is_interrupt_address(message.address):
-            self.carry_out(self._board.lapic.message(message.address, message.data))
+            self._carry_out(self._board.lapic.message(message.address, message.data))
         elif self._memory.contains(message.address, 4):
             self._memory.write_int(message.address, 4, message.data)
         else:
-            self.carry_out(self._board.mmio.write(message.address, 4, message.data, self.now_ns))
+            self._carry_out(self._board.mmio.write(message.address, 4, message.data, self.now_ns))
 
     # -- between two runs of the CPU -----------------------------------------------------------------------------------
 
@@ -151,16 +162,18 @@ class BoardPlatform(Stateful):
     def drop_overwritten_code(self) -> None:
         """What the host's side wrote may have been code; it is also when host memory is worth measuring.
 
-        A memory file tells at once how large it is; anonymous RAM must be looked through, which a request cannot wait
+        Asking a memory file how large it is costs half as much as a request where much is discarded, so it is asked at
+        most once in a millisecond of guest time.  Anonymous RAM must be looked through, which a request cannot wait
         for: it is measured when a target changes, and at the end."""
         writes = self._memory.take_writes()
         if writes:
             self.cpu.drop_translations(writes)
-            if self._memory.fd is not None:
+            if self._memory.fd is not None and self.now_ns >= self.sampled_ns + SAMPLE_INTERVAL_NS:
                 self.sample_backing()
 
     def sample_backing(self) -> None:
         """Look how much RAM the host backs now."""
+        self.sampled_ns = self.now_ns
         self.backed_bytes_peak = max(self.backed_bytes_peak, self._memory.backed_bytes())
 
     def close(self) -> None:

@@ -311,8 +311,9 @@ class LocalApic(Stateful):
 
     def set_lint0(self, level: bool) -> Effects:
         """Move the pin: in fixed mode a rising edge requests the entry's vector."""
-        rises = level and not self.lint0
-        self.lint0 = level
+        if level == self.lint0:
+            return NOTHING
+        rises, self.lint0 = level, level
         fixed = not self.lvt_lint0 & (DELIVERY_MODE | LVT_MASKED)
         return self._request(self.lvt_lint0 & VECTOR) if rises and fixed else NOTHING
 
@@ -330,9 +331,9 @@ class LocalApic(Stateful):
 
     def pending_vector(self) -> int | None:
         """The vector that would be delivered now, None when there is none or its priority is too low."""
-        vector = _highest(self.irr)
-        if vector < 0 or not self.enabled:
+        if not self.irr or not self.enabled:
             return None
+        vector = _highest(self.irr)
         return vector if vector & 0xF0 > self.ppr & 0xF0 else None
 
     def acknowledge(self) -> int:

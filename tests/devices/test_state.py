@@ -14,6 +14,7 @@ from devices.bus import AddressSpace
 from devices.debug_port import DebugPort
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
+from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.apic_timer import ApicTimer
 from devices.irq.ioapic import IoApic
 from devices.irq.lapic import LocalApic
@@ -80,6 +81,7 @@ BUILT: dict[type, str] = {
     Rtc: "below_4g_bytes above_4g_bytes line",
     Serial: "line",
     FwCfg: "",
+    FwCfgDma: "_fw_cfg _memory",
     Pm1aControl: "name",
     ConfigSpace: "_fields _initial _writable",
     MsixTable: "vectors pba_offset bar",
@@ -99,8 +101,9 @@ BUILT: dict[type, str] = {
     VirtioPciModern: f"{FUNCTION} table _window_data",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring",
-    SplitQueue: "size _memory _event_idx _walker _available _used _used_bytes _used_ring _used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} _ram_pages _pfn_limit _handlers _stats_queue",
+    SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
+    "_used_gpa _heads_in_flight",
+    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "",
     BalloonPages: "_size _bytes _inside count",
@@ -108,7 +111,7 @@ BUILT: dict[type, str] = {
     SeededEntropy: "seed",
     VirtualClock: "",
     RealtimeClock: "_start_ns",
-    Board: "config memory payload ports mmio rom transports timed isa_bridge",
+    Board: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
     BoardPlatform: "attentive cpu _board _clock _memory",
     Machine: "config observers debug_sinks typist _interrupted board memory",
 }

@@ -29,6 +29,7 @@ LARGEST = 256
 WHOLE = {
     **dict.fromkeys((("port", 0xCF8 + i) for i in range(4)), "the configuration address, 32 bits (PCI 3.0 §3.2.2.3.2)"),
     ("port", 0x510): "fw_cfg's selector, 16 bits",
+    **dict.fromkeys((("port", 0x514 + i) for i in range(8)), "fw_cfg's DMA address, two halves of 32 bits"),
     **dict.fromkeys((("memory", 0xFEE000B0 + i) for i in range(4)), "end of interrupt: one service an access"),
     **dict.fromkeys((("memory", 0xFEE00280 + i) for i in range(4)), "APIC errors: logged ones move up at each write"),
     **dict.fromkeys((("memory", 0xFEE00300 + i) for i in range(4)), "interrupt command: one an access"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
+from pathlib import Path
 
+from tests.vmm.kernels import bzimage, vmlinux
 from vmm.boot_options import WORDS, BootOptions
 from vmm.options import QEMU_WORDS
 
@@ -43,3 +46,16 @@ def test_what_the_user_says_replaces_that_part_of_the_demonstration_only() -> No
 def test_firmware_of_the_users_own_runs_without_a_guest() -> None:
     config = BootOptions(bios="rom.bin").config()
     assert (config.guest, config.targets, config.for_ns) == ("", (), None)
+
+
+def test_linux_gets_more_ram_where_nothing_is_said(tmp_path: Path) -> None:
+    for name, data, mib in (("vmlinuz", bzimage(), 512), ("other", vmlinux(), 64), ("empty", b"", 64)):
+        (tmp_path / name).write_bytes(data)
+        assert BootOptions(guest=str(tmp_path / name)).config().memory_bytes == mib * MIB
+    assert BootOptions(guest=str(tmp_path / "vmlinuz"), memory="96M").config().memory_bytes == 96 * MIB
+    assert BootOptions(guest=str(tmp_path / "missing")).config().memory_bytes == 64 * MIB
+
+
+def test_a_pipe_is_not_read_to_find_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert BootOptions(guest=str(tmp_path / "pipe")).config().memory_bytes == 64 * MIB  # opening it would wait for ever

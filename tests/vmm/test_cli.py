@@ -193,7 +193,7 @@ def test_devices_are_listed_with_their_properties(capsys: pytest.CaptureFixture[
     assert main(["boot", "-device", "virtio-balloon-pci,help"]) == 0
     one = capsys.readouterr().out
     assert one in whole
-    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=off"):
+    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=on|off", "page-poison=off"):
         assert name in one
     assert main(["boot", "-device", "help"]) == 0
     assert capsys.readouterr().out == whole
@@ -227,7 +227,7 @@ def test_each_end_has_its_outcome_and_exit_status(
 def test_a_triple_fault_is_told_with_vector_address_and_registers(tmp_path: Path) -> None:
     done = vmm("boot", flat(tmp_path, TRIPLE_FAULT))
     assert done.returncode == 4
-    assert "triple-fault: exception 6 at 0018:0000000000100008" in done.stdout
+    assert "triple-fault: exception 6 at 0010:0000000000100008" in done.stdout
     assert re.search(r"^registers +rax=[0-9a-f]+ rbx=", done.stdout, re.MULTILINE)
     assert re.search(
         r"\brflags=[0-9a-f]+ +cr0=[0-9a-f]+ +cr2=[0-9a-f]+ +cr3=[0-9a-f]+ +cr4=[0-9a-f]+", " ".join(done.stdout.split())
@@ -257,7 +257,11 @@ FIELDS = {
     "blocks": int,
     "features": {"offered": list, "negotiated": list},
     "balloon": dict.fromkeys(
-        ("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "discarded_bytes", "bad_pfns"), int
+        (
+            *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
+            *("reported_pages", "reported_bytes", "discarded_bytes", "bad_pfns"),
+        ),
+        int,
     ),
     "memory": dict.fromkeys(("ram_bytes", "backed_bytes_peak", "backed_bytes_end"), int),
     "stats": {"reason": str, "age_ns": int, "values": dict, "raw": list},
