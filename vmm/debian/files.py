@@ -32,7 +32,7 @@ class ReturnedFiles:
                 raise ConfigError(f"The folder {place} for the guest's files is not empty.")
         except OSError as error:
             raise ConfigError(f"The folder {place} for the guest's files cannot be used: {error.strerror}.") from error
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115: it is closed with this object
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this object)
         self._size = 0
         self._head = b""
         self._announced = False

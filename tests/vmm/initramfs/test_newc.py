@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from devices.errors import ConfigError
+from tests.boot.debian import BUSYBOX, needs_debian
 from tests.vmm.initramfs.newc_reader import by_name, read_newc
 from vmm.initramfs.newc import Archive
 
@@ -131,11 +131,13 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
         Archive().add_host_file("x", tmp_path / "missing")
 
 
-@pytest.mark.skipif(shutil.which("cpio") is None, reason="there is no cpio on this host")
-def test_cpio_lists_and_extracts_the_archive(tmp_path: Path) -> None:
+@needs_debian
+def test_busybox_s_cpio_lists_and_extracts_the_archive(tmp_path: Path) -> None:
     archive = Archive()
     archive.add_file("folder/file", b"contents")
     archive.add_link("folder/link", "file")
-    done = subprocess.run(["cpio", "-idm"], input=archive.to_bytes(), cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(
+        [BUSYBOX, "cpio", "-idm"], input=archive.to_bytes(), cwd=tmp_path, capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "folder" / "link").read_bytes() == b"contents"
