@@ -25,9 +25,12 @@ test: lint test-packages
 test-long: test-environment
 	VMM_EXAMPLES=20 $(PYTHON_IN_VENV) -m pytest -n 2 --timeout 0 tests/devices/virtio/test_equality.py $(ARGS)
 
-# Other people's firmware, for the tests that boot it.
+# Other people's firmware and kernel, for the tests that boot them, and other people's reading of ACPI tables.
 test-packages: test-environment
 	@tools/debian-package seabios
+	@tools/debian-package acpica-tools
+	@tools/debian-package busybox-static
+	@tools/debian-package linux-image-cloud-amd64 linux-image-
 
 lint: test-environment
 	$(PYTHON_IN_VENV) -m ruff check .

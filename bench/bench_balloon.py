@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.device_path import bare_discard
 from bench.rig import AVAILABLE, BACKINGS, DESC, FIRST_PFN, QUEUE_SIZE, REQUEST_PAGES, USED, Rig, pfns_of
 from devices.virtio import spec
-from devices.virtio.balloon.pages import page_set
+from devices.virtio.balloon.pages import PfnReader
 from devices.virtio.balloon.stats import parse
 from devices.virtio.split import SplitQueue
 from devices.virtio.walk import Walker
@@ -99,7 +99,7 @@ def test_page_set(benchmark: BenchmarkFixture, rig: Rig, pattern: str, count: in
         pfns = np.random.default_rng(1).permutation(pfns)
     if pattern == "repeated":
         pfns[1::2] = pfns[::2]
-    benchmark(page_set, pfns.tobytes(), rig.memory)
+    benchmark(PfnReader(rig.memory).read, pfns.tobytes())
 
 
 def test_stats_parse(benchmark: BenchmarkFixture) -> None:

@@ -1,8 +1,11 @@
 """ACPI's fixed power management events and timer (ACPI §4.8.3.1, §4.8.3.3): PM1a_EVT at 600h and PM_TMR at 608h.
 
 Owns two status bits with their enables, the 24-bit counter of 3.579545 MHz, and the SCI ("isa9") that follows from
-them.  The counter is a function of guest time, so nothing happens between two changes of its highest bit.  PM1a_CNT
-between the two is `power.Pm1aControl`.
+them.  Two more enables can be set though nothing ever sets their status: GBL_EN, since no firmware shares the global
+lock, and RTC_EN, since the clock wakes nobody.  Operating systems take an enable that stays clear for broken hardware.
+
+The counter is a function of guest time, so nothing happens between two changes of its highest bit.  PM1a_CNT between
+the two is `power.Pm1aControl`.
 """
 
 from __future__ import annotations
@@ -10,14 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from devices.effects import NOTHING, Effects, Line
+from devices.effects import NOTHING, Effects, Event, Line
 from devices.registers import Register, RegisterMap
 from devices.state import COUNTER, FLAG, Stateful, Table, uint
 
 HZ = 3_579_545
 COUNTER_BITS = 24
 TIMER_STATUS, POWER_BUTTON_STATUS = 1 << 0, 1 << 8  # at the same places of PM1_STS and PM1_EN
-EVENTS = TIMER_STATUS | POWER_BUTTON_STATUS
+GLOBAL_LOCK_ENABLE, CLOCK_ENABLE = 1 << 5, 1 << 10
+ENABLES = TIMER_STATUS | GLOBAL_LOCK_ENABLE | POWER_BUTTON_STATUS | CLOCK_ENABLE
 
 _NS_PER_S = 1_000_000_000
 _HALF = COUNTER_BITS - 1  # the bit whose change is an event
@@ -63,14 +67,16 @@ class PmEvents(Stateful):
         data = (value & (1 << 8 * size) - 1) << 8 * offset
         covered = ((1 << 8 * size) - 1) << 8 * offset
         self.status &= ~(data & 0xFFFF)
-        self.enable = self.enable & ~(covered >> 16) | data >> 16 & EVENTS
+        self.enable = self.enable & ~(covered >> 16) | data >> 16 & ENABLES
         return effects | self._update() | Effects(deadline=True)
 
     def press_power_button(self, now_ns: int) -> Effects:
-        """The host's side: somebody presses the button."""
+        """The host's side: somebody presses the button.  An `Event` says so, and whether the guest will hear of it."""
         effects = self.advance(now_ns)
         self.status |= POWER_BUTTON_STATUS
-        return effects | self._update()
+        listens = self.enable & POWER_BUTTON_STATUS
+        text = "it is pressed" if listens else "it is pressed; the guest has not enabled its interrupt"
+        return effects | self._update() | Effects(events=(Event("power button", "power-button", text),))
 
     def _update(self) -> Effects:
         level = bool(self.status & self.enable)

@@ -6,7 +6,6 @@ carries it out: the bus hands it up to the machine, a test simply looks at it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -63,8 +62,7 @@ class Shadow(NamedTuple):
     writes_ram: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
+class Effects(NamedTuple):
     """Everything one call asks for, in the order in which it is to happen within each field.
 
     `deadline` says that `next_deadline_ns()` of the device may now answer differently, `rewired` that the PCI interrupt

@@ -1,4 +1,4 @@
-"""fw_cfg: named read-only files that the host hands to the firmware (QEMU's documented interface, without DMA).
+"""fw_cfg: named read-only files that the host hands to the firmware (QEMU's documented interface; DMA is fw_cfg_dma).
 
 The guest writes a key to the selector and reads the item byte by byte from the data port.  Keys 0 and 1 identify the
 interface, 19h is the directory of the files, the files follow from 20h on in the order of their names; items with fixed
@@ -33,7 +33,7 @@ KEY_LIMIT = 0x4000
 _WRITE_CHANNEL = 0x4000  # an obsolete bit of the selector: the same item, for writing
 
 SIGNATURE = b"QEMU"
-ID_TRADITIONAL = 1 << 0  # this interface; bit 1 would be the DMA one
+ID_TRADITIONAL, ID_DMA = 1 << 0, 1 << 1
 
 MAX_NAME_BYTES = 55
 MAX_ITEM_BYTES = (1 << 32) - 1  # the directory has 32 bits for a size
@@ -43,8 +43,9 @@ _DIRECTORY_ENTRY = struct.Struct(">IHH56s")  # size, key, reserved, NUL-terminat
 class FwCfg(Stateful):
     """The items of `files` (name to contents) at ports 510h and 511h; a bus handler, resettable.
 
-    `items` have fixed keys, from 2 to 1Fh and not 19h.  ValueError when a key is another, a name is empty, longer than
-    55 bytes or not ASCII, or when there are more files than keys.
+    `dma` says that the board has the DMA interface too.  `items` have fixed keys, from 2 to 1Fh and not 19h.
+    ValueError when a key is another, a name is empty, longer than 55 bytes or not ASCII, or when there are more files
+    than keys.
 
     Accesses: a 16-bit write to the selector selects.  Wider writes select by their low half, narrower ones and all
     writes to the data port are ignored.  Reads are made of bytes: the selector's reads as zero, the data port's is the
@@ -58,14 +59,17 @@ class FwCfg(Stateful):
         "position_bytes": COUNTER,
     }
 
-    def __init__(self, files: Mapping[str, bytes], items: Mapping[int, bytes] = MappingProxyType({})) -> None:
+    def __init__(
+        self, files: Mapping[str, bytes], items: Mapping[int, bytes] = MappingProxyType({}), *, dma: bool = False
+    ) -> None:
         for key in items:
             if not KEY_ID < key < KEY_FIRST_FILE or key == KEY_FILE_DIRECTORY:
                 raise ValueError(f"fw_cfg: an item's key must be 2 to 1fh and not 19h, not {key:#x}")
         if len(files) > KEY_LIMIT - KEY_FIRST_FILE:
             raise ValueError(f"fw_cfg: there are keys for {KEY_LIMIT - KEY_FIRST_FILE} files, not for {len(files)}")
         named = sorted((_encode_name(name), contents) for name, contents in files.items())
-        self._items: dict[int, bytes] = {KEY_SIGNATURE: SIGNATURE, KEY_ID: struct.pack("<I", ID_TRADITIONAL), **items}
+        interfaces = ID_TRADITIONAL | (ID_DMA if dma else 0)
+        self._items: dict[int, bytes] = {KEY_SIGNATURE: SIGNATURE, KEY_ID: struct.pack("<I", interfaces), **items}
         entries = []
         for key, (name, contents) in enumerate(named, KEY_FIRST_FILE):
             self._items[key] = bytes(contents)
@@ -88,22 +92,25 @@ class FwCfg(Stateful):
 
     def write(self, offset: int, size: int, value: int, now_ns: int) -> Effects:
         if offset == 0 and size >= 2:
-            self.select(value & 0xFFFF & ~_WRITE_CHANNEL)
+            self.select(value & 0xFFFF)
         return NOTHING
 
     def select(self, key: int) -> None:
-        """Start reading the item of `key` from its first byte."""
-        self.selected = key
+        """Start reading the item of `key`, 16 bits as the selector has them, from its first byte."""
+        self.selected = key & ~_WRITE_CHANNEL
         self.position_bytes = 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes of the item, fewer at its end."""
+        item = self._items.get(self.selected, b"")
+        taken = item[self.position_bytes : self.position_bytes + count]
+        self.position_bytes += len(taken)
+        return taken
 
     def _read_port(self, port: int) -> int:
         if port != 1:
             return 0 if port == 0 else 0xFF
-        item = self._items.get(self.selected, b"")
-        if self.position_bytes >= len(item):
-            return 0
-        self.position_bytes += 1
-        return item[self.position_bytes - 1]
+        return int.from_bytes(self.take(1), "little")
 
 
 def _encode_name(name: str) -> bytes:

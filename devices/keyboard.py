@@ -6,7 +6,8 @@ written and reads back, and no address changes.
 
 Its tests of the two lines fail, since a line without a device stays high: firmware then does not wait for a keyboard.
 A command with an operand waits for one write to port 60h.  A byte for the keyboard or the mouse finds nobody: it is
-swallowed, and no answer comes.
+swallowed, and no answer comes.  Commands D2h and D3h loop their operand back as if the keyboard or the mouse had sent
+it, which is the controller's own doing: kernels try it, and wait half a second for an answer that does not come.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from devices.effects import NOTHING, Effects, Stop, StopKind
 from devices.state import FLAG, Maybe, Stateful, Table, uint
 
 STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
+STATUS_MOUSE_OUTPUT = 0x20
 READ_COMMAND_BYTE, WRITE_COMMAND_BYTE = 0x20, 0x60
 DISABLE_MOUSE, ENABLE_MOUSE, TEST_MOUSE = 0xA7, 0xA8, 0xA9
 SELF_TEST, TEST_KEYBOARD, DISABLE_KEYBOARD, ENABLE_KEYBOARD = 0xAA, 0xAB, 0xAD, 0xAE
 READ_OUTPUT_PORT, WRITE_OUTPUT_PORT = 0xD0, 0xD1
-WRITES_WITH_OPERAND = frozenset({WRITE_COMMAND_BYTE, WRITE_OUTPUT_PORT, 0xD2, 0xD3, 0xD4})
+LOOP_KEYBOARD, LOOP_MOUSE, TO_MOUSE = 0xD2, 0xD3, 0xD4
+WRITES_WITH_OPERAND = frozenset({WRITE_COMMAND_BYTE, WRITE_OUTPUT_PORT, LOOP_KEYBOARD, LOOP_MOUSE, TO_MOUSE})
 FIRST_PULSE = 0xF0  # F0h to FFh pulse the output port's low four bits that are zero in the command
 
 SELF_TEST_PASSED, CLOCK_STUCK_HIGH = 0x55, 0x02
@@ -42,6 +45,7 @@ class KeyboardController(Stateful):
     command_byte: int = COMMAND_KEYBOARD_OFF | COMMAND_MOUSE_OFF
     output_port: int = OUTPUT_NOT_RESET | OUTPUT_A20
     output: int | None = None  # what port 60h gives, None when nothing waits
+    output_is_mouse: bool = False  # where the byte that waits is said to come from
     last_output: int = 0
     waiting_command: int = 0  # takes the next byte written to port 60h
     last_was_command: bool = False
@@ -49,7 +53,7 @@ class KeyboardController(Stateful):
     STATE: ClassVar[Table] = {
         **dict.fromkeys(("command_byte", "output_port", "last_output", "waiting_command"), uint(8)),
         "output": Maybe(uint(8)),
-        "last_was_command": FLAG,
+        **dict.fromkeys(("output_is_mouse", "last_was_command"), FLAG),
     }
 
     def reset(self) -> Effects:
@@ -60,7 +64,9 @@ class KeyboardController(Stateful):
     @property
     def status(self) -> int:
         """The status register, port 64h: the input is always taken at once."""
-        full = STATUS_OUTPUT_FULL if self.output is not None else 0
+        full = 0
+        if self.output is not None:
+            full = STATUS_OUTPUT_FULL | (STATUS_MOUSE_OUTPUT if self.output_is_mouse else 0)
         return full | STATUS_SYSTEM | STATUS_UNLOCKED | (STATUS_COMMAND if self.last_was_command else 0)
 
     def take_output(self) -> int:
@@ -76,7 +82,13 @@ class KeyboardController(Stateful):
             self.command_byte = value
         elif command == WRITE_OUTPUT_PORT:
             return self._write_output_port(value)
+        elif command in (LOOP_KEYBOARD, LOOP_MOUSE):
+            self._put(value, is_mouse=command == LOOP_MOUSE)
         return NOTHING
+
+    def _put(self, value: int, *, is_mouse: bool = False) -> None:
+        """A byte for whoever reads port 60h."""
+        self.output, self.output_is_mouse = value, is_mouse
 
     def write_command(self, value: int) -> Effects:
         """Port 64h."""
@@ -92,7 +104,7 @@ class KeyboardController(Stateful):
             READ_OUTPUT_PORT: self.output_port,
         }
         if value in answers:
-            self.output = answers[value]
+            self._put(answers[value])
         self._switch(value)
         return NOTHING
 

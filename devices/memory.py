@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,12 +68,14 @@ class GuestMemory:
     """RAM regions at ascending guest-physical addresses.
 
     `layout` is a sequence of (gpa, size_bytes), ascending, disjoint and in whole pages of the host (ValueError
-    otherwise).  ConfigError when the host cannot give that much address space.  `size_bytes` is the sum of the regions,
-    `fd` the memory file or None.  Usable as a context manager.
+    otherwise).  ConfigError when the host is not little-endian or cannot give that much address space.  `size_bytes` is
+    the sum of the regions, `fd` the memory file or None.  Usable as a context manager.
     """
 
     def __init__(self, layout: Sequence[tuple[int, int]], name: str = "guest-ram") -> None:
         _check_layout(layout)
+        if sys.byteorder != "little":
+            raise ConfigError("the host must be little-endian, as the guest's memory is")
         self.name = name
         self.size_bytes = sum(size for _, size in layout)
         self.regions: tuple[Region, ...] = ()
@@ -83,6 +86,8 @@ class GuestMemory:
         except ConfigError:
             self.close()
             raise
+        if self.fd is None:
+            hostcalls.process_madvise_works()  # tried now, so that no request of a guest waits for the answer
         self._spans = _spans(layout)
         self.writes = WriteLog()
 

@@ -22,7 +22,7 @@ SLP_TYP = 7 << SLP_TYP_SHIFT
 SLP_EN = 1 << 13
 SOFT_OFF = 0  # the SLP_TYP of state S5 on this board, as on QEMU's
 
-PVPANIC_PANICKED = 1 << 0
+PVPANIC_PANICKED, PVPANIC_CRASH_LOADED = 1 << 0, 1 << 1
 
 
 @dataclass
@@ -67,13 +67,14 @@ PM1A_CONTROL = RegisterMap("PM1a control", 2, [Register(0, 2, "control", "rw")])
 class Pm1aControl(Stateful):
     """Port 604h, the power management control register (ACPI §4.8.3.2.1), 16 bits.
 
-    SCI_EN, BM_RLD and SLP_TYP read back.  Setting SLP_EN enters the state that SLP_TYP names: 0 is S5, power off; the
-    board has no other, an `Event` reports the attempt.  GBL_RLS and SLP_EN read as zero.  A byte write merges with
+    BM_RLD and SLP_TYP read back.  SCI_EN is always set: it is the hardware's to say that power management events are
+    SCIs, and there is no legacy mode to leave.  Setting SLP_EN enters the state that SLP_TYP names: 0 is S5, power off;
+    the board has no other, an `Event` reports the attempt.  GBL_RLS and SLP_EN read as zero.  A byte write merges with
     the other byte, so that writing 20h to 605h powers off too.
     """
 
     name: str = "pm1a"
-    control: int = SCI_EN  # there is no legacy mode to leave
+    control: int = SCI_EN
 
     STATE: ClassVar[Table] = {"control": uint(16)}
 
@@ -84,7 +85,7 @@ class Pm1aControl(Stateful):
         return PM1A_CONTROL.write(self, offset, size, value, now_ns)
 
     def write_control(self, value: int, now_ns: int) -> Effects:
-        self.control = value & (SCI_EN | BM_RLD | SLP_TYP)
+        self.control = value & (BM_RLD | SLP_TYP) | SCI_EN
         if not value & SLP_EN:
             return NOTHING
         sleep_type = (value & SLP_TYP) >> SLP_TYP_SHIFT
@@ -102,15 +103,20 @@ class Pm1aControl(Stateful):
 class Pvpanic:
     """Port 505h, QEMU's pvpanic device: reading tells which events the host understands, writing reports one.
 
-    Only bit 0, "panicked", is understood.  Other bits, and bytes beyond the port, are ignored and read as zero.
+    Bit 0 is "panicked" and ends the run.  Bit 1 is "crash loaded": the guest has panicked and goes on with the kernel
+    it keeps for that case, so an `Event` says so and nothing stops.  Other bits, and bytes beyond the port, are ignored
+    and read as zero.
     """
 
     def read(self, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
-        return (PVPANIC_PANICKED if offset == 0 else 0), NOTHING
+        return (PVPANIC_PANICKED | PVPANIC_CRASH_LOADED if offset == 0 else 0), NOTHING
 
     def write(self, offset: int, size: int, value: int, now_ns: int) -> Effects:
         if offset == 0 and value & PVPANIC_PANICKED:
             return Effects(stop=Stop(StopKind.PANICKED))
+        if offset == 0 and value & PVPANIC_CRASH_LOADED:
+            text = "the guest has panicked and goes on with its crash kernel"
+            return Effects(events=(Event("pvpanic", "crash-loaded", text),))
         return NOTHING
 
     def reset(self) -> Effects:

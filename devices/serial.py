@@ -110,6 +110,11 @@ class Serial(Stateful):
         return accepted, self._update_line()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the guest raises RTS on the line, and so wants to be sent to; `receive` does not insist on it."""
+        return self.mcr & (MCR_RTS | MCR_LOOP) == MCR_RTS
+
+    @property
     def _capacity(self) -> int:
         return FIFO_BYTES if self.fifos_enabled else 1
 

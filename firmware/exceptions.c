@@ -4,7 +4,7 @@
 #include "../guests/lib/io.h"
 #include "../guests/lib/ports.h"
 
-enum { CODE64 = 0x18, INTERRUPT_GATE_PRESENT = 0x8e00, PANICKED = 1, STUB_BYTES = 16 };
+enum { CODE64 = 0x10, INTERRUPT_GATE_PRESENT = 0x8e00, PANICKED = 1, STUB_BYTES = 16 };
 
 extern const u8 exception_stubs[];
 

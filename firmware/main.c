@@ -50,6 +50,22 @@ static void fill_boot_info(u64 ram_bytes, u32 pci_functions)
     }
 }
 
+/* As its boot protocol has it; none of them comes back. */
+__attribute__((noreturn)) static void enter_payload(const struct payload *payload)
+{
+    if (payload->flags == PAYLOAD_LINUX) {
+        linux_complete_zero_page(payload->information, LOW->acpi_rsdp);
+        enter_linux(payload->entry, payload->information);
+    }
+    if (payload->flags == PAYLOAD_PVH)
+        pvh_complete_start_info(payload->information, LOW->acpi_rsdp);
+    if (payload->flags)
+        enter_protected_mode(payload->entry, payload->information);
+    u32 exit_code = enter_guest(payload->entry, &LOW->boot_info);
+    print("the guest returned %u\n", exit_code & 0xff);
+    stop((u8)exit_code);
+}
+
 void firmware_main(void)
 {
     /* Step 9: a console, so that everything from here on can be told. */
@@ -73,21 +89,22 @@ void firmware_main(void)
 
     /* Step 13: the final page tables, which respect the guest's segments. */
     paging_start();
-    memory_map_merge();
 
     /* Step 14: addresses for everything on the PCI bus. */
     u32 pci_functions = pci_scan();
 
-    /* Step 15: interrupts and low memory as PC firmware leaves them. */
+    /* Step 15: the tables by which an operating system gets to know the board. */
+    acpi_start();
+    memory_map_merge();
+    if (LOW->payload.flags == PAYLOAD_MULTIBOOT)
+        multiboot_hide_tables(LOW->payload.information);
+
+    /* Step 16: interrupts and low memory as PC firmware leaves them. */
     interrupts_start();
     memory_publish();
 
-    /* Step 16: tell the guest, and go. */
+    /* Step 17: tell the guest, and go. */
     fill_boot_info(ram_bytes, pci_functions);
     print("entering the guest at %lxh\n", LOW->payload.entry);
-    if (LOW->payload.flags & PAYLOAD_MULTIBOOT)
-        enter_multiboot(LOW->payload.entry, LOW->payload.multiboot_info);
-    u32 exit_code = enter_guest(LOW->payload.entry, &LOW->boot_info);
-    print("the guest returned %u\n", exit_code & 0xff);
-    stop((u8)exit_code);
+    enter_payload(&LOW->payload);
 }

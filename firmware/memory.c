@@ -47,6 +47,21 @@ void memory_map_carve(u64 base, u64 end, u32 type)
     }
 }
 
+u64 memory_take(u64 size, u32 type)
+{
+    u64 found = 0;
+    size = align_up(size, PAGE_SIZE);
+    for (u32 i = 0; i < LOW->memory_map_entries; i++) {
+        const struct memory_range *range = &LOW->memory_map[i];
+        u64 end = min_u64(range->base + range->length, FOUR_GIB);
+        if (range->type == MEMORY_USABLE && range->base < end && end - range->base >= size)
+            found = end - size; /* the ranges ascend */
+    }
+    if (found)
+        memory_map_carve(found, found + size, type);
+    return found;
+}
+
 /* Neighbours of the same type become one range. */
 void memory_map_merge(void)
 {

@@ -20,6 +20,7 @@
 #define ISA_BRIDGE 0x70008086u
 #define ISA_BRIDGE_PIRQ 0x60
 static const u8 pirq_inputs[4] = {10, 10, 11, 11};
+enum { SCI_INPUT = 9 }; /* ACPI's interrupt is a level too */
 
 struct window { /* the next free address, and the first one behind the window */
     u64 next, end;
@@ -78,7 +79,7 @@ static u16 place(pci_function function, u8 offset, struct bar bar, struct window
 
 static void route_interrupts(pci_function isa_bridge)
 {
-    u32 levels = 0;
+    u32 levels = 1u << SCI_INPUT;
     for (u8 i = 0; i < 4; i++) {
         pci_write8(isa_bridge, ISA_BRIDGE_PIRQ + i, pirq_inputs[i]);
         levels |= 1u << pirq_inputs[i];

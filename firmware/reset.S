@@ -8,8 +8,8 @@
  */
 
 #define CODE32  0x08
-#define DATA    0x10
-#define CODE64  0x18
+#define CODE64  0x10            /* Linux calls it __BOOT_CS */
+#define DATA    0x18            /* and this __BOOT_DS */
 
 #define BOOT_PML4  0x1000
 #define BOOT_PDPT  0x2000
@@ -48,8 +48,8 @@ real_mode:
 gdt:
     .quad   0
     .quad   0x00cf9b000000ffff      /* 08h: 32-bit code, base 0, limit 4 GiB */
-    .quad   0x00cf93000000ffff      /* 10h: data, base 0, limit 4 GiB */
-    .quad   0x00af9b000000ffff      /* 18h: 64-bit code */
+    .quad   0x00af9b000000ffff      /* 10h: 64-bit code */
+    .quad   0x00cf93000000ffff      /* 18h: data, base 0, limit 4 GiB */
 gdt_pointer:
     .word   gdt_pointer - gdt - 1
     .long   gdt
@@ -141,11 +141,25 @@ enter_guest:
     popq    %rbp
     ret
 
-/* void enter_multiboot(entry, information): the machine state of the Multiboot specification, version 0.6.96, §3.2. */
-    .globl  enter_multiboot
-enter_multiboot:
+/* void enter_linux(entry, zero_page): the 64-bit boot protocol (Documentation/arch/x86/boot.rst): interrupts off, RSI the
+ * zero page, flat segments with the selectors 10h and 18h. */
+    .globl  enter_linux
+enter_linux:
     cli
-    movl    %esi, %ebx              /* EBX: the boot information; EDI keeps the entry point */
+    movl    $DATA, %eax
+    movl    %eax, %ds
+    movl    %eax, %es
+    movl    %eax, %ss
+    xorl    %ebp, %ebp
+    xorl    %ebx, %ebx
+    jmpq    *%rdi
+
+/* void enter_protected_mode(entry, information): the machine state of the Multiboot specification, version 0.6.96, §3.2,
+ * which is that of PVH too. */
+    .globl  enter_protected_mode
+enter_protected_mode:
+    cli
+    movl    %esi, %ebx              /* EBX: what the kernel is told; EDI keeps the entry point */
     pushq   $CODE32
     leaq    compatibility_mode(%rip), %rax
     pushq   %rax

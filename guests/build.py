@@ -1,6 +1,7 @@
 """`python -m guests.build [NAME…]`: each guest's NAME.elf and NAME.debug from its folder and `lib`.
 
 A guest is a folder here with a `main.c`.  Every guest is linked with all of `lib`; what it does not use is left out.
+`debian` has no image, but a program for Linux.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ def build_guest(root: Path, name: str) -> Linked:
     return build(Program(root, sources_in(folder / name, folder / "lib"), folder / "guest.ld", SECTIONS))
 
 
+def build_port(root: Path) -> Linked:
+    """The helper program of the Linux guest."""
+    folder = root / "guests" / "debian"
+    return build(Program(root, (folder / "port.c",), folder / "port.ld", SECTIONS))
+
+
 def main() -> None:
     root = Path(__file__).resolve().parent.parent
-    for name in sys.argv[1:] or guest_names(root):
+    for name in sys.argv[1:] or ["debian", *guest_names(root)]:
+        if name == "debian":
+            (root / "guests" / name / "port.elf").write_bytes(build_port(root).image)
+            continue
         linked = build_guest(root, name)
         (root / "guests" / name / f"{name}.elf").write_bytes(linked.image)
         (root / "guests" / name / f"{name}.debug").write_bytes(linked.debug)

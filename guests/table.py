@@ -72,6 +72,8 @@ HELLO = GuestRow(
 
 _VIRTIO = r"^virtio: device 00:[0-9a-f]{2}\.\d offers features [0-9a-f]+h, accepted [0-9a-f]+h$"
 
+_INTX = ("intx=1", "uses the device's interrupt line instead of MSI-X")
+
 STATS = GuestRow(
     name="stats",
     summary="works a little, follows the balloon's target and reports its memory statistics",
@@ -80,7 +82,10 @@ STATS = GuestRow(
     demo_target="32M@2s,16M@4s,64M@6s",
     demo_poll=0.5,
     demo_for="8s",
-    parameters=(("ticks=N", "ends after N tenths of a second with exit code 0; otherwise it never ends"),),
+    parameters=(
+        ("ticks=N", "ends after N tenths of a second with exit code 0; otherwise it never ends"),
+        _INTX,
+    ),
     prints=(
         r"^stats: \d+ pages, all of them written to; \d+ for the workload, \d+ for a RAM disk to swap to, \d+ free$",
         _VIRTIO,
@@ -102,6 +107,8 @@ BALLOON = GuestRow(
     parameters=(
         ("targets=N", "ends when the N-th target is reached with exit code 0; otherwise it never ends"),
         ("check=0", "gives pages away without looking at them first, so that inflating can be timed"),
+        _INTX,
+        ("report=1", "reports its free pages at the start and after each target (device: free-page-reporting=on)"),
     ),
     prints=(
         _VIRTIO,
@@ -136,7 +143,7 @@ HOSTILE = GuestRow(
     demo_target="",
     demo_poll=0.0,
     demo_for="",
-    parameters=(("NAME", "the request to make; without a name it lists them all and ends"),),
+    parameters=(("NAME", "the request to make; without a name it lists them all and ends"), _INTX),
     prints=(
         r"^hostile: give me the name of a request as my parameter:$",
         r"^hostile: avail-jump +the available index runs ahead by more than the queue has \(2\.7\.13\.3\)$",

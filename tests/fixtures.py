@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.support import BalloonMachine, Way
+from tests.support import BalloonMachine, Way, build_reporting
 
 
 class MakeMachine(Protocol):
@@ -48,6 +48,15 @@ def started(machine: BalloonMachine) -> BalloonMachine:
     machine.driver.start()
     machine.driver.take_interrupts()
     return machine
+
+
+@pytest.fixture
+def reporting(make_machine: MakeMachine, way: Way) -> BalloonMachine:
+    """A started machine whose balloon has free page reporting, and all its other features too."""
+    made = make_machine(way, build=build_reporting)
+    made.driver.start()
+    made.driver.take_interrupts()
+    return made
 
 
 @pytest.fixture

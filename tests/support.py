@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from devices.bus import AddressSpace
 from devices.memory import PAGE_BYTES, Bytes, GuestMemory, Integers, Run
 from devices.pci.host_bridge import HostBridge
+from devices.virtio import spec
 from devices.virtio.balloon import Balloon, Statistics
+from devices.virtio.balloon.device import DEFAULT_FEATURES
 from devices.virtio.device import Notifications
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from vmm.testing import BalloonDriver, BenchBus, DirectBench, DirectTransport, PageAllocator, PciBench, PciTransport
@@ -27,6 +29,16 @@ RAM_LAYOUT = ((0, 0xA0000), (0x100000, 3 * MIB), (1 << 32, MIB))
 """Low RAM with the PC's hole above it, RAM above the hole, and some beyond 4 GiB."""
 DRIVER_RAM = (0x100000, 3 * MIB)
 BALLOON_SLOT = 3
+
+
+def build_with(*bits: int, without: int = 0, queue_size: int = 128) -> Callable[[GuestMemory], Balloon]:
+    """Makes a balloon that offers the feature `bits` besides its usual ones, and not the mask `without`."""
+    features = (DEFAULT_FEATURES | sum(1 << bit for bit in bits)) & ~without
+    return lambda memory: Balloon(memory, features=features, queue_size=queue_size)
+
+
+build_reporting = build_with(spec.VIRTIO_BALLOON_F_PAGE_REPORTING, spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
+"""A balloon with everything that this device can offer."""
 
 
 class BalloonMachine:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from guests import GUESTS
+from vmm.boot_options import WORDS
 from vmm.cli import EXIT_STATUSES
 from vmm.config import make_config
-from vmm.options import WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

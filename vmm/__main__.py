@@ -1,14 +1,19 @@
-"""`vmm` and `python -m vmm`: sees that the four packages belong together, then starts the command line."""
+"""`vmm` and `python -m vmm`: sees that the four packages belong together, then starts the command line.
+
+It imports next to nothing before `main` answers for Ctrl-C: what the interpreter does until then is not in its hands.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 EXIT_INTERRUPTED = 130
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until `main` is reached nothing was begun that wants cleaning up.
+    signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(EXIT_INTERRUPTED))
 
 
 def shadowed() -> str | None:
@@ -16,6 +21,9 @@ def shadowed() -> str | None:
 
     Their names are ordinary words: another `devices` in the current folder or on PYTHONPATH would be taken instead.
     """
+    from importlib.util import find_spec
+    from pathlib import Path
+
     home = Path(__file__).resolve().parent.parent
     for name in ("devices", "firmware", "guests"):
         spec = find_spec(name)
@@ -33,8 +41,10 @@ def shadowed() -> str | None:
 def main() -> int:
     """The console script's entry; returns the exit status."""
     try:
-        # From the first moment on SIGTERM is what Ctrl-C is: what was begun is cleaned up, and the status says why.
+        # From here on SIGTERM is what Ctrl-C is: what was begun is cleaned up, and the status says why.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for a job in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _replace_closed_streams()
         return _start(sys.argv[1:])
     except KeyboardInterrupt:

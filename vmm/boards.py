@@ -15,22 +15,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import firmware
-from devices import fw_cfg
+from devices import fw_cfg, fw_cfg_dma
 from devices.acpi import PmEvents, PmTimer
 from devices.bus import AddressSpace, Handler
 from devices.debug_port import DebugPort
 from devices.effects import NOTHING, Effects
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
+from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.lapic import LocalApic
-from devices.irq.wiring import InterruptWiring
+from devices.irq.wiring import FIRST_PIRQ_PIN, TIMER_PIN, InterruptWiring
 from devices.keyboard import KeyboardController, SystemControlA
 from devices.memory import GuestMemory
 from devices.pci.ecam import WINDOW_BYTES, Ecam
-from devices.pci.host_bridge import HostBridge
-from devices.pci.piix import IsaBridge, PowerManagement
-from devices.power import ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
-from devices.rtc import Rtc
+from devices.pci.host_bridge import RESET_CONTROL_PORT, RESET_HARD, RESET_NOW, HostBridge
+from devices.pci.piix import PIRQRC, PM_BYTES, IsaBridge, PowerManagement
+from devices.pci.piix import SLOT as SOUTH_BRIDGE_SLOT
+from devices.power import SOFT_OFF, ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
+from devices.rtc import CENTURY, Rtc
 from devices.serial import Serial
 from devices.state import COUNTER, PART, Many, Stateful, Table
 from devices.timer import PortB, Timer8254
@@ -39,8 +41,9 @@ from devices.virtio.balloon import Balloon
 from devices.virtio.device import VirtioDevice
 from devices.virtio.rng import Rng
 from devices.virtio.transport.pci_modern import VirtioPciModern
+from firmware import acpi
 from vmm import loader
-from vmm.config import DeviceConfig, MachineConfig
+from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 
 if TYPE_CHECKING:
     from vmm.cpu import Cpu, Platform
@@ -54,12 +57,18 @@ ROM_SHADOW_BASE = 0xF0000
 ECAM_BASE = PCI_HOLE_BASE  # the 256 MiB behind the last RAM below 4 GiB; firmware places BARs above them
 IO_APIC_BASE = 0xFEC00000
 INTERRUPT_BASE, INTERRUPT_BYTES = 0xFEE00000, 0x100000
+PCI_MEMORY_BASE = ECAM_BASE + WINDOW_BYTES  # up to the I/O APIC
 PM_BASE = 0x600
-COM1 = 0x3F8
+COM1, COM1_PORTS = 0x3F8, 8
+CMOS, CMOS_PORTS = 0x70, 2
+ELCR, ELCR_PORTS = 0x4D0, 2
+PVPANIC = 0x505
+FW_CFG, FW_CFG_DMA = 0x510, 0x514
 
 # Interrupt lines.  Lines 0 to 15 are the inputs of the 8259 pair; PIRQ 0 to 3 are A to D.
 ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9}
 PCI_LINES = {f"00:{slot:02x}.0 INTA": (slot - 1) % 4 for slot in range(1, 32)}
+PIRQ_INPUTS = (5, 10, 11)  # inputs of the 8259 pair that no ISA device has
 E820_USABLE, E820_RESERVED = 1, 2
 VIRTUAL_START_UNIX_S = 1_258_502_400  # 2009-11-18, the day of the review; a constant, so that runs are repeatable
 
@@ -87,6 +96,40 @@ def memory_map(layout: list[tuple[int, int]], rom_bytes: int) -> tuple[tuple[int
 def e820(layout: list[tuple[int, int]], rom_bytes: int = firmware.ROM_BYTES) -> bytes:
     """The memory map as QEMU's etc/e820: le64 address, le64 length, le32 type for each entry."""
     return b"".join(struct.pack("<QQI", *entry) for entry in memory_map(layout, rom_bytes))
+
+
+def has_fw_cfg_dma(config: MachineConfig) -> bool:
+    """Only our firmware is offered DMA: others point it at shadow RAM too, which is the processor's alone here."""
+    return not config.bios
+
+
+def platform(config: MachineConfig) -> acpi.Platform:
+    """The board as its ACPI tables describe it."""
+    fw_cfg_ports = FW_CFG_DMA + fw_cfg_dma.PORTS - FW_CFG if has_fw_cfg_dma(config) else fw_cfg.PORTS
+    return acpi.Platform(
+        memory_window=acpi.Window(PCI_MEMORY_BASE, IO_APIC_BASE - 1),
+        ecam=acpi.Window(ECAM_BASE, ECAM_BASE + WINDOW_BYTES - 1),
+        local_apic=INTERRUPT_BASE,
+        io_apic=IO_APIC_BASE,
+        first_pirq_pin=FIRST_PIRQ_PIN,
+        timer_pin=TIMER_PIN,
+        sci_line=ISA_LINES["isa9"],
+        pci_pins=tuple(acpi.PciPin(d.slot, 0, PCI_LINES[f"00:{d.slot:02x}.0 INTA"]) for d in config.devices),
+        isa_bridge_slot=SOUTH_BRIDGE_SLOT,
+        pirq_register=PIRQRC,
+        pirq_inputs=PIRQ_INPUTS,
+        pm_base=PM_BASE,
+        pm_ports=PM_BYTES,
+        power_off_type=SOFT_OFF,
+        reset_port=RESET_CONTROL_PORT,
+        reset_value=RESET_HARD | RESET_NOW,
+        century_register=CENTURY,
+        serial=acpi.IsaDevice(COM1, COM1_PORTS, ISA_LINES["isa4"]),
+        clock=acpi.IsaDevice(CMOS, CMOS_PORTS, ISA_LINES["isa8"]),
+        panic=acpi.IsaDevice(PVPANIC, 1),
+        firmware_files=acpi.IsaDevice(FW_CFG, fw_cfg_ports),
+        trigger_ports=acpi.IsaDevice(ELCR, ELCR_PORTS),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +182,7 @@ class Board(Stateful):
 
     STATE: ClassVar[Table] = {
         **dict.fromkeys(("lapic", "interrupts", "timer", "rtc", "serial", "debug_port", "keyboard", "port_92"), PART),
-        **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "host_bridge"), PART),
+        **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "fw_cfg_dma", "host_bridge"), PART),
         "entropy": Many(PART),
     }
 
@@ -148,19 +191,21 @@ class Board(Stateful):
         layout = ram_layout(config.memory_bytes)
         self.memory = GuestMemory(layout)
         try:
-            self.rom = firmware.image() if not config.bios else loader.read_firmware(config.bios)
-            self.payload = self._load(config, layout)
+            self.rom = _rom(config)
+            self.memory_map = memory_map(layout, len(self.rom))
+            self.acpi_files = acpi.build(platform(config))
+            self.payload = self._load(config)
             self._build(config, layout)
         except BaseException:
             self.memory.close()
             raise
 
-    def _load(self, config: MachineConfig, layout: list[tuple[int, int]]) -> loader.Payload | None:
+    def _load(self, config: MachineConfig) -> loader.Payload | None:
         """Put the guest into RAM, if there is one."""
         if not config.guest:
             return None
         modules = loader.read_modules(config.modules)
-        boot = loader.BootData(config.parameter_bytes, modules, memory_map(layout, len(self.rom)))
+        boot = loader.BootData(config.parameter_bytes, modules, self.memory_map)
         return loader.load(loader.read_image(config.guest), self.memory, boot)
 
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
@@ -174,7 +219,8 @@ class Board(Stateful):
         self.rtc = Rtc(start_s, config.memory_bytes - high_bytes, high_bytes)
         self.serial = Serial()
         self.pm1a = Pm1aControl()
-        self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config))
+        self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config), dma=has_fw_cfg_dma(config))
+        self.fw_cfg_dma = FwCfgDma(self.fw_cfg, self.memory)
         self.debug_port = DebugPort()
         self.pm_events = PmEvents()
         self.keyboard, self.port_92 = KeyboardController(), SystemControlA()
@@ -189,7 +235,7 @@ class Board(Stateful):
         self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
 
     def _fw_cfg_files(self, layout: list[tuple[int, int]]) -> dict[str, bytes]:
-        files = {"etc/e820": e820(layout, len(self.rom))}
+        files = {"etc/e820": e820(layout, len(self.rom)), **self.acpi_files}
         if self.payload is not None:
             files["opt/balloon-vmm/payload"] = self.payload.description()
             files["opt/balloon-vmm/cmdline"] = self.config.parameter_bytes + b"\0"
@@ -207,21 +253,23 @@ class Board(Stateful):
             (self.ports, 0x60, 1, self.keyboard.data, "8042"),
             (self.ports, 0x61, 1, PortB(self.timer), "8254 port B"),
             (self.ports, 0x64, 1, self.keyboard.command, "8042"),
-            (self.ports, 0x70, 2, self.rtc, "CMOS"),
+            (self.ports, CMOS, CMOS_PORTS, self.rtc, "CMOS"),
             (self.ports, 0x92, 1, self.port_92, "port 92h"),
             (self.ports, 0xA0, 2, pic.handler(1), "8259 slave"),
             (self.ports, 0xF4, 4, IsaDebugExit(), "isa-debug-exit"),
-            (self.ports, COM1, 8, self.serial, "COM1"),
+            (self.ports, COM1, COM1_PORTS, self.serial, "COM1"),
             (self.ports, 0x402, 1, self.debug_port, "debug port"),
-            (self.ports, 0x4D0, 2, pic.elcr, "8259 edge/level control"),
-            (self.ports, 0x505, 1, Pvpanic(), "pvpanic"),
-            (self.ports, 0x510, 2, self.fw_cfg, "fw_cfg"),
+            (self.ports, ELCR, ELCR_PORTS, pic.elcr, "8259 edge/level control"),
+            (self.ports, PVPANIC, 1, Pvpanic(), "pvpanic"),
+            (self.ports, FW_CFG, fw_cfg.PORTS, self.fw_cfg, "fw_cfg"),
             (self.ports, 0x5F4, 4, ExitDevice(), "exit device"),
             (self.mmio, SHADOW_BASE, SHADOW_BYTES, alias, "firmware below 1 MiB"),
             (self.mmio, IO_APIC_BASE, 0x20, self.interrupts.ioapic, "I/O APIC"),
             (self.mmio, INTERRUPT_BASE, 0x1000, self.lapic, "local APIC"),
             (self.mmio, HIGH_BASE - len(self.rom), len(self.rom), rom, "firmware"),
         ]
+        if has_fw_cfg_dma(self.config):
+            table.append((self.ports, FW_CFG_DMA, fw_cfg_dma.PORTS, self.fw_cfg_dma, "fw_cfg DMA"))
         for space, base, length, handler, owner in table:
             space.add(base, length, handler, owner)
 
@@ -270,6 +318,13 @@ class Board(Stateful):
         return INTERRUPT_BASE <= address < INTERRUPT_BASE + INTERRUPT_BYTES
 
 
+def _rom(config: MachineConfig) -> bytes:
+    """What the processor finds below 4 GiB; without firmware there is an empty ROM."""
+    if config.bios == NO_FIRMWARE:
+        return b"\xff" * firmware.ROM_BYTES
+    return loader.read_firmware(config.bios) if config.bios else firmware.image()
+
+
 def _fw_cfg_items(config: MachineConfig) -> dict[int, bytes]:
     """What firmware asks for by number."""
     return {
@@ -286,6 +341,8 @@ _FEATURE_OF = {
     "event_idx": spec.VIRTIO_F_EVENT_IDX,
     "must-tell-host": spec.VIRTIO_BALLOON_F_MUST_TELL_HOST,
     "stats-vq": spec.VIRTIO_BALLOON_F_STATS_VQ,
+    "deflate-on-oom": spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
+    "free-page-reporting": spec.VIRTIO_BALLOON_F_PAGE_REPORTING,
 }
 
 

@@ -10,15 +10,17 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from devices.errors import ConfigError
 from vmm import __version__
-from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, make_config, parse_size, parse_targets
-from vmm.models import DEFAULT_DEVICE, MODELS, did_you_mean, find_model
+from vmm.boot_debian import NAME as DEBIAN
+from vmm.boot_debian import boot_debian, check_options
+from vmm.boot_options import WORDS, BootOptions
+from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
+from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
 from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
 
@@ -26,8 +28,7 @@ if TYPE_CHECKING:
     from guests import GuestRow
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-DEFAULT_GUEST, DEFAULT_MEMORY = "stats", "64M"
-COMMANDS = ("boot", "guests", "devices")
+COMMANDS = ("boot", "guests", "devices", "initramfs")
 NOT_COMMANDS = {"run": "boot", "start": "boot", "list": "guests"}  # what other programs call them
 
 EXIT_STATUSES = (
@@ -43,10 +44,10 @@ EXIT_STATUSES = (
 
 BOOT_HELP = """Boot a guest and watch its balloon.
 
-    GUEST is a bundled guest (`vmm guests` lists them; stats if none is named), FILE an ELF64 executable, a Multiboot
-    kernel or a flat image of your own. A bundled guest brings a demonstration along: targets, polling and an end, each
-    used unless you give your own. On a terminal the run is held to one guest second per second; elsewhere it is as fast
-    as it can be, and the same things happen.
+    GUEST is a bundled guest (`vmm guests` lists them; stats if none is named), FILE a Linux or Multiboot kernel, an
+    ELF64 executable or a flat image of your own. A bundled guest brings a demonstration along: targets, polling and an
+    end, each used unless you give your own. On a terminal the run is held to one guest second per second; elsewhere it
+    is as fast as it can be, and the same things happen.
     """
 
 _STATUS_LINES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in EXIT_STATUSES)
@@ -56,6 +57,7 @@ Examples:
   vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
   vmm boot balloon --target balloon=16M --for 2s --json
   vmm boot ./mine.elf --param "two words" --serial file:console.txt
+  vmm boot -kernel vmlinuz -initrd initrd.img -append console=ttyS0 --serial stdio
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
   vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci
@@ -96,93 +98,16 @@ def _vmm(
     """Options that belong to no command."""
 
 
-@app.command("boot", help=BOOT_HELP, epilog=BOOT_EPILOG)
-def boot_command(
-    guest: Annotated[
-        str,
-        typer.Argument(
-            metavar="GUEST|FILE",
-            help="What to boot: a bundled guest's name or a file (stats; nothing with --bios).",
-            show_default=False,
-        ),
-    ] = "",
-    memory: Annotated[
-        str, typer.Option("--memory", "-m", metavar="SIZE", help="RAM of the machine (64M).", show_default=False)
-    ] = "",
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE[@TIME],…", help="RAM left to the guest from that guest time on, or balloon=SIZE."),
-    ] = None,
-    poll: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="Ask for statistics that often, in guest time; 0: never.")
-    ] = None,
-    duration: Annotated[
-        str | None, typer.Option("--for", metavar="GUEST-TIME", help="End the run after this much guest time.")
-    ] = None,
-    clock: Annotated[
-        str,
-        typer.Option(
-            metavar="virtual|realtime",
-            help="virtual: time follows the executed blocks, every run is the same; realtime: the host's clock.",
-        ),
-    ] = "virtual",
-    serial: Annotated[
-        str,
-        typer.Option(
-            metavar="stdio|file:PATH|null",
-            help="Where the guest's console goes, unchanged; by default its lines are shown among the others.",
-            show_default=False,
-        ),
-    ] = "",
-    report: Annotated[
-        str, typer.Option(metavar="FILE.json", help="Also write what --json prints to a file.", show_default=False)
-    ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the run and nothing else.")] = False,
-    param: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A parameter for the guest (also -append).", show_default=False)
-    ] = None,
-    bios: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE", help="Firmware to run instead of ours: a ROM image of n x 64 KiB.", show_default=False
-        ),
-    ] = "",
-    initrd: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[ WORDS],…", help="Modules for a Multiboot kernel; may be given again."),
-    ] = None,
-    debugcon: Annotated[
-        str,
-        typer.Option(
-            metavar="stdio|file:PATH", help="Where the output of the debug port 402h goes.", show_default=False
-        ),
-    ] = "",
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DRIVER[,NAME=VALUE]…",
-            help="A device, as for QEMU's -device; instead of the one balloon. DRIVER,help lists its properties.",
-        ),
-    ] = None,
-) -> int:
-    devices = device or [DEFAULT_DEVICE]
-    if _show_device_help(devices):
-        return 0
-    if not guest and not bios:
-        guest = DEFAULT_GUEST
-    config = _configure(guest, memory, target, poll, duration, clock, param or "", bios, initrd or (), devices)
-
-    from vmm.runner import Request, run
-
-    return run(Request(config, serial, report, json, debugcon))
+app.command("boot", help=BOOT_HELP, epilog=BOOT_EPILOG)(BootOptions)
 
 
 @app.command("guests")
 def guests_command() -> None:
     """List the bundled guests."""
     from guests import GUESTS
+    from guests.debian import DEBIAN
 
-    for row in GUESTS.values():
+    for row in (*GUESTS.values(), DEBIAN):
         _print(f"{row.name:<10} {row.summary}")
         for text in _demonstration(row):
             _print(f"{'':<10} {text}")
@@ -195,58 +120,24 @@ def devices_command() -> None:
         _print("\n" * bool(index) + describe_device(model.driver))
 
 
+app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
+
+
 # -- what the words mean -------------------------------------------------------------------------------------------
 
 
-def _configure(
-    guest: str,
-    memory: str,
-    target: str | None,
-    poll: str | None,
-    duration: str | None,
-    clock: str,
-    param: str,
-    bios: str,
-    modules: Sequence[str],
-    devices: Sequence[str],
-) -> MachineConfig:
-    """The configuration, completed from the guest's demonstration where the user said nothing."""
-    from guests import GUESTS
+def boot(options: BootOptions) -> int:
+    """Carry out `vmm boot`; returns the exit status."""
+    if _show_device_help(options.devices):
+        return 0
+    check_options(options)
+    if options.guest == DEBIAN:
+        return boot_debian(options)
+    config = options.config()
 
-    row = GUESTS.get(guest)
-    config = make_config(
-        guest,
-        memory=memory or (row.memory if row else DEFAULT_MEMORY),
-        clock=clock,
-        targets=target or "",
-        poll=poll or 0,
-        duration=duration,
-        parameter=param,
-        bios=bios,
-        modules=modules,
-        devices=devices,
-    )
-    if row is None:
-        return config
-    if target is None and config.has_balloon:
-        config = replace(config, targets=_demo_targets(row, config.memory_bytes))
-    demo = make_config(guest, poll=row.demo_poll, duration=row.demo_for or None)
-    if poll is None and config.has_balloon:
-        config = replace(config, poll_ns=demo.poll_ns)
-    if duration is None:
-        config = replace(config, for_ns=demo.for_ns)
-    return config
+    from vmm.runner import Request, run
 
-
-def _demo_targets(row: GuestRow, memory_bytes: int) -> tuple[TargetStep, ...]:
-    """The demonstration's targets, in proportion to the machine's RAM."""
-    planned_bytes = parse_size(row.memory)
-
-    def scale(size: int | None) -> int | None:
-        return None if size is None else size * memory_bytes // planned_bytes // PAGE_BYTES * PAGE_BYTES
-
-    steps = parse_targets(row.demo_target)
-    return tuple(TargetStep(step.time_ns, scale(step.ram_bytes), scale(step.balloon_bytes)) for step in steps)
+    return run(Request(config, options.serial, options.report, options.json, options.debugcon))
 
 
 def _demonstration(row: GuestRow) -> list[str]:
@@ -329,7 +220,7 @@ def _dispatch(words: list[str]) -> int:
     # The parser writes its help itself, and to a full disk as well.
     with guarded() if "--help" in words else nullcontext():
         result = app(words, prog_name="vmm", standalone_mode=False)
-    return result if isinstance(result, int) else 0
+    return boot(result) if isinstance(result, BootOptions) else 0
 
 
 def _rewrite(words: list[str]) -> list[str]:
@@ -340,7 +231,7 @@ def _rewrite(words: list[str]) -> list[str]:
     if first in ("-version", "--version"):
         return ["--version"]
     if first == "boot":
-        return [first, *translate(rest)]
+        return [first, *translate(rest, WORDS)]
     if first in COMMANDS:
         return words
     if first.startswith("-"):
@@ -350,4 +241,4 @@ def _rewrite(words: list[str]) -> list[str]:
     if first in GUESTS or os.path.exists(first):
         raise ConfigError(f"There is no command {first!r}; did you mean 'vmm boot {first}'?")
     hint = did_you_mean(NOT_COMMANDS.get(first, first), COMMANDS)
-    raise ConfigError(f"There is no command {first!r}, only boot, guests and devices{hint}")
+    raise ConfigError(f"There is no command {first!r}, only {', '.join(COMMANDS)}{hint}")

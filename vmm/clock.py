@@ -8,6 +8,7 @@ deadline: two runs are identical to the byte, however fast the host is and howev
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from devices.state import TIME_NS, State, Stateful, Table
@@ -15,6 +16,10 @@ from devices.state import TIME_NS, State, Stateful, Table
 BLOCK_NS = 10  # guest nanoseconds a block; near what a block costs on a current host
 SLICE_BLOCKS = 1_000_000  # how long the CPU may run before the machine looks up (about 10 ms of wall time)
 REALTIME_SLICE_BLOCKS = 50_000
+LONGEST_SLEEP_S = 0.02
+LONGEST_WAIT_S = 1.0
+
+Wait = Callable[[float], None]  # sleeps that many seconds at most; may come back earlier
 
 
 class Clock(Protocol):
@@ -32,8 +37,8 @@ class Clock(Protocol):
 
     def restore_state(self, saved: Any) -> None: ...
 
-    def idle_until(self, blocks: int, deadline_ns: int) -> None:
-        """The CPU sleeps: let the time come nearer to the deadline."""
+    def idle_until(self, blocks: int, deadline_ns: int | None, wait: Wait = time.sleep) -> None:
+        """The CPU sleeps: let the time come nearer to the deadline.  None: only what `wait` waits for can wake it."""
         ...
 
 
@@ -54,14 +59,15 @@ class VirtualClock(Stateful):
         remaining_ns = deadline_ns - self.now_ns(blocks)
         return min(max(-(-remaining_ns // BLOCK_NS), 1), SLICE_BLOCKS)
 
-    def idle_until(self, blocks: int, deadline_ns: int) -> None:
-        self.skipped_ns += max(deadline_ns - self.now_ns(blocks), 0)
+    def idle_until(self, blocks: int, deadline_ns: int | None, wait: Wait = time.sleep) -> None:
+        if deadline_ns is None:
+            wait(LONGEST_WAIT_S)
+        else:
+            self.skipped_ns += max(deadline_ns - self.now_ns(blocks), 0)
 
 
 class RealtimeClock(Stateful):
     """The host's monotonic clock, zero at power-on."""
-
-    LONGEST_SLEEP_NS = 20_000_000  # so that an interrupt from the keyboard is noticed
 
     STATE: ClassVar[Table] = {"elapsed_ns": TIME_NS}
 
@@ -86,7 +92,8 @@ class RealtimeClock(Stateful):
         remaining_ns = deadline_ns - self.now_ns(blocks)
         return min(max(remaining_ns // BLOCK_NS, 1), REALTIME_SLICE_BLOCKS)
 
-    def idle_until(self, blocks: int, deadline_ns: int) -> None:
-        remaining_ns = min(deadline_ns - self.now_ns(blocks), self.LONGEST_SLEEP_NS)
-        if remaining_ns > 0:
-            time.sleep(remaining_ns / 1e9)
+    def idle_until(self, blocks: int, deadline_ns: int | None, wait: Wait = time.sleep) -> None:
+        seconds = LONGEST_WAIT_S if deadline_ns is None else (deadline_ns - self.now_ns(blocks)) / 1e9
+        if seconds > 0:
+            # Nothing ends time.sleep, so it must be short for an interrupt from the keyboard to be noticed.
+            wait(min(seconds, LONGEST_SLEEP_S) if wait is time.sleep else seconds)

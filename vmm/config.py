@@ -38,6 +38,7 @@ ClockName = Literal["virtual", "realtime"]
 PAGE_BYTES = 4096
 MIB = 1 << 20
 SMALLEST_MEMORY_BYTES = MIB
+NO_FIRMWARE = "none"  # as the name of a firmware: the host sets the board up and starts the kernel itself
 LONGEST_PARAMETER_BYTES = 2047  # the firmware keeps 2048 with the NUL
 SHORTEST_POLL_NS = 1_000_000
 LONGEST_NS = 1 << 62  # about 146 years: every sum of two times still fits in 64 bits
@@ -81,9 +82,11 @@ class TargetStep:
 class MachineConfig:
     """A machine, complete.  Sizes in bytes, times in nanoseconds of guest time; `for_ns` None means "no end".
 
-    `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  `modules` are files
+    `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  It may be "none":
+    the guest, a Linux or PVH kernel, is then started without any firmware.  `modules` are files
     for a Multiboot kernel, each with the words that go with it.  `parameter` reaches the guest as its command line.
-    `targets` are in the order of their times.  ConfigError when a field cannot be, or two of them cannot be together.
+    `targets` are in the order of their times; the power button is pressed at `powerdown_ns`.  ConfigError when a field
+    cannot be, or two of them cannot be together.
     """
 
     guest: str
@@ -92,13 +95,14 @@ class MachineConfig:
     targets: tuple[TargetStep, ...] = ()
     poll_ns: int = 0
     for_ns: int | None = None
+    powerdown_ns: int | None = None
     parameter: str = ""
     bios: str = ""
     modules: tuple[str, ...] = ()
     devices: tuple[DeviceConfig, ...] = field(default_factory=lambda: parse_devices((DEFAULT_DEVICE,)))
 
     def __post_init__(self) -> None:
-        if not self.guest and not self.bios:
+        if not self.guest and self.bios in ("", NO_FIRMWARE):
             raise ConfigError("The guest must be a name or a file, not ''.")
         if self.modules and not self.guest:
             raise ConfigError("Modules need a Multiboot kernel to go with, and there is no guest.")
@@ -226,6 +230,7 @@ def make_config(
     targets: str = "",
     poll: str | float = 0,
     duration: str | float | None = None,
+    powerdown: str | float | None = None,
     parameter: str = "",
     bios: str = "",
     modules: Sequence[str] = (),
@@ -239,6 +244,7 @@ def make_config(
         targets=parse_targets(targets),
         poll_ns=parse_duration(poll),
         for_ns=None if duration is None else parse_duration(duration),
+        powerdown_ns=None if powerdown is None else parse_duration(powerdown),
         parameter=parameter,
         bios=bios,
         modules=tuple(modules),

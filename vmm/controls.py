@@ -52,8 +52,23 @@ class BalloonControl:
         return self._device.deflated_pages
 
     @property
+    def oom_deflated_pages(self) -> int:
+        """Pages that the driver took back although the target asks for them (DEFLATE_ON_OOM)."""
+        return self._device.oom_deflated_pages
+
+    @property
+    def reported_pages(self) -> int:
+        """Pages that the driver ever reported free; a page counts again each time it is reported again."""
+        return self._device.reported_pages
+
+    @property
+    def reported_bytes(self) -> int:
+        """The same in bytes."""
+        return self.reported_pages * PAGE_BYTES
+
+    @property
     def discarded_bytes(self) -> int:
-        """Bytes whose discard was asked of the host."""
+        """Bytes whose discard was asked of the host, inflated or reported."""
         return self._device.discarded_bytes
 
     @property

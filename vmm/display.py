@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from vmm.loader import Payload
     from vmm.machine import Machine
 
-COVERED_EVENTS = frozenset(("stats", "target"))  # told as statistics and as the host's new target
+COVERED_EVENTS = frozenset(("stats", "target", "reported"))  # told as statistics, as the new target, and in sums
 LONGEST_LINE = 500  # characters of one line of the guest's that are kept; the rest is another line
 REPEAT_NS = 1_000_000  # equal statistics that come sooner than this after those shown last are not shown again
 STATS_COLUMNS, SUMMARY_COLUMNS = 120, 80  # of plain lines; the live view is as wide as its terminal
-BALLOON_QUEUES = frozenset(("inflateq", "deflateq", "statsq"))
+BALLOON_QUEUES = frozenset(("inflateq", "deflateq", "statsq", "reporting_vq"))
 ESSENTIAL_REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     *("rflags", "cr0", "cr2", "cr3", "cr4"),
@@ -80,7 +80,8 @@ class Gauges:
 
     A machine without a balloon has targets and sizes as if its balloon were empty, and the reason "no balloon".
     `backed_bytes` is the host memory behind the guest's RAM, None where the host cannot tell; `unknown` are statistics
-    without a known name, as (tag, value).
+    without a known name, as (tag, value).  `reported_bytes` is what the driver ever reported free, None where it never
+    did.
     """
 
     now_ns: int
@@ -92,6 +93,7 @@ class Gauges:
     age_ns: int | None
     values: dict[str, int]
     unknown: tuple[tuple[int, int], ...] = ()
+    reported_bytes: int | None = None
 
     @property
     def ram_bytes(self) -> int:
@@ -120,6 +122,7 @@ def read_gauges(machine: Machine) -> Gauges:
         stats.age_ns,
         dict(stats.values),
         tuple((tag, value) for tag, value in stats.raw if tag not in spec.BALLOON_STATS),
+        balloon.reported_bytes or None,
     )
 
 
@@ -187,6 +190,8 @@ def stats_lines(gauges: Gauges) -> list[str]:
         f"statistics: target {format_size(gauges.target_ram_bytes)}, guest RAM {format_size(gauges.ram_bytes)}, "
         f"balloon {format_size(gauges.balloon_bytes)}, host memory {format_backed(gauges.backed_bytes)}"
     )
+    if gauges.reported_bytes is not None:
+        first += f", reported free {format_size(gauges.reported_bytes)}"
     values = [f"{name.removeprefix('stat-')} {value}" for name, value in named_stats(gauges)]
     return [first, *_join_lines(values, STATS_COLUMNS, " " * 14)]
 
@@ -258,6 +263,10 @@ def _feature_names(negotiated: Iterable[str]) -> str:
 def _balloon_rows(balloon: Mapping[str, int], memory_bytes: int) -> list[tuple[str, str]]:
     sizes = {name: balloon[f"{name}_pages"] * PAGE_BYTES for name in ("target", "actual")}
     moved = f"{balloon['inflated_pages']:,} pages in, {balloon['deflated_pages']:,} pages out"
+    if balloon["oom_deflated_pages"]:
+        moved += f" ({balloon['oom_deflated_pages']:,} below the target)"
+    if balloon["reported_pages"]:
+        moved += f", {balloon['reported_pages']:,} reported free"
     bad = f", {balloon['bad_pfns']:,} bad page numbers skipped" if balloon["bad_pfns"] else ""
     return [
         ("target", both_sizes(memory_bytes - sizes["target"], sizes["target"])),

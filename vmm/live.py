@@ -124,6 +124,8 @@ def _bars(gauges: Gauges, *, ascii_only: bool) -> Table:
     for name, size, style in rows:
         bar = Text(_bar(size or 0, gauges.memory_bytes, "#-" if ascii_only else "█░"), style)
         table.add_row(name, format_backed(size), bar)
+    if gauges.reported_bytes is not None:  # a sum over time, which no bar on the scale of the RAM can show
+        table.add_row("reported free", format_backed(gauges.reported_bytes), "in all")
     return table
 
 

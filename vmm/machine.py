@@ -1,28 +1,30 @@
 """The machine: a board, a CPU and a clock, and the loop that keeps them together.
 
-The machine owns time and order.  While the CPU runs, it calls back for every access to a port or to MMIO; the machine
-passes it to the bus and carries out the `Effects` that come back.  Between two runs of the CPU it does everything
-else: host commands and deadlines whose time has come, events for the observers, and dropping translations of code that
-the host's side overwrote.  Nothing here changes the count of blocks, so watching a run does not change it.
+The machine owns order.  While the CPU runs, `vmm.platform` answers it and carries out what devices ask for.  Between
+two runs of the CPU the machine does everything else: host commands and deadlines whose time has come, events for the
+observers, and the end.  Nothing here changes the count of blocks, so watching a run does not change it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from devices.effects import NOTHING, Effects, Event, Message, Stop, StopKind
+from devices.effects import Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
-from devices.state import COUNTER, PART, TEXT, Bytes, HasState, Int, Maybe, Record, Stateful, Table
+from devices.state import COUNTER, PART, TEXT, TIME_NS, Bytes, HasState, Int, Maybe, Record, Stateful, Table
+from vmm import direct
 from vmm.boards import Board
 from vmm.clock import Clock, RealtimeClock, VirtualClock
-from vmm.config import MachineConfig, TargetStep, format_size, parse_duration
+from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
-from vmm.cpu import ClosedCpu, Cpu, Exit, ExitReason
+from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
 from vmm.outcome import Outcome, describe_triple_fault
-from vmm.state import EVENTS, STOP, TARGET_STEPS, UNBOUNDED, MachineState, restore, save
+from vmm.platform import BoardPlatform
+from vmm.state import TARGET_STEPS, UNBOUNDED, MachineState, restore, save
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,6 +42,17 @@ class Observer(Protocol):
     def on_target(self, now_ns: int) -> None: ...
 
 
+class Typist(Protocol):
+    """Somebody who types on the serial console.  A guest that sleeps is slept with, and woken."""
+
+    @property
+    def can_wake(self) -> bool: ...
+
+    def serve(self) -> None: ...
+
+    def wait(self, seconds: float) -> None: ...
+
+
 Condition = Callable[["Machine"], bool]
 
 
@@ -52,37 +65,37 @@ class Machine(Stateful):
 
     STATE: ClassVar[Table] = {
         "_clock": PART,
+        "platform": PART,
         "_steps": TARGET_STEPS,
-        "_stop": STOP,
+        "_powerdown_ns": Maybe(TIME_NS),
         "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
         "_console": Bytes(UNBOUNDED),
         "_debug_output": Bytes(UNBOUNDED),
-        "_events": EVENTS,
-        **dict.fromkeys(("_stats_seen", "backed_bytes_peak"), COUNTER),
+        "_stats_seen": COUNTER,
     }
 
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
+        self.typist: Typist | None = None
         self._console = bytearray()  # appending to bytes would copy all of it for each line
         self._debug_output = bytearray()
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
-        self._events: list[tuple[int, Event]] = []
-        self._stop: Stop | None = None
+        self._powerdown_ns = config.powerdown_ns
         self._interrupted = False
-        self._attentive = False  # somebody waits for a condition, and wants to be asked as soon as anything happened
         self._stats_seen = 0
         self.board = Board(config)
+        self.memory: GuestMemory = self.board.memory
         try:
-            self.memory: GuestMemory = self.board.memory
-            self._cpu: Cpu | ClosedCpu = self.board.make_cpu(self)
+            self.platform = BoardPlatform(self.board, self._clock)
+            if config.bios == NO_FIRMWARE:
+                direct.start(self.board, self.platform)
         except BaseException:
-            self.board.memory.close()
+            self.memory.close()
             raise
-        self.backed_bytes_peak = self.memory.backed_bytes()
         if config.poll_ns and self.board.balloon is not None:
             self.balloon.set_polling_interval(config.poll_ns)
 
@@ -91,12 +104,17 @@ class Machine(Stateful):
     @property
     def now_ns(self) -> int:
         """Guest time since power-on."""
-        return self._clock.now_ns(self._cpu.blocks)
+        return self.platform.now_ns
 
     @property
     def blocks(self) -> int:
         """Basic blocks that the CPU executed so far."""
-        return self._cpu.blocks
+        return self.platform.cpu.blocks
+
+    @property
+    def backed_bytes_peak(self) -> int:
+        """The most bytes of RAM that the host was seen to back."""
+        return self.platform.backed_bytes_peak
 
     @property
     def console(self) -> bytes:
@@ -121,7 +139,7 @@ class Machine(Stateful):
             device,
             self.config.memory_bytes,
             lambda: self.now_ns,
-            lambda notes: self._carry_out(transport.signal(notes)),
+            lambda notes: self.platform.carry_out(transport.signal(notes)),
         )
 
     @property
@@ -131,7 +149,7 @@ class Machine(Stateful):
 
     def registers(self) -> dict[str, int]:
         """The CPU's registers by name."""
-        return self._cpu.registers()
+        return self.platform.cpu.registers()
 
     def report(self) -> dict[str, Any]:
         """Everything about the run so far as JSON's types; see `vmm.report`."""
@@ -157,7 +175,7 @@ class Machine(Stateful):
 
     def parts(self) -> dict[str, HasState]:
         """What `save` saves, in the order in which it is put back."""
-        return {"memory": MemoryState(self.memory), "cpu": self._cpu, "board": self.board, "run": self}
+        return {"memory": MemoryState(self.memory), "cpu": self.platform.cpu, "board": self.board, "run": self}
 
     # -- running it ----------------------------------------------------------------------------------------------------
 
@@ -172,7 +190,7 @@ class Machine(Stateful):
         """
         met = until if callable(until) else None
         stop_ns = None if until is None or callable(until) else self.now_ns + parse_duration(until)
-        self._attentive = met is not None
+        self.platform.attentive = met is not None
         with KeyboardGuard() as keyboard:
             while self.outcome is None:
                 keyboard.check()
@@ -188,10 +206,10 @@ class Machine(Stateful):
 
     def _step(self, deadline_ns: int | None) -> None:
         """Let the CPU run once, and see why it came back."""
-        exit_ = self._cpu.run(self._clock.budget(self._cpu.blocks, deadline_ns))
+        exit_ = self.platform.cpu.run(self._clock.budget(self.platform.cpu.blocks, deadline_ns))
         if exit_.reason is ExitReason.HALTED:
             self._sleep(exit_, deadline_ns)
-        elif exit_.reason is ExitReason.TRIPLE_FAULT and self._stop is None:  # else a reset came first
+        elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
             self._finish("triple-fault", 4, describe_triple_fault(exit_))
 
     def interrupt(self) -> None:
@@ -202,8 +220,8 @@ class Machine(Stateful):
         """Turn a reason to stop into the outcome."""
         if self.outcome is not None:
             return True
-        if self._stop is not None:
-            self._finish_stopped(self._stop)
+        if self.platform.stop is not None:
+            self._finish_stopped(self.platform.stop)
         elif self._interrupted:
             self._finish("interrupted", 130, "the run was interrupted from outside")
         elif self.config.for_ns is not None and self.now_ns >= self.config.for_ns:
@@ -212,15 +230,16 @@ class Machine(Stateful):
 
     def _sleep(self, exit_: Exit, deadline_ns: int | None) -> None:
         """HLT: wait for an interrupt, or see that none can come."""
-        if self._irq_pending() and exit_.interrupts_enabled:
+        if self.platform.irq_pending() and exit_.interrupts_enabled:
             return
         if not exit_.interrupts_enabled:
             self._finish_unless_broken("halted", "the guest halted with interrupts off")
-        elif deadline_ns is None:
+        elif deadline_ns is None and (self.typist is None or not self.typist.can_wake):
             self._finish_unless_broken("halted", "the guest halted and nothing is left that could wake it")
         else:
             self._settle_output()  # what happened until now is told with the time before the jump
-            self._clock.idle_until(self._cpu.blocks, deadline_ns)
+            wait = time.sleep if self.typist is None else self.typist.wait
+            self._clock.idle_until(self.platform.cpu.blocks, deadline_ns, wait)
 
     def _finish_stopped(self, stop: Stop) -> None:
         if stop.kind is StopKind.PANICKED:
@@ -242,7 +261,7 @@ class Machine(Stateful):
 
     def _finish(self, kind: str, exit_code: int, detail: str) -> None:
         self.outcome = Outcome(kind, exit_code, detail)
-        self._sample_backing()
+        self.platform.sample_backing()
         self._settle_output()
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -252,31 +271,22 @@ class Machine(Stateful):
         now_ns = self.now_ns
         while self._steps and self._steps[0].time_ns <= now_ns:
             self._take_step(self._steps.pop(0), now_ns)
-        for device in self.board.timed:
-            deadline_ns = device.next_deadline_ns()
-            if deadline_ns is not None and deadline_ns <= now_ns:
-                self._carry_out(device.advance(now_ns))
-        self._drop_overwritten_code()
-        self._cpu.set_irq(self._irq_pending())
+        if self._powerdown_ns is not None and self._powerdown_ns <= now_ns:
+            self._powerdown_ns = None
+            self.press_power_button()
+        self.platform.advance(now_ns)
+        if self.typist is not None:
+            self.typist.serve()
+        self.platform.drop_overwritten_code()
+        self.platform.refresh_irq()
         self._settle_output()
-
-    def _drop_overwritten_code(self) -> None:
-        """What the host's side wrote may have been code; it is also when host memory is worth measuring.
-
-        A memory file tells at once how large it is; anonymous RAM must be looked through, which a request cannot wait
-        for: it is measured when a target changes, and at the end."""
-        writes = self.memory.take_writes()
-        if writes:
-            self._cpu.drop_translations(writes)
-            if self.memory.fd is not None:
-                self._sample_backing()
 
     def _settle_output(self) -> None:
         """Hand console output and events to the observers, in the order in which they came."""
         data = self.board.serial.take_output()
         self._console += data
         self._settle_debug_output()
-        events, self._events = self._events, []
+        events = self.platform.take_events()
         for observer in self.observers:
             if data:
                 observer.on_console(data)
@@ -297,111 +307,34 @@ class Machine(Stateful):
             for sink in self.debug_sinks:
                 sink(data)
 
-    def _sample_backing(self) -> None:
-        self.backed_bytes_peak = max(self.backed_bytes_peak, self.memory.backed_bytes())
-
     def _take_step(self, step: TargetStep, now_ns: int) -> None:
-        self._sample_backing()
+        self.platform.sample_backing()
         self.balloon.set_step(step)
         for observer in self.observers:
             observer.on_target(now_ns)
 
     def _next_deadline_ns(self, stop_ns: int | None) -> int | None:
-        candidates = [stop_ns, self.config.for_ns, self._steps[0].time_ns if self._steps else None]
-        candidates += [device.next_deadline_ns() for device in self.board.timed]
-        return min((time_ns for time_ns in candidates if time_ns is not None), default=None)
+        candidates = [stop_ns, self.config.for_ns, self._powerdown_ns, self._steps[0].time_ns if self._steps else None]
+        known = [time_ns for time_ns in candidates if time_ns is not None]
+        return min(known + self.platform.deadlines(), default=None)
 
-    # -- effects -------------------------------------------------------------------------------------------------------
-
-    def _carry_out(self, effects: Effects) -> None:
-        """Do what a device asked for.
-
-        The CPU takes an interrupt without leaving.  It leaves, before its next block, for a deadline and for the end of
-        the run, and for anything at all if somebody waits for a condition: leaving costs as much as a small request."""
-        if effects is NOTHING:
-            return
-        for message in effects.messages:
-            self._deliver(message)
-        for line in effects.lines:
-            self._carry_out(self.board.interrupts.set_line(line.name, line.level))
-        for vector in effects.ended_vectors:
-            self._carry_out(self.board.interrupts.end_of_interrupt(vector))
-        if effects.rewired:
-            self._carry_out(self.board.interrupts.rewire())
-        if effects.shadows:
-            self._cpu.map_shadow(effects.shadows)
-        if effects.stop is not None and self._stop is None:
-            self._stop = effects.stop
-        if effects.events:
-            now_ns = self.now_ns
-            self._events += [(now_ns, event) for event in effects.events]
-        self._cpu.set_irq(self._irq_pending())
-        if self._attentive or effects.deadline or effects.stop is not None:
-            self._cpu.request_exit()
-
-    def _deliver(self, message: Message) -> None:
-        """An MSI-X message is a bus write: to the interrupt controllers, to RAM, or to a device."""
-        if self.board.is_interrupt_address(message.address):
-            self._carry_out(self.board.lapic.message(message.address, message.data))
-        elif self.memory.contains(message.address, 4):
-            self.memory.write_int(message.address, 4, message.data)
-        else:
-            self._carry_out(self.board.mmio.write(message.address, 4, message.data, self.now_ns))
-
-    def _irq_pending(self) -> bool:
-        return self.board.interrupts.is_pending()
-
-    # -- what the CPU asks while it runs (vmm.cpu.Platform) ------------------------------------------------------------
-
-    def port_read(self, port: int, size: int) -> int:
-        value, effects = self.board.ports.read(port, size, self.now_ns)
-        self._after_access(effects)
-        self._cpu.set_irq(self._irq_pending())  # a poll of the 8259 pair acknowledges
-        return value
-
-    def port_write(self, port: int, size: int, value: int) -> None:
-        self._after_access(self.board.ports.write(port, size, value, self.now_ns))
-        if self.board.serial.output.endswith(b"\n"):
-            self._cpu.request_exit()  # observers hear of a line when it is written, not when the slice ends
-        self._cpu.set_irq(self._irq_pending())  # the 8259 pair sits here
-
-    def mmio_read(self, gpa: int, size: int) -> int:
-        value, effects = self.board.mmio.read(gpa, size, self.now_ns)
-        self._after_access(effects)
-        return value
-
-    def mmio_write(self, gpa: int, size: int, value: int) -> None:
-        self._after_access(self.board.mmio.write(gpa, size, value, self.now_ns))
-        self._cpu.set_irq(self._irq_pending())  # an end of interrupt or a lower task priority lets the next one through
-
-    def _after_access(self, effects: Effects) -> None:
-        if effects is not NOTHING:
-            self._carry_out(effects)
-        self._drop_overwritten_code()
-
-    def tsc(self) -> int:
-        """The time-stamp counter: 1 GHz."""
-        return self.now_ns
-
-    def acknowledge_irq(self) -> int:
-        """The vector that the CPU delivers now."""
-        vector = self.board.interrupts.acknowledge()
-        self._cpu.set_irq(self._irq_pending())
-        return vector
-
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- what a person at the machine does -----------------------------------------------------------------------------
 
     def send_console(self, data: bytes) -> int:
         """Type `data` on the serial console; returns how many bytes the 16550 took."""
         accepted, effects = self.board.serial.receive(data, self.now_ns)
-        self._carry_out(effects)
+        self.platform.carry_out(effects)
         return accepted
+
+    def press_power_button(self) -> None:
+        """Ask the guest to power off, as QEMU's system_powerdown does: only a guest with ACPI that listens does it."""
+        self.platform.carry_out(self.board.pm_events.press_power_button(self.now_ns))
+
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give RAM and CPU back to the host.  What was counted can still be read; everything else is a ConfigError."""
-        if not isinstance(self._cpu, ClosedCpu):
-            self._cpu.close()
-            self._cpu = ClosedCpu(self._cpu.blocks)
+        self.platform.close()
         self.memory.close()
 
     def __enter__(self) -> Machine:

@@ -62,17 +62,17 @@ MODELS = (
     Model(
         "virtio-balloon-pci",
         "balloon",
-        "memory balloon: inflate, deflate, statistics",
+        "memory balloon: inflate, deflate, statistics, free page reporting",
         (
             *_COMMON,
             Property(
                 "must-tell-host", "flag", "on", "offer VIRTIO_BALLOON_F_MUST_TELL_HOST (QEMU has no such property)"
             ),
             Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),
-            Property("deflate-on-oom", "fixed", "off", "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
+            Property("deflate-on-oom", "flag", "off", "offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
+            Property("free-page-reporting", "flag", "off", "offer VIRTIO_BALLOON_F_PAGE_REPORTING"),
             Property("free-page-hint", "fixed", "off", "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
             Property("page-poison", "fixed", "off", "VIRTIO_BALLOON_F_PAGE_POISON"),
-            Property("free-page-reporting", "fixed", "off", "VIRTIO_BALLOON_F_REPORTING"),
             *_FIXED,
         ),
     ),

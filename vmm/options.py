@@ -1,16 +1,18 @@
 """The words of the command line, matched whole before any parser sees them.
 
 QEMU's options are single-dash words, and an ordinary parser reads an unknown one as a cluster of letters: `-smp 2`
-would become `-s -m p`.  So every word that begins with a dash is looked up here first.  A word that means the same in
-both programs becomes the option of `vmm boot`; one that QEMU has and this program does not gets one sentence that says
-what is so instead; anything else gets one with the nearest word that exists.
+would become `-s -m p`.  So every word that begins with a dash is looked up here first.  The program's own words come
+from whoever declares the options; a word of QEMU's that means the same becomes one of them; one that QEMU has and this
+program does not gets one sentence that says what is so instead; anything else gets one with the nearest word that
+exists.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from devices.errors import ConfigError
 from vmm.models import did_you_mean, suggest
@@ -28,30 +30,19 @@ class Word:
     only: str | None = None
 
 
-WORDS: dict[str, Word] = {
-    "-m": Word("--memory"),
-    "--memory": Word("--memory"),
-    "--target": Word("--target"),
-    "--poll": Word("--poll"),
-    "--for": Word("--for"),
-    "--clock": Word("--clock"),
-    "--serial": Word("--serial"),
+Words: TypeAlias = Mapping[str, Word]
+
+QEMU_WORDS: dict[str, Word] = {
     "-serial": Word("--serial"),
-    "--report": Word("--report"),
-    "--json": Word("--json", has_value=False),
-    "--param": Word("--param"),
     "-append": Word("--param"),
-    "--device": Word("--device"),
+    "--append": Word("--param"),
     "-device": Word("--device"),
-    "--bios": Word("--bios"),
     "-bios": Word("--bios"),
-    "--initrd": Word("--initrd"),
+    "--firmware": Word("--bios"),
     "-initrd": Word("--initrd"),
-    "--debugcon": Word("--debugcon"),
     "-debugcon": Word("--debugcon"),
     "-h": Word("--help", has_value=False),
     "-help": Word("--help", has_value=False),
-    "--help": Word("--help", has_value=False),
     # What a QEMU user adds out of habit, and what is so here anyway.
     "-nographic": Word(None, has_value=False),
     "-nodefaults": Word(None, has_value=False),
@@ -65,7 +56,7 @@ WORDS: dict[str, Word] = {
     "-accel": Word(None, only="tcg"),
 }
 
-_NO_DISKS = "this machine has no disks; the guest is an ELF file, a Multiboot kernel or a flat image"
+_NO_DISKS = "this machine has no disks; the guest is a Linux or Multiboot kernel, an ELF file or a flat image"
 _NO_MONITOR = "this version has no monitor, debugger or trace; use the Python interface"
 _ONE_BOARD = "there is one board and one CPU model"
 REFUSED: dict[str, str] = {
@@ -87,8 +78,10 @@ REFUSED: dict[str, str] = {
 }
 
 
-def translate(words: Sequence[str]) -> list[str]:
-    """The arguments of `vmm boot` that `words` mean.  ConfigError, one sentence, for a word that cannot be used."""
+def translate(words: Sequence[str], own: Words) -> list[str]:
+    """The arguments of `vmm boot` that `words` mean, in its `own` words and QEMU's.  ConfigError, one sentence, for a
+    word that cannot be used."""
+    known = {**own, **QEMU_WORDS}
     options: list[str] = []
     guests: list[str] = []
     rest = iter(words)
@@ -100,7 +93,7 @@ def translate(words: Sequence[str]) -> list[str]:
         elif word.startswith("--kernel="):
             guests.append(word.removeprefix("--kernel="))
         elif word.startswith("-") and word != "-":
-            options += _translate_option(word, rest)
+            options += _translate_option(word, rest, known)
         else:
             guests.append(word)
     if len(guests) > 1:
@@ -115,11 +108,11 @@ def _value_after(name: str, rest: Iterator[str]) -> str:
         raise ConfigError(f"The option {name} needs a value.") from None
 
 
-def _translate_option(given: str, rest: Iterator[str]) -> list[str]:
+def _translate_option(given: str, rest: Iterator[str], known: Words) -> list[str]:
     name, equals, value = given.partition("=") if given.startswith("--") else (given, "", "")
-    word = WORDS.get(name)
+    word = known.get(name)
     if word is None:
-        raise ConfigError(_why_not(name))
+        raise ConfigError(_why_not(name, known))
     if not word.has_value:
         if equals:
             raise ConfigError(f"The option {name} takes no value, not {value!r}.")
@@ -148,14 +141,14 @@ def _serial_place(value: str) -> str:
     return value
 
 
-def _why_not(name: str) -> str:
+def _why_not(name: str, known: Words) -> str:
     if name in REFUSED:
         return f"The option {name} is QEMU's and not supported: {REFUSED[name]}."
     if name.startswith("-m") and name[2:3].isdigit():
         return f"There is no option {name!r}; did you mean '-m {name[2:]}'?"
-    nearest = suggest(name, [*WORDS, *REFUSED, "-kernel"])
+    nearest = suggest(name, [*known, *REFUSED, "-kernel"])
     if nearest in REFUSED and not name[1:2].isdigit():
         return f"There is no option {name!r}, and QEMU's {nearest} is not supported: {REFUSED[nearest]}."
     if name[1:2].isdigit():
         return f"There is no option {name!r}; a size or a time must not be negative."
-    return f"There is no option {name!r}{did_you_mean(name, [*WORDS, '-kernel', '--kernel'])}"
+    return f"There is no option {name!r}{did_you_mean(name, [*known, '-kernel', '--kernel'])}"

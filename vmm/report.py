@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmm.machine import Machine
 
+_BALLOON = (
+    *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
+    *("reported_pages", "reported_bytes", "discarded_bytes", "bad_pfns"),
+)
+
 
 def report(machine: Machine) -> dict[str, Any]:
     """The run so far.  Times are guest nanoseconds; with the virtual clock two equal runs give equal reports.
@@ -45,8 +50,7 @@ def _features(machine: Machine) -> dict[str, list[str]]:
 
 
 def _balloon(machine: Machine) -> dict[str, int]:
-    names = ("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "discarded_bytes", "bad_pfns")
-    return {name: getattr(machine.balloon, name) for name in names}
+    return {name: getattr(machine.balloon, name) for name in _BALLOON}
 
 
 def _stats(machine: Machine) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vmm.display import PlainDisplay, Silent
 from vmm.outputs import ReportFile, SerialSink, serial_file, serial_path
 from vmm.streams import GuardedText, OutputGone, forget_stdout
+from vmm.terminal import ShellDisplay, console_input
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
@@ -33,13 +34,17 @@ LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
 class Request:
     """What the command line asks for besides the machine itself.
 
-    `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"."""
+    `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"; with "stdio" the serial
+    console has the standard input too.  `shell_ready` makes this terminal the guest's: it is what the guest sends to
+    the debug port when it wants input.  `debug_sinks` get that port's output as well."""
 
     config: MachineConfig
     serial: str = ""
     report: str = ""
     json: bool = False
     debugcon: str = ""
+    shell_ready: bytes | None = None
+    debug_sinks: tuple[Callable[[bytes], None], ...] = ()
 
 
 def run(request: Request) -> int:
@@ -60,7 +65,9 @@ def run(request: Request) -> int:
         machine.observers += [display] if sink is None else [sink, display]
         if debug_sink is not None:
             machine.debug_sinks.append(debug_sink.on_console)
-        _run_to_the_end(machine, display)
+        machine.debug_sinks += request.debug_sinks
+        with console_input(machine, request.shell_ready) if request.serial == "stdio" else nullcontext():
+            _run_to_the_end(machine, display)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
         text = json.dumps(report) + "\n"
         if report_file is not None:
@@ -105,6 +112,8 @@ def _display(request: Request, machine: Machine) -> Silent:
     """The display that fits where the output goes.  Raw console bytes and a display never share a stream."""
     if request.json:
         return Silent()
+    if request.shell_ready is not None:
+        return ShellDisplay()
     if "stdio" in (request.serial, request.debugcon):
         return PlainDisplay(machine, GuardedText(sys.stderr), show_console=not request.serial)
     show_console = not request.serial

@@ -146,16 +146,18 @@ class LocalApic(Stateful):
     # -- the guest's side: registers -----------------------------------------------------------------------------------
 
     def read(self, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
-        effects = self.advance(now_ns) | self._check_slot(offset)
+        effects = self.advance(now_ns) | self._check_slots(offset, size)
         value, more = REGISTERS.read(self, offset, size, now_ns)
         return value, effects | more
 
     def write(self, offset: int, size: int, value: int, now_ns: int) -> Effects:
-        effects = self.advance(now_ns) | self._check_slot(offset)
+        effects = self.advance(now_ns) | self._check_slots(offset, size)
         return effects | REGISTERS.write(self, offset, size, value, now_ns)
 
-    def _check_slot(self, offset: int) -> Effects:
-        return NOTHING if offset >> 4 in _SLOTS else self._log_error(ESR_ILLEGAL_REGISTER)
+    def _check_slots(self, offset: int, size: int) -> Effects:
+        """An access of at most 8 bytes touches one slot of 16 or two; each must have a register."""
+        legal = offset >> 4 in _SLOTS and offset + size - 1 >> 4 in _SLOTS
+        return NOTHING if legal else self._log_error(ESR_ILLEGAL_REGISTER)
 
     def write_apic_id(self, value: int, now_ns: int) -> Effects:
         self.apic_id = value & 0xFF00_0000
@@ -309,8 +311,9 @@ class LocalApic(Stateful):
 
     def set_lint0(self, level: bool) -> Effects:
         """Move the pin: in fixed mode a rising edge requests the entry's vector."""
-        rises = level and not self.lint0
-        self.lint0 = level
+        if level == self.lint0:
+            return NOTHING
+        rises, self.lint0 = level, level
         fixed = not self.lvt_lint0 & (DELIVERY_MODE | LVT_MASKED)
         return self._request(self.lvt_lint0 & VECTOR) if rises and fixed else NOTHING
 
@@ -328,9 +331,9 @@ class LocalApic(Stateful):
 
     def pending_vector(self) -> int | None:
         """The vector that would be delivered now, None when there is none or its priority is too low."""
-        vector = _highest(self.irr)
-        if vector < 0 or not self.enabled:
+        if not self.irr or not self.enabled:
             return None
+        vector = _highest(self.irr)
         return vector if vector & 0xF0 > self.ppr & 0xF0 else None
 
     def acknowledge(self) -> int:

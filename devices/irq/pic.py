@@ -107,7 +107,9 @@ class Pic(Stateful):
         return number - self.lowest - 1 & 7
 
     def _highest(self, inputs: int) -> int | None:
-        return min((n for n in range(8) if inputs >> n & 1), key=self._rank, default=None)
+        if not inputs:  # the usual answer, which is wanted after every access of the guest to a device
+            return None
+        return min((n for n in range(8) if inputs >> n & 1), key=self._rank)
 
     def acknowledge(self) -> int:
         """The input that is taken into service; 7, and no change, when none requests any more."""

@@ -27,6 +27,7 @@ from devices.state import TEXT, Many, Pairs, State, Stateful, Table, Tuple, requ
 
 PORT_BASE = 0xCF8
 PORT_COUNT = 8
+RESET_CONTROL_PORT = 0xCF9
 RESET_HARD = 1 << 1
 RESET_NOW = 1 << 2
 

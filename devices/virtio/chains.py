@@ -25,6 +25,9 @@ Index = NDArray[np.intp]
 U64 = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 
+ARRAYS = ("head", "buffer_id", "slots", "first", "addr", "length", "writable")
+"""The attributes of `Chains` that are arrays."""
+
 
 class Chains:
     """n chains of m descriptors in all.
@@ -36,9 +39,11 @@ class Chains:
     addr        (m,) uint64   guest-physical address of each buffer
     length      (m,) uint64   its bytes, never 0
     writable    (m,) bool     device-writable; otherwise device-readable
+
+    `count` is n, `descriptors` is m.
     """
 
-    __slots__ = ("addr", "buffer_id", "first", "head", "length", "slots", "writable")
+    __slots__ = ("addr", "buffer_id", "count", "descriptors", "first", "head", "length", "slots", "writable")
 
     def __init__(self, head: Heads, slots: Index, first: Index, addr: U64, length: U64, writable: Flags) -> None:
         self.head = self.buffer_id = head
@@ -47,14 +52,11 @@ class Chains:
         self.addr = addr
         self.length = length
         self.writable = writable
+        self.count = len(head)
+        self.descriptors = len(addr)
 
     def __len__(self) -> int:
-        return len(self.head)
-
-    @property
-    def descriptors(self) -> int:
-        """How many descriptors there are, m."""
-        return len(self.addr)
+        return self.count
 
     def id_of(self, index: int) -> int:
         """The buffer id of chain `index`."""
@@ -95,6 +97,25 @@ class Chains:
             addr, length = addr[:kept], length[:kept].copy()
             length[-1] -= ends[kept - 1] - np.uint64(limit_bytes)
         return memory.gather(addr, length).tobytes()
+
+    def gather_entries(self, memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
+        """The device-readable bytes of all chains as arrays of entries, one after the other, and how many bytes were
+        left out.
+
+        Each chain's array ends with its last whole entry.  One that would bring the batch above the limit is not read
+        at all, so that a descriptor of 4 GiB costs nothing."""
+        sizes = self.readable_bytes()
+        total = sum(sizes)
+        if total <= limit_bytes and not any(size % entry_bytes for size in sizes):
+            return self.gather_readable(memory, total), 0
+        arrays, left = [], limit_bytes
+        for index, size in enumerate(sizes):
+            whole = size - size % entry_bytes
+            if 0 < whole <= left:
+                arrays.append(self.only(index).gather_readable(memory, whole))
+                left -= whole
+        payload = b"".join(arrays)
+        return payload, total - len(payload)
 
     def scatter_writable(self, memory: GuestMemory, index: int, data: bytes) -> int:
         """Write `data` into the device-writable buffers of chain `index`, from the first on; what does not fit is left
@@ -143,10 +164,36 @@ class _SavedChains:
 CHAINS = _SavedChains()
 
 
-class FewChains(Chains):
-    """Chains in lists: the same value, for as few chains as plain Python is quicker for.
+class _WithoutArrays(Chains):
+    """The same value in another form.  The arrays appear when one is asked for.
 
-    `first` has one entry more than there are chains.  The arrays appear when they are asked for."""
+    They are properties, since with `__getattr__` every other attribute would take the interpreter's slow way too."""
+
+    __slots__ = ("_arrays",)
+
+    def __init__(self) -> None:
+        self._arrays: Chains | None = None
+
+    def arrays(self) -> Chains:
+        """The value as arrays."""
+        raise NotImplementedError
+
+
+def _array(name: str) -> property:
+    def ask(chains: _WithoutArrays) -> Any:
+        if chains._arrays is None:
+            chains._arrays = chains.arrays()
+        return getattr(chains._arrays, name)
+
+    return property(ask)
+
+
+for _name in ARRAYS:
+    setattr(_WithoutArrays, _name, _array(_name))
+
+
+class FewChains(_WithoutArrays):
+    """Chains in lists, for as few as plain Python is quicker for; `first` has one entry more than there are chains."""
 
     __slots__ = ("_addr", "_first", "_heads", "_length", "_slots", "_writable")
 
@@ -159,6 +206,8 @@ class FewChains(Chains):
         length: list[int],
         writable: list[bool],
     ) -> None:
+        self._arrays = None
+        self.count, self.descriptors = len(heads), len(addr)
         self._heads = heads
         self._slots = slots
         self._first = first
@@ -166,10 +215,8 @@ class FewChains(Chains):
         self._length = length
         self._writable = writable
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in Chains.__slots__:
-            raise AttributeError(f"chains have no attribute {name!r}")
-        super().__init__(
+    def arrays(self) -> Chains:
+        return Chains(
             np.array(self._heads, np.uint16),
             np.array(self._slots),
             np.array(self._first),
@@ -177,14 +224,6 @@ class FewChains(Chains):
             np.array(self._length, np.uint64),
             np.array(self._writable),
         )
-        return getattr(self, name)
-
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    @property
-    def descriptors(self) -> int:
-        return len(self._addr)
 
     def id_of(self, index: int) -> int:
         return self._heads[index]
@@ -213,23 +252,21 @@ class FewChains(Chains):
         return b"".join(pieces)
 
 
-class OneBuffer(Chains):
-    """One chain of one descriptor, which is what most drivers offer: the same value, without making arrays of it.
-
-    The arrays appear when they are asked for."""
+class OneBuffer(_WithoutArrays):
+    """One chain of one descriptor, which is what most drivers offer."""
 
     __slots__ = ("_bytes", "_gpa", "_head", "_write")
 
     def __init__(self, head: int, gpa: int, length: int, writable: bool) -> None:
+        self._arrays = None
+        self.count = self.descriptors = 1
         self._head = head
         self._gpa = gpa
         self._bytes = length
         self._write = writable
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in Chains.__slots__:
-            raise AttributeError(f"chains have no attribute {name!r}")
-        super().__init__(
+    def arrays(self) -> Chains:
+        return Chains(
             np.array([self._head], np.uint16),
             np.array([1]),
             np.array([0, 1]),
@@ -237,14 +274,6 @@ class OneBuffer(Chains):
             np.array([self._bytes], np.uint64),
             np.array([self._write]),
         )
-        return getattr(self, name)
-
-    def __len__(self) -> int:
-        return 1
-
-    @property
-    def descriptors(self) -> int:
-        return 1
 
     def id_of(self, index: int) -> int:
         return self._head
@@ -260,3 +289,10 @@ class OneBuffer(Chains):
 
     def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> bytes:
         return b"" if self._write else memory.read(self._gpa, min(self._bytes, limit_bytes))
+
+    def gather_entries(self, memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
+        size = 0 if self._write else self._bytes
+        whole = size - size % entry_bytes
+        if 0 < whole <= limit_bytes:
+            return memory.read(self._gpa, whole), size - whole
+        return b"", size

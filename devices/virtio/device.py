@@ -11,16 +11,15 @@ Invariants
   came too early is not forgotten: whenever a queue becomes usable it is looked at as if it had been notified.
 - A chain is completed when the device says so, not when `notify` returns: a device may hold chains and complete them
   from a deadline or a host command.
-- `DriverError` is caught in one place, `_contained`.  It costs the driver its device and nobody anything else.
+- Every `DriverError` ends in one place, `_broken`.  It costs the driver its device and nobody anything else.
 - The work of one call is bounded (`WORK_LIMIT`); what is left is carried on with at a deadline that has come already.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, ParamSpec
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from devices.effects import Event
 from devices.errors import DriverError
@@ -31,7 +30,6 @@ from devices.virtio import spec, status
 from devices.virtio.chains import Chains
 from devices.virtio.queue import Queue, QueueSpec
 from devices.virtio.spec import Status
-from devices.virtio.split import SplitQueue
 
 __all__ = ["NO_NOTIFICATIONS", "Notifications", "Queue", "QueueSpec", "VirtioDevice"]
 
@@ -43,11 +41,10 @@ _DRIVER_OK, _FEATURES_OK = int(Status.DRIVER_OK), int(Status.FEATURES_OK)
 _NEEDS_RESET, _FAILED = int(Status.DEVICE_NEEDS_RESET), int(Status.FAILED)
 _LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
 
-Arguments = ParamSpec("Arguments")
+Argument = TypeVar("Argument")
 
 
-@dataclass(frozen=True, slots=True)
-class Notifications:
+class Notifications(NamedTuple):
     """What a device wants its driver, its timer and its watchers to hear.
 
     `queues` are the indices of queues with a used-buffer notification, ascending, without duplicates; `config` is a
@@ -161,10 +158,17 @@ class VirtioDevice(Stateful, ABC):
         queue.write(field, value)
         return NO_NOTIFICATIONS
 
+    def has_queue(self, queue: Queue) -> bool:
+        """Whether `queue` is there for the driver: as long as features can change every queue that the device has, then
+        only those whose feature was negotiated (§5.5.2: statsq "only exists if" its feature is set)."""
+        if queue.feature is None or not self.status & _FEATURES_OK:
+            return True
+        return bool(self.driver_features >> queue.feature & 1)
+
     def notify(self, index: int, now_ns: int) -> Notifications:
         """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored."""
         if 0 <= index < len(self.queues):
-            return self._look_at(self.queues[index : index + 1], now_ns)
+            return self._look_at((self.queues[index],), now_ns)
         return NO_NOTIFICATIONS
 
     def read_config(self, offset: int, size: int) -> int:
@@ -198,7 +202,7 @@ class VirtioDevice(Stateful, ABC):
             self._carry_on_ns = None
             notifications |= self._look_at(self.queues, now_ns)
         if self.is_live and (own := self.deadline_ns()) is not None and own <= now_ns:
-            notifications |= self._contained(None, self.deadline_reached, now_ns)
+            notifications |= self._contained(self.deadline_reached, now_ns)
         return notifications
 
     def reset(self) -> None:
@@ -320,70 +324,62 @@ class VirtioDevice(Stateful, ABC):
         return notifications
 
     def _enable(self, queue: Queue, now_ns: int) -> Notifications:
-        if not self.status & _FEATURES_OK or self.needs_reset or not self._exists(queue):
+        if not self.status & _FEATURES_OK or self.needs_reset or not self.has_queue(queue):
             return NO_NOTIFICATIONS
-        return self._contained(queue, self._set_up, queue) | self._look_at([queue], now_ns)
+        return self._contained(self._set_up, queue, queue) | self._look_at((queue,), now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
         queue.set_up(self.memory, status.negotiated(self.status, self.driver_features))
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
 
-    def _exists(self, queue: Queue) -> bool:
-        return queue.feature is None or bool(self.driver_features >> queue.feature & 1)
-
     def _become_live(self, now_ns: int) -> Notifications:
         """Look at every queue, since kicks may have come too early, and let the subclass catch up."""
         notifications = self._look_at(self.queues, now_ns)
         if self.is_live:
-            notifications |= self._contained(None, self.live, now_ns)
+            notifications |= self._contained(self.live, now_ns)
         return notifications | Notifications(deadline=True)
 
-    def _look_at(self, queues: Sequence[Queue], now_ns: int) -> Notifications:
-        """Process what is available in `queues`."""
-        told: list[Notifications] = []
+    def _look_at(self, queues: Iterable[Queue], now_ns: int) -> Notifications:
+        """Process what is available in `queues`, batch after batch.
+
+        An error in one batch takes nothing back of what an earlier one brought about."""
         self._budget = WORK_LIMIT
-        for queue in queues:
-            if queue.ring is not None and self.is_live:
-                told.append(self._contained(queue, self._drain, queue, queue.ring, now_ns, told))
         total = NO_NOTIFICATIONS
-        for each in told:
-            if each is not NO_NOTIFICATIONS:
-                total |= each
+        for queue in queues:
+            ring = queue.ring
+            if ring is None or not self.is_live:
+                continue
+            try:
+                while (chains := ring.take_available()) is not None:
+                    queue.requests += chains.count
+                    told = self.process(queue, chains, now_ns)
+                    total = told if total is NO_NOTIFICATIONS else total | told
+                    self._budget -= chains.descriptors
+                    if self._budget <= 0:
+                        self._carry_on_ns = now_ns
+                        total |= Notifications(deadline=True)
+                        break
+            except DriverError as error:
+                total |= self._broken(error, queue)
         return total
 
-    def _drain(self, queue: Queue, ring: SplitQueue, now_ns: int, told: list[Notifications]) -> Notifications:
-        """Process batch after batch until none is left.  What a batch brought about is appended to `told` at once, so
-        that an error in a later one does not take it back."""
-        while (chains := ring.take_available()) is not None:
-            queue.requests += len(chains)
-            told.append(self.process(queue, chains, now_ns))
-            self._budget -= chains.descriptors
-            if self._budget <= 0:
-                self._carry_on_ns = now_ns
-                return Notifications(deadline=True)
-        return NO_NOTIFICATIONS
-
     def _contained(
-        self,
-        queue: Queue | None,
-        work: Callable[Arguments, Notifications],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
+        self, work: Callable[[Argument], Notifications], argument: Argument, queue: Queue | None = None
     ) -> Notifications:
-        """The one place where a broken rule ends: the device needs reset, and the driver and the watchers are told."""
+        """What `work` brings about, or what a rule that it found broken does."""
         try:
-            return work(*args, **kwargs)
+            return work(argument)
         except DriverError as error:
-            self.status |= _NEEDS_RESET
-            if queue is not None:
-                error.queue = queue.index
-            text = (
-                f"queue {error.queue}, head {error.head}: {error}"
-                if error.head >= 0
-                else f"queue {error.queue}: {error}"
-            )
-            told = Event(self.name, "needs-reset", f"the device needs reset: {text}")
-            return Notifications(config=bool(self.status & _DRIVER_OK), deadline=True, events=(told,))
+            return self._broken(error, queue)
+
+    def _broken(self, error: DriverError, queue: Queue | None) -> Notifications:
+        """The one place where a broken rule ends: the device needs reset, and the driver and the watchers are told."""
+        self.status |= _NEEDS_RESET
+        if queue is not None:
+            error.queue = queue.index
+        head = f", head {error.head}" if error.head >= 0 else ""
+        told = Event(self.name, "needs-reset", f"the device needs reset: queue {error.queue}{head}: {error}")
+        return Notifications(config=bool(self.status & _DRIVER_OK), deadline=True, events=(told,))
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, VirtioDevice) and self._state() == other._state()

@@ -1,8 +1,9 @@
-"""The split ring, page frame numbers and statistics once more, one value at a time.
+"""The split ring, page frame numbers, reports and statistics once more, one value at a time.
 
-This is the text to read first, and the oracle of the tests: `walk`, `split`, `balloon.pages` and `balloon.stats` must
-give the same answer, or break the same rule, on every input.  It shares no code with them and cares for nothing but
-being plain: every number is read from RAM where it is needed, by its place in the specification's structures.
+This is the text to read first, and the oracle of the tests: `walk`, `split`, `balloon.pages`, `balloon.reporting` and
+`balloon.stats` must give the same answer, or break the same rule, on every input.  It shares no code with them and
+cares for nothing but being plain: every number is read from RAM where it is needed, by its place in the specification's
+structures.
 """
 
 from __future__ import annotations
@@ -122,6 +123,23 @@ def wants_notification(used_event: int, old: int, new: int) -> bool:
     return any(index % 65536 == used_event for index in range(old, old + (new - old) % 65536))
 
 
+def entries_of(chains: list[Chain], memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
+    """The readable bytes of each chain up to its last whole entry, and how many bytes were left out.
+
+    A chain that would bring them above the limit is left out whole."""
+    taken, left_out = b"", 0
+    for chain in chains:
+        readable = [buffer for buffer in chain.buffers if not buffer.writable]
+        size = sum(buffer.length for buffer in readable)
+        whole = size // entry_bytes * entry_bytes
+        if len(taken) + whole > limit_bytes:
+            whole = 0
+        if whole:
+            taken += b"".join(memory.read(buffer.gpa, buffer.length) for buffer in readable)[:whole]
+        left_out += size - whole
+    return taken, left_out
+
+
 def pages_of(payload: bytes, memory: GuestMemory) -> tuple[list[int], int]:
     """§5.5.6: the different pages of RAM that le32 page frame numbers name, ascending, and how many entries named none.
 
@@ -135,6 +153,24 @@ def pages_of(payload: bytes, memory: GuestMemory) -> tuple[list[int], int]:
         else:
             bad += 1
     return sorted(pages), bad
+
+
+def reported_of(chains: list[Chain], page_bytes: int = PAGE_BYTES) -> tuple[list[int], int]:
+    """§5.5.6.7: the different 4096-byte pages that reports name, ascending, and how many bytes of their buffers are
+    device-readable or in no whole page of `page_bytes`, the larger of the host's page and 4096."""
+    pages: set[int] = set()
+    ignored = 0
+    for chain in chains:
+        for buffer in chain.buffers:
+            end = buffer.gpa + buffer.length
+            page = buffer.gpa if buffer.gpa % page_bytes == 0 else buffer.gpa - buffer.gpa % page_bytes + page_bytes
+            used = 0
+            while buffer.writable and page + page_bytes <= end:
+                pages.update(range(page // PAGE_BYTES, (page + page_bytes) // PAGE_BYTES))
+                page += page_bytes
+                used += page_bytes
+            ignored += buffer.length - used
+    return sorted(pages), ignored
 
 
 def stats_of(payload: bytes) -> tuple[list[tuple[int, int]], dict[str, int]]:

@@ -67,9 +67,11 @@ class SplitQueue(Stateful):
         # One more 16-bit word each for used_event and avail_event, which are there only with EVENT_IDX.
         available = memory.view(driver_gpa, 4 + 2 * size + 2 * event_idx)
         used = memory.view(device_gpa, 4 + 8 * size + 2 * event_idx)
-        self._available = available.view("<u2")
-        self._used = used.view("<u2")
+        # One 16-bit load or store each.  Words have the host's byte order, which guest RAM sees to.
+        self._available = available.data.cast("H")
+        self._used = used.data.cast("H")
         self._used_bytes = used.data
+        self._available_ring = available[_RING : _RING + 2 * size].view("<u2")
         self._used_ring = used[_RING : _RING + 8 * size].view(spec.virtq_used_elem)
         self._used_gpa = device_gpa
         self._next_available = 0
@@ -92,7 +94,7 @@ class SplitQueue(Stateful):
 
         At least one and at most as many as have no more descriptors than the queue size in all (indirect ones counted);
         call again for the rest.  DriverError, and nothing taken, if any breaks a rule."""
-        index = self._available.item(_IDX)
+        index = self._available[_IDX]
         pending = (index - self._next_available) & 0xFFFF
         if not pending:
             return None
@@ -100,17 +102,23 @@ class SplitQueue(Stateful):
             text = f"the available index {index} is {pending} entries ahead, more than the queue size {self.size}"
             raise DriverError("2.7.13.3", text)
         self._memory.fence()
-        chains = self._take(pending)
-        self._next_available = self._next_available + len(chains) & 0xFFFF
+        if pending == 1:
+            head = self._available[2 + (self._next_available & self.size - 1)]
+            chains = self._walker.one(head, self._in_flight)
+        else:
+            chains = self._take_many(pending)
+        self._next_available = self._next_available + chains.count & 0xFFFF
         if self._event_idx:
-            self._ask_for_notification()
+            # §2.7.10.2: the next chain made available shall be notified.  Those that came before this store are not:
+            # the caller must look once more.
+            self._used[2 + 4 * self.size] = self._next_available
+            self._memory.writes.add(self._used_gpa + 4 + 8 * self.size, 2)
+            self._memory.fence()
         return chains
 
-    def _take(self, pending: int) -> Chains:
+    def _take_many(self, pending: int) -> Chains:
         position = self._next_available & self.size - 1
-        if pending == 1:
-            return self._walker.one(self._available.item(2 + position), self._in_flight)
-        ring = self._available[2 : 2 + self.size]
+        ring = self._available_ring
         upper, lower = ring[position : position + pending], ring[: max(position + pending - self.size, 0)]
         if pending >= LOCK_STEP_FROM_CHAINS and self._are_new(heads := np.concatenate((upper, lower))):
             chains = self._walker.in_lock_step(heads.astype(np.intp))
@@ -125,19 +133,11 @@ class SplitQueue(Stateful):
             return False
         return int(np.bincount(heads).max()) == 1
 
-    def _ask_for_notification(self) -> None:
-        """§2.7.10.2: the next chain made available shall be notified.
-
-        Chains that came before this store are not: the caller must look once more."""
-        self._used[2 + 4 * self.size] = self._next_available
-        self._memory.wrote(self._used_gpa + 4 + 8 * self.size, 2)
-        self._memory.fence()
-
     # -- putting ---------------------------------------------------------------------------------------------------
 
     def put_used(self, chains: Chains, written: int | Sequence[int] = 0) -> None:
         """Return `chains`; `written` is how many bytes were stored in the buffers of each (§2.7.8.2), or of all."""
-        count = len(chains)
+        count = chains.count
         position = self._next_used & self.size - 1
         if count < LOCK_STEP_FROM_CHAINS:
             for index in range(count):
@@ -151,7 +151,7 @@ class SplitQueue(Stateful):
         self._next_used = self._next_used + count & 0xFFFF
         self._used[_IDX] = self._next_used
         # The index and the elements up to the last one written; those before it are named for nothing, but only once.
-        self._memory.wrote(self._used_gpa + 2, 2 + 8 * min(position + count, self.size))
+        self._memory.writes.add(self._used_gpa + 2, 2 + 8 * min(position + count, self.size))
 
     def _put_many(self, chains: Chains, written: int | Sequence[int], position: int) -> None:
         places = np.arange(position, position + len(chains)) & self.size - 1
@@ -164,9 +164,9 @@ class SplitQueue(Stateful):
         self._memory.fence()
         old, self._notified_used = self._notified_used, self._next_used
         if self._event_idx:
-            used_event: int = self._available.item(2 + self.size)
+            used_event = self._available[2 + self.size]
             return (self._next_used - used_event - 1) & 0xFFFF < (self._next_used - old) & 0xFFFF
-        suppressed: int = self._available.item(_FLAGS) & spec.VIRTQ_AVAIL_F_NO_INTERRUPT
+        suppressed = self._available[_FLAGS] & spec.VIRTQ_AVAIL_F_NO_INTERRUPT
         return self._next_used != old and not suppressed
 
 

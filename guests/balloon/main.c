@@ -3,7 +3,9 @@
  * Every free page holds a pattern made from its own address.  A page outside the balloon must keep it.  A page that
  * comes back from the balloon must hold the pattern still (the host took nothing) or zeros (it did): anything else
  * would be somebody else's data.  The guest sleeps between two changes; "targets=N" ends it after the N-th target
- * reached, and "check=0" gives pages away without looking at them first, so that inflating can be timed.
+ * reached, "check=0" gives pages away without looking at them first, so that inflating can be timed, and "intx=1" uses the
+ * device's interrupt line instead of MSI-X.  With "report=1" it reports its free pages at the start and after each target;
+ * then a free page may also hold zeros.
  */
 #include "../lib/apic.h"
 #include "../lib/balloon.h"
@@ -11,60 +13,31 @@
 #include "../lib/guest.h"
 #include "../lib/interrupts.h"
 #include "../lib/io.h"
+#include "../lib/pattern.h"
 #include "../lib/string.h"
 
-enum { WORDS = PAGE_SIZE / sizeof(u64), POLL_MICROSECONDS = 10000 };
+enum { POLL_MICROSECONDS = 10000 };
 
 static u64 returned_old, returned_zero;
-
-static u64 pattern(u64 gpa, u64 word)
-{
-    return ~(gpa | word); /* another one in every word of RAM, and never 0 */
-}
-
-static void fill(u64 gpa)
-{
-    u64 *words = (u64 *)gpa;
-    UNROLL
-    for (u64 i = 0; i < WORDS; i++)
-        words[i] = pattern(gpa, i);
-}
-
-static int holds_pattern(u64 gpa)
-{
-    const u64 *words = (const u64 *)gpa;
-    u64 difference = 0;
-    UNROLL
-    for (u64 i = 0; i < WORDS; i++)
-        difference |= words[i] ^ pattern(gpa, i);
-    return difference == 0;
-}
-
-static int holds_zeros(u64 gpa)
-{
-    const u64 *words = (const u64 *)gpa;
-    u64 any = 0;
-    UNROLL
-    for (u64 i = 0; i < WORDS; i++)
-        any |= words[i];
-    return any == 0;
-}
+static u64 reporting, free_zero;
 
 static void check_kept(u64 gpa)
 {
-    if (!holds_pattern(gpa))
+    if (reporting && page_is_zero(gpa))
+        free_zero++;
+    else if (!pattern_is_kept(gpa))
         panic("page %lxh outside the balloon has lost its contents", gpa);
 }
 
 static void check_returned(u64 gpa)
 {
-    if (holds_zeros(gpa))
+    if (page_is_zero(gpa))
         returned_zero++;
-    else if (holds_pattern(gpa))
+    else if (pattern_is_kept(gpa))
         returned_old++;
     else
         panic("page %lxh came back with strange contents", gpa);
-    fill(gpa);
+    pattern_fill(gpa);
 }
 
 static u64 for_each_free_page(void (*visit)(u64 gpa))
@@ -78,12 +51,22 @@ static u64 for_each_free_page(void (*visit)(u64 gpa))
     return count;
 }
 
+static void report_free_pages(struct balloon *balloon)
+{
+    u64 count = balloon_report_free_pages(balloon);
+    if (count)
+        print("balloon: reported %lu free pages\n", count);
+}
+
 static void report(const struct balloon *balloon)
 {
-    u64 kept = for_each_free_page(check_kept);
+    free_zero = 0;
+    u64 kept = for_each_free_page(check_kept) - free_zero;
     print("balloon: target %u pages reached in %u requests, %lu pages kept their contents", balloon->target,
           balloon->requests, kept);
     print(", returned: %lu zeroed, %lu unchanged\n", returned_zero, returned_old);
+    if (reporting)
+        print("balloon: %lu free pages hold zeros since they were reported\n", free_zero);
 }
 
 int guest_main(const struct boot_info *boot_info)
@@ -94,15 +77,19 @@ int guest_main(const struct boot_info *boot_info)
 
     if (!parameter_u64((const char *)boot_info->cmdline, "check", 1))
         hooks.before_inflate = NULL;
+    hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
+    reporting = parameter_u64((const char *)boot_info->cmdline, "report", 0);
+    hooks.reports_free_pages = reporting != 0;
     interrupts_start();
     apic_start();
     pages_start(boot_info);
     if (!balloon_start(&balloon, &hooks))
         panic("there is no balloon");
-    u64 filled = for_each_free_page(fill);
+    u64 filled = for_each_free_page(pattern_fill);
     print("balloon: %lu of %lu pages are free and hold a pattern\n", filled, pages_total());
     if (!balloon_has_interrupts(&balloon))
         apic_tick_every(POLL_MICROSECONDS);
+    report_free_pages(&balloon);
 
     /* A target of 0 is what every balloon begins with; it counts as reached once another one was. */
     u32 reported = 0;
@@ -111,6 +98,7 @@ int guest_main(const struct boot_info *boot_info)
         enum balloon_state state = balloon_step(&balloon);
         if (state == BALLOON_REACHED && balloon.target != reported) {
             report(&balloon);
+            report_free_pages(&balloon);
             reported = balloon.target;
             said_short = 0;
             targets--;

@@ -1,60 +1,17 @@
 #include "driver.h"
 #include "../lib/apic.h"
 #include "../lib/guest.h"
-#include "../lib/interrupts.h"
 #include "../lib/io.h"
 #include "../lib/pages.h"
+#include "../lib/pattern.h"
 
 enum {
     BALLOON_ID = 5,
     MSIX_CONFIG = 0,
     MSIX_QUEUES = 1,
-    WORDS = PAGE_SIZE / sizeof(u64),
     TICK_MICROSECONDS = 100,
     PATIENCE_TICKS = 10,
 };
-
-static struct driver *listener; /* whose configuration interrupts are counted */
-
-static void on_config_change(struct interrupt_frame *frame)
-{
-    (void)frame;
-    listener->config_interrupts++;
-    apic_end_of_interrupt();
-}
-
-static u64 pattern(u64 gpa, u64 word)
-{
-    return ~(gpa + word * sizeof(u64)); /* another one in every word of RAM, and never 0 */
-}
-
-static void fill(u64 gpa)
-{
-    u64 *words = (u64 *)gpa;
-    UNROLL
-    for (u64 i = 0; i < WORDS; i++)
-        words[i] = pattern(gpa, i);
-}
-
-static int holds_pattern(u64 gpa)
-{
-    const u64 *words = (const u64 *)gpa;
-    u64 difference = 0;
-    UNROLL
-    for (u64 i = 0; i < WORDS; i++)
-        difference |= words[i] ^ pattern(gpa, i);
-    return difference == 0;
-}
-
-static int holds_zeros(u64 gpa)
-{
-    const u64 *words = (const u64 *)gpa;
-    u64 any = 0;
-    UNROLL
-    for (u64 i = 0; i < WORDS; i++)
-        any |= words[i];
-    return any == 0;
-}
 
 static u64 need_page(void)
 {
@@ -74,18 +31,17 @@ static u64 end_of_ram(const struct boot_info *boot_info)
     return end;
 }
 
-int driver_find(struct driver *driver, const struct boot_info *boot_info)
+int driver_find(struct driver *driver, const struct boot_info *boot_info, int intx)
 {
     *driver = (struct driver){.ram_end = end_of_ram(boot_info)};
-    listener = driver;
-    if (!virtio_find(&driver->device, BALLOON_ID))
+    if (!virtio_find(&driver->device, BALLOON_ID, intx))
         return 0;
     driver->pfns = (u32 *)need_page();
     driver->table = (struct virtq_desc *)need_page();
     for (u32 i = 0; i < HONEST_PAGES; i++)
-        fill(driver->pages[i] = need_page());
+        pattern_fill(driver->pages[i] = need_page());
     for (u32 i = 0; i < BYSTANDERS; i++)
-        fill(driver->bystanders[i] = need_page());
+        pattern_fill(driver->bystanders[i] = need_page());
     apic_tick_every(TICK_MICROSECONDS);
     return 1;
 }
@@ -104,10 +60,9 @@ int driver_negotiate(struct driver *driver, u64 features)
             page_free((u64)driver->queues[i].desc); /* the device was reset, so it is ours again */
         driver->queues[i].size = 0;
     }
-    driver->config_interrupts = 0;
+    driver->device.config_interrupts = 0;
     name_honest_pages(driver);
     virtio_set_config_vector(&driver->device, MSIX_CONFIG);
-    interrupts_handle(VECTOR_DEVICE + MSIX_CONFIG, on_config_change);
     return (driver->device.features & features) == features;
 }
 
@@ -159,9 +114,9 @@ const char *driver_round_trip(struct driver *driver)
     if (!send_pages(driver, QUEUE_DEFLATE))
         return "an honest deflate request does not come back";
     for (u32 i = 0; i < HONEST_PAGES; i++) {
-        if (!holds_zeros(driver->pages[i]) && !holds_pattern(driver->pages[i]))
+        if (!page_is_zero(driver->pages[i]) && !pattern_is_kept(driver->pages[i]))
             return "a page comes back from the balloon with strange contents";
-        fill(driver->pages[i]);
+        pattern_fill(driver->pages[i]);
     }
     return driver_memory_is_kept(driver, 1) ? NULL : "an honest request changes a page that it does not name";
 }
@@ -170,8 +125,8 @@ int driver_memory_is_kept(const struct driver *driver, int pages)
 {
     int kept = 1;
     for (u32 i = 0; i < BYSTANDERS; i++)
-        kept &= holds_pattern(driver->bystanders[i]);
+        kept &= pattern_is_kept(driver->bystanders[i]);
     for (u32 i = 0; pages && i < HONEST_PAGES; i++)
-        kept &= holds_pattern(driver->pages[i]);
+        kept &= pattern_is_kept(driver->pages[i]);
     return kept;
 }

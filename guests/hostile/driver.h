@@ -24,11 +24,10 @@ struct driver {
     u64 bystanders[BYSTANDERS];  /* are never named in an honest request */
     u32 *pfns;                   /* a page: starts with the numbers of `pages` */
     struct virtq_desc *table;    /* a page for indirect tables */
-    volatile u32 config_interrupts;
 };
 
-/* Finds the balloon and memory to work with; returns 0 if there is no balloon. */
-int driver_find(struct driver *driver, const struct boot_info *boot_info);
+/* Finds the balloon and memory to work with; returns 0 if there is no balloon.  With `intx` its line is used. */
+int driver_find(struct driver *driver, const struct boot_info *boot_info, int intx);
 
 /* Resets the device and negotiates `features`, which it must offer: returns 0 if it does not. */
 int driver_negotiate(struct driver *driver, u64 features);

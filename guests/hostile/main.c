@@ -1,6 +1,7 @@
 /* hostile: makes one request that no driver may make, and judges what the device does about it.
  *
- * The parameter names the request; without one the guest lists them all.  An honest request comes first, then the
+ * The parameter names the request; without one the guest lists them all.  "intx=1" after the name uses the device's
+ * interrupt line instead of MSI-X.  An honest request comes first, then the
  * hostile one, then whatever the device answers is waited for: a broken ring must end in DEVICE_NEEDS_RESET and a
  * configuration interrupt, with nothing carried out; a wrong payload must be completed, and the device must go on.
  * Pages that nobody offered must keep their contents all the time.  Then the device is reset, brought to life again and
@@ -25,11 +26,15 @@ static void list_requests(void)
         print("hostile: %16s  %s\n", requests[i].name, requests[i].what);
 }
 
-static const struct request *find_request(const char *name)
+/* The request whose name is the parameter's first word. */
+static const struct request *find_request(const char *words)
 {
-    for (u32 i = 0; i < request_count; i++)
-        if (string_equal(requests[i].name, name))
+    for (u32 i = 0; i < request_count; i++) {
+        u64 length = string_length(requests[i].name);
+        if (string_length(words) >= length && !memcmp(requests[i].name, words, length) &&
+            (!words[length] || words[length] == ' '))
             return &requests[i];
+    }
     return NULL;
 }
 
@@ -50,7 +55,7 @@ static const char *judge_answer(const struct request *request, u32 returned, int
         return "pages have changed that were none of the device's business";
     if (needs_reset != (request->answer == RESET_NEEDED))
         return needs_reset ? "the device needs a reset for nothing" : "the device does not say that it needs a reset";
-    if (needs_reset && driver.device.msix && !interrupts)
+    if (needs_reset && virtio_has_interrupts(&driver.device) && !interrupts)
         return "the device needs a reset, and there is no configuration interrupt";
     if (returned != request->returned)
         return "another number of requests should have come back";
@@ -69,7 +74,7 @@ static const char *provoke(const struct request *request)
     }
     const char *wrong = request->send(&driver);
     driver_wait();
-    u32 returned = driver_returned(&driver, request->queue), interrupts = driver.config_interrupts;
+    u32 returned = driver_returned(&driver, request->queue), interrupts = driver.device.config_interrupts;
     int needs_reset = driver_needs_reset(&driver);
     print("hostile: the device %s; configuration interrupts: %u; requests returned: %u\n",
           needs_reset ? "needs a reset" : "is well", interrupts, returned);
@@ -90,7 +95,7 @@ int guest_main(const struct boot_info *boot_info)
     interrupts_start();
     apic_start();
     pages_start(boot_info);
-    if (!driver_find(&driver, boot_info))
+    if (!driver_find(&driver, boot_info, parameter_u64(name, "intx", 0) != 0))
         panic("there is no balloon");
     print("hostile: %s: %s\n", request->name, request->what);
 

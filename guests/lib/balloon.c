@@ -8,6 +8,7 @@ enum {
 
     FEATURE_MUST_TELL_HOST = 1 << 0,
     FEATURE_STATS_VQ = 1 << 1,
+    FEATURE_PAGE_REPORTING = 1 << 5,
 
     CONFIG_NUM_PAGES = 0,
     CONFIG_ACTUAL = 4,
@@ -17,8 +18,10 @@ enum {
     QUEUE_STATS = 2,
 
     MSIX_CONFIG = 0,
-    MSIX_PAGES = 1, /* inflateq and deflateq */
+    MSIX_PAGES = 1, /* inflateq, deflateq and reporting_vq */
     MSIX_STATS = 2,
+
+    REPORT_BYTES = 4 << 20, /* the longest range of a report, as Linux makes them */
 };
 
 /* Buffers the device reads.  At most one request for pages and one statistics buffer are under way at any time. */
@@ -44,12 +47,14 @@ static void refill_stats(struct balloon *balloon)
 int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
 {
     *balloon = (struct balloon){.guest = *guest};
-    if (!virtio_find(&balloon->device, BALLOON_ID))
+    if (!virtio_find(&balloon->device, BALLOON_ID, guest->intx))
         return 0;
     pages_new_set(&balloon->pages);
 
     /* §3.1.1 steps 1 to 6: reset to FEATURES_OK. */
     u64 understood = FEATURE_MUST_TELL_HOST | (guest->collect ? FEATURE_STATS_VQ : 0);
+    if (guest->reports_free_pages)
+        understood |= FEATURE_PAGE_REPORTING;
     virtio_start(&balloon->device, understood);
 
     /* Step 7: the queues (§5.5.5). */
@@ -61,7 +66,15 @@ int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
         virtio_set_up_queue(&balloon->device, &balloon->statsq, QUEUE_STATS, MSIX_STATS);
         print(", statsq %u", (u32)balloon->statsq.size);
     }
-    print(" entries; %s\n", balloon->device.msix ? "MSI-X" : "no MSI-X, a timer must wake this guest");
+    if (balloon->device.features & FEATURE_PAGE_REPORTING) {
+        /* Queues are numbered over what the device offers, also if this driver does without some of it. */
+        u16 index = balloon->device.offered & FEATURE_STATS_VQ ? QUEUE_STATS + 1 : QUEUE_STATS;
+        virtio_set_up_queue(&balloon->device, &balloon->reporting_vq, index, MSIX_PAGES);
+        print(", reporting_vq %u", (u32)balloon->reporting_vq.size);
+    }
+    print(" entries; %s\n", balloon->device.msix  ? "MSI-X"
+                           : balloon->device.isr ? "INTx"
+                                                 : "no MSI-X, a timer must wake this guest");
 
     /* Step 8: live.  Only now may the device be notified of the first statistics buffer (§5.5.5 step 7). */
     virtio_driver_ok(&balloon->device);
@@ -126,7 +139,6 @@ static void deflate(struct balloon *balloon, u32 count)
 
 enum balloon_state balloon_step(struct balloon *balloon)
 {
-    virtio_check(&balloon->device);
     refill_stats(balloon);
     balloon->target = virtio_read_config32(&balloon->device, CONFIG_NUM_PAGES);
     u64 held = balloon->pages.count;
@@ -134,13 +146,50 @@ enum balloon_state balloon_step(struct balloon *balloon)
         deflate(balloon, (u32)min_u64(held - balloon->target, BALLOON_REQUEST_PAGES));
         return BALLOON_MOVING;
     }
-    if (held == balloon->target)
-        return BALLOON_REACHED;
     u32 wanted = (u32)min_u64(balloon->target - held, BALLOON_REQUEST_PAGES);
-    return inflate(balloon, wanted) ? BALLOON_MOVING : BALLOON_SHORT;
+    if (wanted && inflate(balloon, wanted))
+        return BALLOON_MOVING;
+
+    /* Nothing to do: the time to see whether that is because the device is broken.  A request finds out by itself. */
+    virtio_check(&balloon->device);
+    return wanted ? BALLOON_SHORT : BALLOON_REACHED;
+}
+
+/* Sends what was added to reporting_vq and sleeps until all of it is acknowledged. */
+static void finish_reports(struct balloon *balloon)
+{
+    struct virtqueue *queue = &balloon->reporting_vq;
+    virtqueue_kick(queue);
+    while (queue->free_count < queue->size) {
+        if (virtqueue_take_used(queue) >= 0)
+            continue;
+        virtio_check(&balloon->device);
+        sleep_until_interrupt();
+        refill_stats(balloon);
+    }
+}
+
+u64 balloon_report_free_pages(struct balloon *balloon)
+{
+    const struct page_set *free = pages_free_set();
+    struct virtqueue *queue = &balloon->reporting_vq;
+    u64 count = 0;
+    if (!queue->size)
+        return 0;
+    for (u64 gpa = page_set_next(free, 0), end; gpa != NO_PAGE; gpa = page_set_next(free, end)) {
+        end = gpa + PAGE_SIZE;
+        while (end - gpa < REPORT_BYTES && page_set_next(free, end) == end)
+            end += PAGE_SIZE;
+        if (!queue->free_count)
+            finish_reports(balloon);
+        virtqueue_add(queue, (const void *)gpa, (u32)(end - gpa), VIRTQ_DESC_F_WRITE);
+        count += (end - gpa) / PAGE_SIZE;
+    }
+    finish_reports(balloon);
+    return count;
 }
 
 int balloon_has_interrupts(const struct balloon *balloon)
 {
-    return balloon->device.msix != NULL;
+    return virtio_has_interrupts(&balloon->device);
 }

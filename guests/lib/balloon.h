@@ -32,6 +32,8 @@ struct balloon_stat {
 struct balloon_guest {
     /* So many free pages are not for the balloon: the guest needs them to go on working. */
     u64 reserved_pages;
+    /* The device is to use its interrupt line, MSI-X or not. */
+    int intx;
     /* The page allocator has nothing to spare: gives some memory back to it; returns 0 if it cannot. */
     int (*reclaim)(void);
     /* A page is about to be offered to the host, or was taken back and is not yet free again. */
@@ -39,12 +41,14 @@ struct balloon_guest {
     void (*after_deflate)(u64 gpa);
     /* Writes the same tags in every call; returns how many.  NULL: no statistics. */
     u32 (*collect)(struct balloon_stat stats[BALLOON_MAX_STATS]);
+    /* Not 0: accept free page reporting if it is offered. */
+    int reports_free_pages;
 };
 
 struct balloon {
     struct virtio_device device;
     struct balloon_guest guest;
-    struct virtqueue inflateq, deflateq, statsq;
+    struct virtqueue inflateq, deflateq, statsq, reporting_vq;
     struct page_set pages; /* what is in the balloon */
     u32 target;            /* num_pages, as last read */
     u32 requests;          /* inflate and deflate requests that were acknowledged */
@@ -62,6 +66,11 @@ int balloon_start(struct balloon *balloon, const struct balloon_guest *guest);
 
 /* Call it after every wake-up, and again at once while it says BALLOON_MOVING. */
 enum balloon_state balloon_step(struct balloon *balloon);
+
+/* §5.5.6.7: tells the host of every page that nobody uses, and sleeps until it has acknowledged them all.  From then on
+ * they may be used again without a word, and hold what they held or zeros.  Returns how many there were; 0 without the
+ * feature. */
+u64 balloon_report_free_pages(struct balloon *balloon);
 
 /* Whether the device can wake a sleeping guest; if not, a timer must. */
 int balloon_has_interrupts(const struct balloon *balloon);

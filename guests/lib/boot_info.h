@@ -11,6 +11,8 @@ enum memory_type {
     MEMORY_RESERVED = 2,
     MEMORY_IMAGE = 3,
     MEMORY_PAGE_TABLES = 4,
+    MEMORY_ACPI_TABLES = 5, /* free when nobody reads ACPI's tables any more */
+    MEMORY_ACPI_NVS = 6,    /* belongs to the firmware for ever */
 };
 
 struct memory_range {

@@ -18,6 +18,7 @@ enum {
     VECTOR_PAGE_FAULT = 14,
     VECTOR_TIMER = 0x40,
     VECTOR_DEVICE = 0x50, /* a device's MSI-X entry n comes as VECTOR_DEVICE + n */
+    VECTOR_LINE = 0x60,   /* input n of the 8259 pair comes as VECTOR_LINE + n */
     VECTOR_SPURIOUS = 0xff,
 };
 

@@ -11,6 +11,7 @@
 #define PORT_PVPANIC 0x505
 #define PORT_FW_CFG_SELECT 0x510
 #define PORT_FW_CFG_DATA 0x511
+#define PORT_FW_CFG_DMA 0x514 /* the high half of a request's address, then the low one; big-endian */
 #define PORT_EXIT 0x5f4
 #define PORT_PCI_ADDRESS 0xcf8
 #define PORT_PCI_DATA 0xcfc

@@ -5,6 +5,7 @@
 #include "interrupts.h"
 #include "io.h"
 #include "pages.h"
+#include "pic.h"
 
 enum {
     /* §4.1.4, struct virtio_pci_cap, as offsets */
@@ -15,7 +16,9 @@ enum {
 
     CFG_TYPE_COMMON = 1,
     CFG_TYPE_NOTIFY = 2,
+    CFG_TYPE_ISR = 3,
     CFG_TYPE_DEVICE = 4,
+    ISR_CONFIG = 2, /* §4.1.4.5 */
     HIGHEST_BAR = 5,
 
     /* PCI 3.0 §6.8.2, the MSI-X capability, as offsets */
@@ -49,6 +52,9 @@ static u64 find_structure(pci_function function, u8 type, u8 *found)
           (u32)type);
 }
 
+static struct virtio_device *configured; /* whose configuration interrupts are counted */
+static struct virtio_device *on_line;    /* who uses a line */
+
 static void mask_all(const struct virtio_device *device)
 {
     for (u16 i = 0; i < device->msix_entries; i++)
@@ -71,7 +77,27 @@ static void find_msix(struct virtio_device *device)
     pci_write16(device->function, capability + MSIX_CONTROL, control | MSIX_CONTROL_ENABLE);
 }
 
-int virtio_find(struct virtio_device *device, u16 virtio_id)
+/* Reading the ISR takes the interrupt back; used buffers are seen by whoever was woken. */
+static void acknowledge_line(struct interrupt_frame *frame)
+{
+    if (*on_line->isr & ISR_CONFIG)
+        on_line->config_interrupts++;
+    pic_end_of_interrupt((u8)(frame->vector - VECTOR_LINE));
+}
+
+static void use_line(struct virtio_device *device)
+{
+    u8 capability, input = pci_read8(device->function, PCI_INTERRUPT_LINE);
+    if (!pci_read8(device->function, PCI_INTERRUPT_PIN))
+        panic("the device at 00:%02x.%u has no interrupt line", (u32)(device->function >> 3),
+              (u32)(device->function & 7));
+    device->isr = (volatile u8 *)find_structure(device->function, CFG_TYPE_ISR, &capability);
+    on_line = device;
+    pic_start();
+    pic_handle(input, acknowledge_line);
+}
+
+int virtio_find(struct virtio_device *device, u16 virtio_id, int intx)
 {
     u8 capability;
     *device = (struct virtio_device){0};
@@ -82,7 +108,10 @@ int virtio_find(struct virtio_device *device, u16 virtio_id)
     device->config = (volatile u8 *)find_structure(device->function, CFG_TYPE_DEVICE, &capability);
     device->notify_base = find_structure(device->function, CFG_TYPE_NOTIFY, &capability);
     device->notify_multiplier = pci_read32(device->function, capability + CAP_NOTIFY_MULTIPLIER);
-    find_msix(device);
+    if (intx)
+        use_line(device);
+    else
+        find_msix(device);
 
     /* Without bus mastering the device can neither read a queue nor send an interrupt message. */
     pci_enable_bus_master(device->function);
@@ -126,8 +155,8 @@ void virtio_start(struct virtio_device *device, u64 understood)
     add_status(device, VIRTIO_DRIVER);
 
     /* Step 4: accept what the device offers and this driver implements. */
-    u64 offered = read_offered(device);
-    device->features = offered & (understood | VIRTIO_F_VERSION_1);
+    device->offered = read_offered(device);
+    device->features = device->offered & (understood | VIRTIO_F_VERSION_1);
     if (!(device->features & VIRTIO_F_VERSION_1)) {
         add_status(device, VIRTIO_FAILED);
         panic("the device at 00:%02x.%u does not offer VIRTIO_F_VERSION_1", (u32)(device->function >> 3),
@@ -135,7 +164,7 @@ void virtio_start(struct virtio_device *device, u64 understood)
     }
     write_accepted(device);
     print("virtio: device 00:%02x.%u offers features %lxh, accepted %lxh\n", (u32)(device->function >> 3),
-          (u32)(device->function & 7), offered, device->features);
+          (u32)(device->function & 7), device->offered, device->features);
 
     /* Step 5: no more changes to the features. */
     add_status(device, VIRTIO_FEATURES_OK);
@@ -147,6 +176,11 @@ void virtio_start(struct virtio_device *device, u64 understood)
     }
 }
 
+int virtio_has_interrupts(const struct virtio_device *device)
+{
+    return device->msix != NULL || device->isr != NULL;
+}
+
 static void acknowledge_message(struct interrupt_frame *frame)
 {
     /* Nothing else to do: whoever sleeps is awake now, and looks at the queues and the configuration. */
@@ -154,15 +188,22 @@ static void acknowledge_message(struct interrupt_frame *frame)
     apic_end_of_interrupt();
 }
 
+static void count_config_change(struct interrupt_frame *frame)
+{
+    (void)frame;
+    configured->config_interrupts++;
+    apic_end_of_interrupt();
+}
+
 /* Fills an MSI-X table entry; returns what to write into the device's vector register. */
-static u16 arm_vector(struct virtio_device *device, u16 entry)
+static u16 arm_vector(struct virtio_device *device, u16 entry, interrupt_handler handler)
 {
     if (!device->msix)
         return VIRTIO_NO_VECTOR;
     if (entry >= device->msix_entries)
         entry = device->msix_entries - 1; /* fewer than we want: share the last one */
     u8 vector = (u8)(VECTOR_DEVICE + entry);
-    interrupts_handle(vector, acknowledge_message);
+    interrupts_handle(vector, handler);
     device->msix[entry].address_low = (u32)apic_message_address();
     device->msix[entry].address_high = (u32)(apic_message_address() >> 32);
     device->msix[entry].data = apic_message_data(vector);
@@ -172,7 +213,8 @@ static u16 arm_vector(struct virtio_device *device, u16 entry)
 
 void virtio_set_config_vector(struct virtio_device *device, u16 msix_entry)
 {
-    u16 vector = arm_vector(device, msix_entry);
+    configured = device;
+    u16 vector = arm_vector(device, msix_entry, count_config_change);
     device->common->config_msix_vector = vector;
     if (device->common->config_msix_vector != vector)
         panic("the device has no room for configuration vector %u", (u32)vector);
@@ -204,7 +246,7 @@ void virtio_set_up_queue(struct virtio_device *device, struct virtqueue *queue, 
     queue->doorbell = (volatile u16 *)(device->notify_base + (u64)common->queue_notify_off * device->notify_multiplier);
 
     /* Choose who is told of used buffers, and see that the device could do it. */
-    u16 vector = arm_vector(device, msix_entry);
+    u16 vector = arm_vector(device, msix_entry, acknowledge_message);
     common->queue_msix_vector = vector;
     if (common->queue_msix_vector != vector)
         panic("the device has no room for the vector of queue %u", (u32)index);
@@ -226,13 +268,7 @@ void virtio_check(const struct virtio_device *device)
 
 u32 virtio_read_config32(const struct virtio_device *device, u32 offset)
 {
-    u8 before;
-    u32 value;
-    do {
-        before = device->common->config_generation;
-        value = *(volatile u32 *)(device->config + offset);
-    } while (before != device->common->config_generation);
-    return value;
+    return *(volatile u32 *)(device->config + offset);
 }
 
 void virtio_write_config32(const struct virtio_device *device, u32 offset, u32 value)

@@ -51,13 +51,19 @@ struct virtio_device {
     volatile u8 *config; /* what is specific to this kind of device */
     u64 notify_base;
     u32 notify_multiplier;
-    volatile struct msix_entry *msix; /* NULL: the device has no MSI-X, and somebody must look by themselves */
+    volatile struct msix_entry *msix; /* NULL: the device has no MSI-X, or its line is used */
     u16 msix_entries;
-    u64 features; /* accepted */
+    volatile u8 *isr; /* NULL: its line is not used */
+    volatile u32 config_interrupts; /* that came so far */
+    u64 offered, features; /* features: what the device offers, and what was accepted of it */
 };
 
-/* §4.1.4: where its structures are.  Returns 0 if there is no such device. */
-int virtio_find(struct virtio_device *device, u16 virtio_id);
+/* §4.1.4: where its structures are, and how it interrupts: by MSI-X if it can, with `intx` by its line (§4.1.5.3.2).
+ * Returns 0 if there is no such device. */
+int virtio_find(struct virtio_device *device, u16 virtio_id, int intx);
+
+/* Whether it can wake a sleeping guest; if not, somebody must look by themselves. */
+int virtio_has_interrupts(const struct virtio_device *device);
 
 /* §3.1.1, steps 1 to 6.  `understood` are the feature bits this driver implements; VERSION_1 is required. */
 void virtio_start(struct virtio_device *device, u64 understood);
@@ -74,6 +80,7 @@ void virtio_driver_ok(struct virtio_device *device);
 /* Panics if the device says that it has lost its way (§2.1.2). */
 void virtio_check(const struct virtio_device *device);
 
-/* A field of the device's configuration that cannot be torn: it is read again until the generation stood still. */
+/* One field of the device's configuration.  32 bits in one access cannot be torn; only a driver that reads several
+ * fields, or a wider one, must watch config_generation (§2.5.1). */
 u32 virtio_read_config32(const struct virtio_device *device, u32 offset);
 void virtio_write_config32(const struct virtio_device *device, u32 offset, u32 value);

@@ -5,7 +5,7 @@
  * its place, and writes over some free memory as a busy machine does.  An eighth of the memory may be in use by the
  * arena, so when the balloon takes memory away, the arena swaps.  In between the guest sleeps.
  *
- * "ticks=N" ends it after N tenths of a second.
+ * "ticks=N" ends it after N tenths of a second; "intx=1" uses the device's interrupt line instead of MSI-X.
  */
 #include "../lib/apic.h"
 #include "../lib/balloon.h"
@@ -147,9 +147,9 @@ static void follow(struct balloon *balloon)
 int guest_main(const struct boot_info *boot_info)
 {
     static struct balloon balloon;
-    static const struct balloon_guest hooks = {
-        .reserved_pages = RESERVED, .reclaim = arena_reclaim, .collect = collect};
+    static struct balloon_guest hooks = {.reserved_pages = RESERVED, .reclaim = arena_reclaim, .collect = collect};
     u64 ticks = parameter_u64((const char *)boot_info->cmdline, "ticks", ~0ul);
+    hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
 
     interrupts_start();
     apic_start();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import platform
+import struct
 from typing import Any
 
 import pytest
@@ -153,3 +154,79 @@ def test_the_translation_callback_marks_physical_pages(machine: str, pc: int, si
     bench.call(clock(), translation, 0)
     pages = bench.uc.mem_read(NO_CODE_PAGES, 128)
     assert {page for page in range(128) if pages[page]} == marked
+
+
+# -- string instructions, done by the page -----------------------------------------------------------------------------
+
+TLB, CODE_AT, FROM_AT, TO_AT = 0x30000, 0x32000, 0x34000, 0x36000
+CODE_PAGE, FROM_PAGE, TO_PAGE = 0x40001000, 0x40002000, 0x40003000
+RAX, RCX, RSI, RDI = 0x8877665544332211, 100, FROM_PAGE + 0x800, TO_PAGE + 0x800
+CS64, DIRECTION_OFFSET, NO_ACCESS = 1 << 15, 172, 2**64 - 1
+
+
+def _prepare_strings(bench: Bench, code: bytes, down: bool, to_flags: int = 0) -> None:
+    """A CPU state in long mode, the tables of translations before it, and three pages that they know."""
+    uc = bench.uc
+    registers = (RAX, RCX, 0, 0, 0, 0, RSI, RDI)
+    uc.mem_write(STATE, b"".join(value.to_bytes(8, "little") for value in registers))
+    uc.mem_write(STATE + EFLAGS_OFFSET, (2).to_bytes(8, "little"))
+    uc.mem_write(STATE + HFLAGS_OFFSET, CS64.to_bytes(4, "little"))
+    uc.mem_write(STATE + DIRECTION_OFFSET, (-1 if down else 1).to_bytes(4, "little", signed=True))
+    uc.mem_write(STATE - 32, struct.pack("<QQ", 63 << 6, TLB))  # the third of the tables
+    for page, place, flags in ((CODE_PAGE, CODE_AT, 0), (FROM_PAGE, FROM_AT, 0), (TO_PAGE, TO_AT, to_flags)):
+        entry = struct.pack("<QQQQQ", page, page | flags, page, 0, (place - page) & NO_ACCESS)
+        uc.mem_write(TLB + (page >> 12 & 63) * 64, entry)
+        uc.mem_write(place, bytes(i * 5 & 0xFF for i in range(4096)))
+    uc.mem_write(CODE_AT, code)
+
+
+def _repeat(bench: Bench, code: bytes) -> Clock:
+    """The block at CODE_PAGE runs once more, with 60 to go to the limit."""
+    again = clock(executed=40, limit=100, previous=(CODE_PAGE, len(code)))
+    again.tlb_distance = 64
+    return bench.call(again, CODE_PAGE, len(code))
+
+
+def _registers(bench: Bench) -> tuple[int, ...]:
+    return tuple(struct.unpack_from("<Q", bench.uc.mem_read(STATE + 8 * number, 8))[0] for number in (1, 6, 7))
+
+
+@MACHINES
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("moves", [False, True])
+def test_iterations_up_to_the_limit_are_done_at_once(machine: str, moves: bool, width: int, down: bool) -> None:
+    opcode = (0xA4 if moves else 0xAA) | (width > 1)
+    code = {1: b"\xf3", 2: b"\x66\xf3", 4: b"\xf3", 8: b"\xf3\x48"}[width] + bytes([opcode])
+    bench = Bench(machine, "block")
+    _prepare_strings(bench, code, down)
+    after = _repeat(bench, code)
+    step = -width if down else width
+    assert (after.executed, after.iterations, after.stopped, bench.stops) == (100, 60, 1, 1)
+    assert _registers(bench) == (RCX - 60, RSI + 60 * step * moves, RDI + 60 * step)
+    expected = bytearray(i * 5 & 0xFF for i in range(4096))
+    for i in range(60):
+        at = 0x800 + i * step
+        expected[at : at + width] = expected[at : at + width] if moves else RAX.to_bytes(8, "little")[:width]
+    assert bench.uc.mem_read(TO_AT, 4096) == expected
+
+
+@MACHINES
+@pytest.mark.parametrize(
+    "code", [b"\xf3\xac", b"\xaa", b"\xf0\xf3\xaa", b"\x48\xf3\xab", b"\x26\xf3\xa4", b"\xf3\x0f\xaa"]
+)
+def test_any_other_instruction_is_left_alone_and_remembered(machine: str, code: bytes) -> None:
+    bench = Bench(machine, "block")
+    _prepare_strings(bench, code, False)
+    after = _repeat(bench, code)
+    assert (after.executed, after.iterations, after.plain_pc) == (41, 0, CODE_PAGE)
+    assert _registers(bench) == (RCX, RSI, RDI)
+
+
+@MACHINES
+def test_a_page_with_a_flag_is_left_alone(machine: str) -> None:
+    bench = Bench(machine, "block")
+    _prepare_strings(bench, b"\xf3\xaa", False, to_flags=0x400)
+    after = _repeat(bench, b"\xf3\xaa")
+    assert (after.executed, after.iterations, after.string_time) == (41, 0, 41)
+    assert _registers(bench) == (RCX, RSI, RDI)

@@ -11,7 +11,7 @@ from devices.effects import NOTHING, Line
 
 HALF_NS = (2**23 * 10**9 + 3_579_544) // 3_579_545  # when bit 23 of the counter changes for the first time
 STATUS, ENABLE = 0, 2
-TIMER, BUTTON = 0x0001, 0x0100
+TIMER, GLOBAL_LOCK, BUTTON, CLOCK = 0x0001, 0x0020, 0x0100, 0x0400
 
 
 def word(events: PmEvents, offset: int, now_ns: int = 0) -> int:
@@ -54,16 +54,32 @@ def test_a_status_bit_is_cleared_by_writing_a_one_and_no_other_byte_is_touched()
 def test_an_enabled_event_asserts_the_sci_until_it_is_cleared() -> None:
     events = PmEvents()
     events.write(ENABLE, 2, 0xFFFF, 0)
-    assert word(events, ENABLE) == TIMER | BUTTON
     assert events.press_power_button(0).lines == (Line("isa9", True),)
     assert events.press_power_button(0).lines == ()
     assert events.write(STATUS, 2, BUTTON, 0).lines == (Line("isa9", False),)
 
 
+def test_all_fixed_events_can_be_enabled_but_the_sleep_button_s() -> None:
+    """Linux reads an enable back, and complains of the hardware if it is clear."""
+    events = PmEvents()
+    assert events.write(ENABLE, 2, 0xFFFF, 0).lines == ()
+    assert word(events, ENABLE) == TIMER | GLOBAL_LOCK | BUTTON | CLOCK
+
+
 def test_enabling_an_event_that_has_happened_asserts_the_sci() -> None:
     events = PmEvents()
-    assert events.press_power_button(0) == NOTHING
+    assert events.press_power_button(0).lines == ()
+    assert word(events, STATUS) == BUTTON
     assert events.write(ENABLE + 1, 1, BUTTON >> 8, 0).lines == (Line("isa9", True),)
+
+
+def test_a_press_is_an_event_that_says_whether_the_guest_listens() -> None:
+    events = PmEvents()
+    (unheard,) = events.press_power_button(0).events
+    events.write(ENABLE, 2, BUTTON, 0)
+    (heard,) = events.press_power_button(0).events
+    assert unheard == ("power button", "power-button", "it is pressed; the guest has not enabled its interrupt")
+    assert heard == ("power button", "power-button", "it is pressed")
 
 
 def test_the_only_deadline_is_an_enabled_timer_event() -> None:
@@ -90,7 +106,7 @@ def test_every_access_is_answered_and_a_reset_equals_a_new_one(steps: list[tuple
         now_ns += later_ns
         events.write(offset, size, value & (1 << 8 * size) - 1, now_ns)
         assert 0 <= events.read(offset, size, now_ns)[0] < 1 << 32
-        assert events.enable & ~(TIMER | BUTTON) == 0
+        assert events.enable & ~(TIMER | GLOBAL_LOCK | BUTTON | CLOCK) == 0
         assert events.level == bool(events.status & events.enable)
     events.reset()
     assert events == PmEvents()

@@ -203,6 +203,7 @@ def test_process_madvise_is_tried_once_and_never_again_where_the_kernel_refuses(
     monkeypatch.setattr(hostcalls, "_process_madvise", refuses)
     monkeypatch.setattr(hostcalls, "create_memory_file", no_memory_file)
     with GuestMemory([(0, MIB)]) as memory:
+        assert tried == [1], "it is tried when there is anonymous RAM, and not when it is needed first"
         fill(memory)
         for _ in range(3):
             assert memory.discard(np.arange(0, 100, 2, dtype=np.uint64), np.ones(50, np.uint64)) == 50 * PAGE

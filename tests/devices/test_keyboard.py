@@ -47,6 +47,20 @@ def test_the_command_byte_reads_back_and_follows_the_switches() -> None:
         assert data(controller) == expected
 
 
+@pytest.mark.parametrize(("word", "status"), [(0xD2, 0x1), (0xD3, 0x21)])
+def test_a_byte_is_looped_back_as_if_the_keyboard_or_the_mouse_had_sent_it(word: int, status: int) -> None:
+    controller = KeyboardController()
+
+    command(controller, word)
+    controller.data.write(0, 1, 0x5A, 0)
+
+    assert controller.command.read(0, 1, 0)[0] & 0x21 == status
+    assert data(controller) == 0x5A
+    assert not controller.command.read(0, 1, 0)[0] & 0x21
+    command(controller, 0xD0)
+    assert controller.command.read(0, 1, 0)[0] & 0x21 == 0x01  # the controller's own answers are not the mouse's
+
+
 def test_a_byte_for_the_keyboard_gets_no_answer() -> None:
     controller = KeyboardController()
     controller.data.write(0, 1, 0xFF, 0)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices import hostcalls
-from devices.errors import OutsideRam
+from devices.errors import ConfigError, OutsideRam
 from devices.memory import GuestMemory, Run
 from tests.devices.ram_cases import HIGH, LAYOUT, MIB, PAGE, RAM_BYTES, is_ram, ram
 
@@ -352,3 +352,10 @@ def test_a_forgotten_ram_is_given_back() -> None:
     del memory
     gc.collect()
     assert sorted(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_big_endian_host_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings are read as words of the host."""
+    monkeypatch.setattr("sys.byteorder", "big")
+    with pytest.raises(ConfigError, match=r"^the host must be little-endian, as the guest's memory is$"):
+        GuestMemory(LAYOUT)

@@ -40,7 +40,7 @@ class TestPm1aControl:
     def test_a_sleep_type_without_enable_only_reads_back(self) -> None:
         pm1a = Pm1aControl()
         assert pm1a.write(0, 2, 0x1C00, 0) == NOTHING
-        assert pm1a.read(0, 2, 0)[0] == 0x1C00
+        assert pm1a.read(0, 2, 0)[0] == 0x1C01
 
     def test_a_sleep_type_that_does_not_exist_is_said_and_nothing_stops(self) -> None:
         effects = Pm1aControl().write(0, 2, 0x2000 | 5 << 10, 0)
@@ -53,13 +53,11 @@ class TestPm1aControl:
         pm1a.write(0, 2, 0xFFFF, 0)
         assert pm1a.read(0, 2, 0)[0] == 0x1C03
 
-    def test_sci_en_is_set_from_the_start_and_reads_back(self) -> None:
+    def test_sci_en_is_the_hardware_s_and_always_set(self) -> None:
         pm1a = Pm1aControl()
         assert pm1a.read(0, 2, 0)[0] == 1
         pm1a.write(0, 1, 0, 0)
-        assert pm1a.read(0, 2, 0)[0] == 0
-        pm1a.write(0, 1, 1, 0)
-        assert pm1a.read(0, 1, 0)[0] == 1
+        assert pm1a.read(0, 2, 0)[0] == 1
 
     def test_what_lies_beyond_the_register_reads_as_zero(self) -> None:
         pm1a = Pm1aControl()
@@ -76,21 +74,27 @@ class TestPm1aControl:
 
 
 class TestPvpanic:
-    def test_it_understands_panicked_and_nothing_else(self) -> None:
-        assert Pvpanic().read(0, 1, 0) == (1, NOTHING)
+    def test_it_understands_panicked_and_crash_loaded(self) -> None:
+        assert Pvpanic().read(0, 1, 0) == (3, NOTHING)
 
     @pytest.mark.parametrize("value", [1, 3, 0xFF])
     def test_bit_0_stops_the_machine(self, value: int) -> None:
         assert Pvpanic().write(0, 1, value, 0).stop == Stop(StopKind.PANICKED)
 
-    @pytest.mark.parametrize("value", [0, 2, 0xFE])
+    @pytest.mark.parametrize("value", [2, 0xFE])
+    def test_bit_1_is_told_and_the_guest_goes_on(self, value: int) -> None:
+        effects = Pvpanic().write(0, 1, value, 0)
+        assert effects.stop is None
+        assert [event.kind for event in effects.events] == ["crash-loaded"]
+
+    @pytest.mark.parametrize("value", [0, 4, 0xFC])
     def test_other_events_are_ignored(self, value: int) -> None:
         assert Pvpanic().write(0, 1, value, 0) == NOTHING
 
     def test_it_is_one_byte_wide_on_the_bus(self) -> None:
         ports = AddressSpace("port", 16)
         ports.add(0x505, 1, Pvpanic(), "pvpanic")
-        assert ports.read(0x504, 4, 0)[0] == 0xFFFF01FF
+        assert ports.read(0x504, 4, 0)[0] == 0xFFFF03FF
         assert ports.write(0x504, 2, 0x0100, 0).stop == Stop(StopKind.PANICKED)
 
 

@@ -14,6 +14,7 @@ from devices.bus import AddressSpace
 from devices.debug_port import DebugPort
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
+from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.apic_timer import ApicTimer
 from devices.irq.ioapic import IoApic
 from devices.irq.lapic import LocalApic
@@ -63,6 +64,7 @@ from vmm.config import make_config
 from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
+from vmm.platform import BoardPlatform
 
 FIT = "The saved state does not fit this machine: "
 
@@ -79,6 +81,7 @@ BUILT: dict[type, str] = {
     Rtc: "below_4g_bytes above_4g_bytes line",
     Serial: "line",
     FwCfg: "",
+    FwCfgDma: "_fw_cfg _memory",
     Pm1aControl: "name",
     ConfigSpace: "_fields _initial _writable",
     MsixTable: "vectors pba_offset bar",
@@ -98,8 +101,9 @@ BUILT: dict[type, str] = {
     VirtioPciModern: f"{FUNCTION} table _window_data",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring",
-    SplitQueue: "size _memory _event_idx _walker _available _used _used_bytes _used_ring _used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} _ram_pages _pfn_limit _handlers _stats_queue",
+    SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
+    "_used_gpa _heads_in_flight",
+    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "",
     BalloonPages: "_size _bytes _inside count",
@@ -107,12 +111,13 @@ BUILT: dict[type, str] = {
     SeededEntropy: "seed",
     VirtualClock: "",
     RealtimeClock: "_start_ns",
-    Board: "config memory payload ports mmio rom transports timed isa_bridge",
-    Machine: "config observers debug_sinks _attentive _interrupted board memory _cpu",
+    Board: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
+    BoardPlatform: "attentive cpu _board _clock _memory",
+    Machine: "config observers debug_sinks typist _interrupted board memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
-the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` and `_cpu` of
-the machine)."""
+the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` of the
+machine, `cpu` of its platform)."""
 
 
 def attributes(thing: object) -> set[str]:
@@ -140,10 +145,10 @@ def everything() -> dict[type, Any]:
     machine = BalloonMachine("pci")
     machine.driver.start()
     full = Machine(make_config("hello", memory="4M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
-    assert isinstance(full._cpu, UnicornCpu)
+    assert isinstance(full.platform.cpu, UnicornCpu)
     rings = machine.balloon.queues[0].ring, full.memory.writes
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
-    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full._cpu._shadow):
+    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow):
         walk(thing)
     full.close()
     machine.close()

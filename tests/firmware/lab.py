@@ -15,6 +15,7 @@ import firmware
 from devices.bus import AddressSpace
 from devices.effects import Effects, Stop
 from devices.fw_cfg import FwCfg
+from devices.fw_cfg_dma import FwCfgDma
 from devices.memory import GuestMemory
 from devices.pci.function import PciFunction
 from devices.pci.host_bridge import HostBridge
@@ -77,6 +78,8 @@ class Lab:
     cmdline: bytes = b"\0"
     files: Mapping[str, bytes | None] = field(default_factory=dict)
     functions: Sequence[PciFunction] = ()
+    dma: bool = False
+    """Whether fw_cfg has its DMA interface."""
     power_on_pattern: bytes = b"\0"
     """What low RAM holds when the processor starts."""
 
@@ -95,7 +98,10 @@ class Lab:
         self.serial = Serial()
         self.ports.add(0x3F8, 8, self.serial, "COM1")
         self.ports.add(0x505, 1, Pvpanic(), "pvpanic")
-        self.ports.add(0x510, 2, FwCfg({name: data for name, data in files.items() if data is not None}), "fw_cfg")
+        fw_cfg = FwCfg({name: data for name, data in files.items() if data is not None}, dma=self.dma)
+        self.ports.add(0x510, 2, fw_cfg, "fw_cfg")
+        if self.dma:
+            self.ports.add(0x514, 8, FwCfgDma(fw_cfg, self.memory), "fw_cfg DMA")
         self.ports.add(0x5F4, 4, ExitDevice(), "exit device")
         self.bridge = HostBridge(self.ports, self.mmio, self.memory)
         for function in self.functions:
@@ -138,6 +144,8 @@ class Lab:
         raise AssertionError("nothing here interrupts")
 
     def _carry_out(self, effects: Effects) -> None:
+        if effects.shadows:
+            self.cpu.map_shadow(effects.shadows)
         if effects.stop is not None:
             self.stop = effects.stop
             self.cpu.request_exit()

@@ -11,6 +11,7 @@ from devices.effects import Stop, StopKind
 from tests.firmware.lab import EXECUTABLE, HLT, KIB, MIB, READABLE, Lab, Segment, describe, e820
 
 PAYLOAD = "opt/balloon-vmm/payload"
+NOT_TOLD = "what the firmware tells a kernel must lie in its segments"
 GOOD = Segment(MIB, 4096, READABLE | EXECUTABLE, HLT)
 NOT_IN_RAM = "the guest's segments must lie in RAM above the first 64 KiB"
 NO_ENTRY = "the guest's entry point must lie in an executable segment"
@@ -28,8 +29,10 @@ def code(base: int, length: int = 4096) -> Segment:
         (b"", "the description of the guest is too short"),
         (describe(MIB, [GOOD])[:23], "the description of the guest is too short"),
         (describe(MIB, [GOOD], magic=b"BVMMPAY2"), "the description of the guest has an unknown format"),
-        (describe(MIB, [GOOD], flags=2), "the description of the guest has an unknown format"),
-        (describe(MIB, [GOOD], flags=1), "the description of the guest is cut off"),
+        (describe(MIB, [GOOD], flags=8), "the description of the guest has an unknown format"),
+        (describe(MIB, [GOOD], flags=3), "the description of the guest has an unknown format"),
+        *((describe(MIB, [GOOD], flags=way), "the description of the guest is cut off") for way in (1, 2, 4)),
+        *((describe(MIB, [GOOD], flags=way) + bytes(8), NOT_TOLD) for way in (2, 4)),
         (describe(MIB, []), "the guest must have 1 to 16 segments"),
         (describe(MIB, [GOOD] * 17), "the guest must have 1 to 16 segments"),
         (struct.pack("<8sQII", b"BVMMPAY1", MIB, 1 << 31, 0), "the guest must have 1 to 16 segments"),

@@ -4,7 +4,6 @@ that does anything else."""
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -191,7 +190,7 @@ def test_a_device_that_stays_silent_about_its_trouble_is_noticed() -> None:
     genuine = VirtioDevice.notify
 
     def silent(balloon: VirtioDevice, index: int, now_ns: int) -> Notifications:
-        return replace(genuine(balloon, index, now_ns), config=False)
+        return genuine(balloon, index, now_ns)._replace(config=False)
 
     with mock.patch.object(VirtioDevice, "notify", silent):
         machine, _ = run("wrap")

@@ -161,6 +161,51 @@ def test_a_target_out_of_reach_leaves_the_guest_alive() -> None:
     assert values["stat-free-memory"] > 8 * MIB
 
 
+# -- free page reporting -----------------------------------------------------------------------------------------------
+
+REPORTING = ("virtio-balloon-pci,free-page-reporting=on", "virtio-balloon-pci,free-page-reporting=on,stats-vq=off")
+
+
+@pytest.mark.parametrize("device", REPORTING, ids=["reporting_vq is 3", "reporting_vq is 2"])
+def test_balloon_reports_its_free_pages_and_the_host_gets_them_back(device: str) -> None:
+    with vmm.boot("balloon", memory="16M", parameter="report=1", devices=[device]) as machine:
+        machine.run(until=lambda m: b"hold a pattern" in m.console)
+        assert machine.memory.backed_bytes() > 15 * MIB
+        machine.run(until="1s")
+        assert machine.memory.backed_bytes() < MIB
+        free = machine.balloon.reported_pages
+        assert f"balloon: reported {free} free pages" in lines(machine)
+        machine.balloon.set_target("8M")
+        machine.run(until="1s")
+        assert f"balloon: {free - 2048} free pages hold zeros since they were reported" in lines(machine)
+        assert machine.memory.backed_bytes() < MIB
+    assert 15 * 256 < free < 16 * 256
+    assert outcome_of_balloon(machine) == (2048, free + free - 2048)
+
+
+def outcome_of_balloon(machine: Machine) -> tuple[int, int]:
+    """Pages in the balloon, and pages reported."""
+    report = machine.report()["balloon"]
+    return report["actual_pages"], report["reported_pages"]
+
+
+def test_without_the_feature_balloon_has_nobody_to_report_to() -> None:
+    with vmm.boot("balloon", memory="8M", parameter="report=1 targets=1", targets="6M@1s") as machine:
+        machine.run()
+    assert outcome(machine) == ("quit", 0)
+    assert not any(line.startswith("balloon: reported") for line in lines(machine))
+
+
+def test_a_reported_page_that_holds_anything_but_zeros_or_its_own_is_noticed() -> None:
+    with vmm.boot("balloon", memory="8M", parameter="report=1", devices=REPORTING[:1]) as machine:
+        machine.run(until="1s")
+        machine.memory.write(6 * MIB + 100 * 8, b"\x01")
+        machine.balloon.set_target("7M")
+        machine.run(until="1s")
+    assert outcome(machine) == ("guest-panicked", 3)
+    assert lines(machine)[-1] == "panic: page 600000h outside the balloon has lost its contents"
+
+
 # -- the balloon guest would notice ------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,5 @@
 """The machines that these tests drive."""
 
-from tests.fixtures import machine, make_machine, pci, started, way
+from tests.fixtures import machine, make_machine, pci, reporting, started, way
 
-__all__ = ["machine", "make_machine", "pci", "started", "way"]
+__all__ = ["machine", "make_machine", "pci", "reporting", "started", "way"]

@@ -14,21 +14,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from devices.memory import PAGE_BYTES
-from devices.virtio.balloon import Balloon
-from tests.support import BalloonMachine
+from tests.support import BalloonMachine, build_reporting
 from vmm.testing import RawQueue
-from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATS_VQ, STATSQ, pfn_bytes
+from vmm.testing.balloon import DEFLATEQ, INFLATEQ, PAGE_REPORTING, STATS_VQ, STATSQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC
-from vmm.testing.mistakes import RING_MISTAKES, Mistake
+from vmm.testing.mistakes import RANGE_MISTAKES, RING_MISTAKES, Mistake
 from vmm.testing.pci import COMMAND_MASTER
 
 POOL_PAGES = 10
 NOT_RAM = 0xA5
+REPORTING_VQ = 3  # statsq is always offered here
 SECOND_NS = 10**9
 
 RARELY = st.sampled_from([False] * 3 + [True])
 """What ends or stops a device must not happen so often that nothing else can."""
 PFN_QUEUES = st.sampled_from([INFLATEQ, DEFLATEQ])
+PAGE_QUEUES = st.sampled_from([INFLATEQ, DEFLATEQ, REPORTING_VQ])
+RANGES = st.lists(st.tuples(st.integers(0, POOL_PAGES - 1), st.booleans()), min_size=1, max_size=6)
+"""Pages of the pool to report; True for all but the first byte of one, which is no page."""
 ENTRIES = st.lists(st.integers(0, POOL_PAGES - 1) | st.just(NOT_RAM), max_size=12)
 
 
@@ -42,20 +45,24 @@ class Requests:
     """Whether a driver with EVENT_IDX has asked for the next notification: `collect` does."""
 
 
+def no_requests() -> dict[int, Requests]:
+    return {INFLATEQ: Requests(), DEFLATEQ: Requests(), REPORTING_VQ: Requests()}
+
+
 class BalloonModel(RuleBasedStateMachine):
     """Pages of the pool are named by their index in it; `NOT_RAM` stands for one that is no page of RAM."""
 
     @initialize()
     def build(self) -> None:
-        self.machine = BalloonMachine("pci")
+        self.machine = BalloonMachine("pci", build=build_reporting)
         self.driver = self.machine.driver
         self.pool = self.machine.filled_pfns(POOL_PAGES, 1)
         self.content = [1] * POOL_PAGES
         self.inside: set[int] = set()
-        self.requests: dict[int, Requests] = {INFLATEQ: Requests(), DEFLATEQ: Requests()}
+        self.requests = no_requests()
         self.prepared = self.driver_ok = self.broken = False
         self.mastering = True
-        self.target = self.actual = self.inflated = self.deflated = self.bad = 0
+        self.target = self.actual = self.inflated = self.deflated = self.bad = self.freed = 0
         self.interval_ns = 0
         self.posted: int | None = None  # a statistics buffer on its way or held: its value
         self.reported: int | None = None  # the last value the device must know of
@@ -91,6 +98,10 @@ class BalloonModel(RuleBasedStateMachine):
             old = (set(entries) - {NOT_RAM}) & self.inside
             self.inside -= old
             self.deflated += len(old)
+        freed = {index for entries in self.requests[REPORTING_VQ].published for index in entries} - {NOT_RAM}
+        self.freed += len(freed)  # they are one batch, and a page counts once in it
+        for index in freed:
+            self.content[index] = 0
         for requests in self.requests.values():
             requests.armed &= not requests.published
             requests.published.clear()
@@ -99,7 +110,7 @@ class BalloonModel(RuleBasedStateMachine):
 
     def forget(self) -> None:
         """A reset: everything on its way is gone, what is done is done."""
-        self.requests = {INFLATEQ: Requests(), DEFLATEQ: Requests()}
+        self.requests = no_requests()
         self.inside.clear()
         self.prepared = self.driver_ok = self.broken = False
         self.actual = 0
@@ -109,7 +120,7 @@ class BalloonModel(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.prepared)
     @rule(
-        without=st.sampled_from([0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | INDIRECT_DESC, STATS_VQ]),
+        without=st.sampled_from([0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | INDIRECT_DESC, STATS_VQ, PAGE_REPORTING]),
         size=st.sampled_from([8, 32, 128]),
     )
     def prepare(self, without: int, size: int) -> None:
@@ -136,7 +147,7 @@ class BalloonModel(RuleBasedStateMachine):
         self.driver.reset()
         self.forget()
         self.driver.take_interrupts()
-        fresh = Balloon(self.machine.memory)
+        fresh = build_reporting(self.machine.memory)
         fresh.set_target(self.target, 0)
         fresh.set_polling_interval(self.interval_ns, 0)
         fresh.reset()
@@ -152,9 +163,14 @@ class BalloonModel(RuleBasedStateMachine):
         self.carry_out()
 
     @precondition(lambda self: self.live)
-    @rule(now=RARELY, queue=PFN_QUEUES, mistake=st.sampled_from(RING_MISTAKES))
+    @rule(now=RARELY, queue=PAGE_QUEUES, mistake=st.sampled_from(RING_MISTAKES + RANGE_MISTAKES))
     def break_a_ring(self, now: bool, queue: int, mistake: Mistake) -> None:
-        if not now or mistake.needs & ~self.driver.features or mistake.without & self.driver.features:
+        if (
+            not now
+            or queue not in self.driver.queues
+            or mistake.needs & ~self.driver.features
+            or mistake.without & self.driver.features
+        ):
             return
         self.driver.collect(queue)
         raw = RawQueue(self.driver, queue)
@@ -177,9 +193,22 @@ class BalloonModel(RuleBasedStateMachine):
             self.requests[queue].placed.append(entries)
 
     @precondition(lambda self: self.prepared and not self.broken)
-    @rule(queue=PFN_QUEUES, force=st.booleans())
+    @rule(ranges=RANGES)
+    def offer_report(self, ranges: list[tuple[int, bool]]) -> None:
+        """Place a report of pages that nobody uses until it is back; no more ranges than the device takes at once."""
+        queue, reports = self.driver.queues.get(REPORTING_VQ), self.requests[REPORTING_VQ]
+        waiting = sum(map(len, reports.placed + reports.published))
+        if queue is not None and queue.free_descriptors >= len(ranges) and waiting + len(ranges) <= queue.size:
+            pieces = [(self.pool[index] * PAGE_BYTES + less, PAGE_BYTES - less) for index, less in ranges]
+            self.driver.offer(REPORTING_VQ, writable=pieces)
+            reports.placed.append([NOT_RAM if less else index for index, less in ranges])
+
+    @precondition(lambda self: self.prepared and not self.broken)
+    @rule(queue=PAGE_QUEUES, force=st.booleans())
     def kick(self, queue: int, force: bool) -> None:
         """Publish, and notify if the device asked for it: while it is live it must have."""
+        if queue not in self.driver.queues:
+            return
         requests = self.requests[queue]
         asked = requests.armed or not self.driver.features & EVENT_IDX
         expected = bool(requests.placed) and self.live and asked
@@ -192,9 +221,11 @@ class BalloonModel(RuleBasedStateMachine):
         assert heard == expected
 
     @precondition(lambda self: self.prepared and not self.broken)
-    @rule(queue=PFN_QUEUES)
+    @rule(queue=PAGE_QUEUES)
     def collect(self, queue: int) -> None:
         """Nothing stays with a live device, and nothing comes back from one that is not."""
+        if queue not in self.driver.queues:
+            return
         used = self.driver.collect(queue)
         assert all(entry.length == 0 for entry in used)
         waiting = self.requests[queue]
@@ -211,9 +242,13 @@ class BalloonModel(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, POOL_PAGES - 1), value=st.integers(1, 255))
     def use_page(self, index: int, value: int) -> None:
-        """The guest writes to a page that is its own: not in the balloon, and not on its way there."""
-        inflate = self.requests[INFLATEQ]
-        if index not in self.inside and not any(index in entries for entries in inflate.placed + inflate.published):
+        """The guest writes to a page that is its own: not in the balloon, and not on its way there or in a report."""
+        leaving = [
+            entries
+            for queue in (INFLATEQ, REPORTING_VQ)
+            for entries in self.requests[queue].placed + self.requests[queue].published
+        ]
+        if index not in self.inside and not any(index in entries for entries in leaving):
             self.machine.memory.write(self.pool[index] * PAGE_BYTES, bytes([value]) * PAGE_BYTES)
             self.content[index] = value
 
@@ -283,6 +318,7 @@ class BalloonModel(RuleBasedStateMachine):
             self.bad,
         )
         assert balloon.balloon_pages == len(self.inside)
+        assert balloon.reported_pages == self.freed
         assert (self.driver.num_pages, self.driver.actual) == (self.target, self.actual)
         assert self.driver.needs_reset == self.broken
 

@@ -54,7 +54,7 @@ def test_a_page_that_is_not_ram_is_skipped_counted_and_reported(started: Balloon
 
 
 def test_regression_last_page_of_ram_off_by_one(started: BalloonMachine) -> None:
-    """The first and last pages of every part of RAM are pages like any other."""
+    """The first and last pages of every part of RAM are pages like any other.  Seed: last page of RAM off by one."""
     for pfn in LAST_PAGES:
         started.memory.write(pfn * 4096, b"\x5a" * 4096)
     check_completed(started, INFLATEQ, pfn_bytes(LAST_PAGES))
@@ -63,7 +63,9 @@ def test_regression_last_page_of_ram_off_by_one(started: BalloonMachine) -> None
 
 
 def test_regression_pfn_shifted_in_32_bits(started: BalloonMachine) -> None:
-    """A page frame number above 2^20 is an address above 4 GiB; cut to 32 bits it would be a page of low RAM."""
+    """A page frame number above 2^20 is an address above 4 GiB; cut to 32 bits it would be a page of low RAM.
+
+    Seed: pfn << 12 in 32 bits."""
     low = LOW_END - 1
     high = HIGH_FIRST + 7
     for pfn in (7, low, high):
@@ -76,7 +78,9 @@ def test_regression_pfn_shifted_in_32_bits(started: BalloonMachine) -> None:
 
 
 def test_regression_punching_past_the_end_of_a_region(started: BalloonMachine) -> None:
-    """A run of pages that starts in RAM and goes on into the hole: what is RAM goes, what is not is skipped."""
+    """A run of pages that starts in RAM and goes on into the hole: what is RAM goes, what is not is skipped.
+
+    Seed: punching past a region."""
     run = list(range(HOLE_FIRST - 4, HOLE_FIRST + 4))
     for pfn in run[:4]:
         started.memory.write(pfn * 4096, b"\x5a" * 4096)
@@ -193,7 +197,9 @@ def test_oversize_statistics_are_bounded_and_the_buffer_is_held_like_any_other(s
 
 
 def test_regression_duplicate_stats_buffer_loses_no_head(started: BalloonMachine) -> None:
-    """§5.5.6.3.1 allows one buffer at a time.  Of two the device keeps one and returns one; it forgets neither."""
+    """§5.5.6.3.1 allows one buffer at a time.  Of two the device keeps one and returns one; it forgets neither.
+
+    Seed: duplicate stats buffer."""
     first = started.driver.post_stats({4: 1})
     second = started.driver.post_stats({4: 2})
     returned = [used.head for used in started.driver.collect(STATSQ)]
@@ -228,7 +234,9 @@ def test_a_writable_stats_buffer_says_nothing_and_is_not_written(started: Balloo
 
 
 def test_regression_actual_underflow(started: BalloonMachine) -> None:
-    """The driver may claim any number of pages: it is reported as said, and no arithmetic breaks over it."""
+    """The driver may claim any number of pages: it is reported as said, and no arithmetic breaks over it.
+
+    Seed: actual underflow."""
     for claimed in (0xFFFFFFFF, 0, 1, 0x80000000):
         started.driver.actual = claimed
         assert started.balloon.actual_pages == claimed

@@ -73,7 +73,7 @@ def test_any_access_to_the_queue_fields_of_a_live_device_leaves_ram_alone(
 ) -> None:
     """Behind DRIVER_OK the addresses and the size of an enabled queue are fixed: no write makes the device use others.
 
-    Regression: CVE-2026-5747, a queue's size changed after activation."""
+    See CVE-2026-5747, a queue's size changed after activation."""
     with running() as pci:
         pci.driver.start(queue_sizes=8)
         rings = [(queue.ring_gpa, 4096 * queue.ring_pages) for queue in pci.driver.queues.values()]
@@ -94,7 +94,7 @@ def test_any_access_to_the_queue_fields_of_a_live_device_leaves_ram_alone(
     size=st.sampled_from([1, 2, 4]),
 )
 def test_regression_pci_cfg_window_of_any_length(window: tuple[int, int, int], value: int, size: int) -> None:
-    """QEMU #2576: cap.length is the driver's to write, and only 1, 2 and 4 mean anything (§4.1.4.9)."""
+    """cap.length is the driver's to write, and only 1, 2 and 4 mean anything (§4.1.4.9).  Seed: QEMU #2576."""
     with running() as pci:
         at, function = pci.pci.capability(WINDOW).position, pci.pci.function
         for offset, width, field in ((4, 1, window[0]), (8, 4, window[1]), (12, 4, window[2])):
@@ -106,6 +106,7 @@ def test_regression_pci_cfg_window_of_any_length(window: tuple[int, int, int], v
 
 @pytest.mark.parametrize("length", [0, 3, 5, 8, 0x1000, 0x80000000, 0xFFFFFFFF])
 def test_regression_pci_cfg_window_of_a_wrong_length_makes_no_access(pci: BalloonMachine, length: int) -> None:
+    """Seed: QEMU #2576."""
     pci.driver.start()
     capability, at, function = pci.pci.capability(COMMON), pci.pci.capability(WINDOW).position, pci.pci.function
     function.write(at + 4, 1, capability.bar)
@@ -117,7 +118,7 @@ def test_regression_pci_cfg_window_of_a_wrong_length_makes_no_access(pci: Balloo
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_regression_msix_mmio_out_of_bounds(pci: BalloonMachine, size: int) -> None:
-    """CVE-2020-13754: accesses across and behind the table and the pending bits."""
+    """Accesses across and behind the table and the pending bits.  Seed: CVE-2020-13754."""
     msix = pci.pci.msix
     assert msix is not None
     table_end = msix.table_gpa + 16 * msix.table_size
@@ -130,7 +131,9 @@ def test_regression_msix_mmio_out_of_bounds(pci: BalloonMachine, size: int) -> N
 
 @pytest.mark.parametrize("vector", [4, 5, 0x7FF, 0x800, 0xFFFE])
 def test_regression_msix_vector_out_of_bounds(pci: BalloonMachine, vector: int) -> None:
-    """A vector behind the table is refused, and an event mapped to it interrupts nobody and nothing."""
+    """A vector behind the table is refused, and an event mapped to it interrupts nobody and nothing.
+
+    Seed: MSI-X vector bounds."""
     msix = pci.pci.msix
     assert msix is not None and vector >= msix.table_size
     pci.driver.start()
@@ -144,7 +147,7 @@ def test_regression_msix_vector_out_of_bounds(pci: BalloonMachine, vector: int) 
 
 
 def test_regression_vectors_are_released_and_taken_again(pci: BalloonMachine) -> None:
-    """CVE-2024-4693: mapping, unmapping and resetting in turn, with something pending, many times."""
+    """Mapping, unmapping and resetting in turn, with something pending, many times.  Seed: CVE-2024-4693."""
     msix = pci.pci.msix
     assert msix is not None
     for round_ in range(20):
@@ -164,7 +167,7 @@ def test_regression_vectors_are_released_and_taken_again(pci: BalloonMachine) ->
 
 
 def test_regression_config_offset_overflow(pci: BalloonMachine) -> None:
-    """Offsets at and over the end of the device configuration, and of its whole page."""
+    """Offsets at and over the end of the device configuration, and of its whole page.  Seed: config offset overflow."""
     pci.driver.start()
     gpa = pci.pci.structure_gpa(DEVICE)
     length = pci.pci.capability(DEVICE).length
@@ -177,7 +180,7 @@ def test_regression_config_offset_overflow(pci: BalloonMachine) -> None:
 
 
 def test_regression_queue_size_changed_after_activation(pci: BalloonMachine) -> None:
-    """CVE-2026-5747: once enabled, a queue keeps the size its rings were made for."""
+    """Once enabled, a queue keeps the size its rings were made for.  Seed: CVE-2026-5747."""
     pci.driver.start(queue_sizes=8)
     for size in (128, 1, 4, 0x8000):
         pci.pci.write_common("queue_select", INFLATEQ)

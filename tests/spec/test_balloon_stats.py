@@ -6,6 +6,7 @@ import pytest
 
 from devices.virtio.spec import BALLOON_STATS
 from tests.support import BalloonMachine
+from vmm.testing import RawQueue
 from vmm.testing.balloon import STATS_VQ, STATSQ
 
 SECOND_NS = 10**9
@@ -136,6 +137,27 @@ def test_5_5_6_3_twenty_rounds(started: BalloonMachine) -> None:
         assert started.driver.stats_wanted()
         started.driver.post_stats({4: value})
         assert started.statistics().values == {"stat-free-memory": value}
+
+
+def test_5_5_5_the_first_buffer_may_be_empty_and_asks_for_nothing(started: BalloonMachine) -> None:
+    """ "Add one empty buffer": without one whole entry it is a report of nothing, held and returned like any other."""
+    head = started.driver.offer(STATSQ, readable=[b"\0"])
+    started.driver.kick(STATSQ)
+    assert (started.statistics().reason, started.statistics().values) == ("ok", {})
+    started.request_stats()
+    assert [used.head for used in started.driver.collect(STATSQ)] == [head]
+    started.driver.post_stats({4: 3})
+    assert started.statistics().values == {"stat-free-memory": 3}
+
+
+def test_2_7_5_an_empty_buffer_is_no_descriptor_without_a_byte(started: BalloonMachine) -> None:
+    """That is a broken ring on statsq as on any other queue."""
+    raw = RawQueue(started.driver, STATSQ)
+    raw.descriptor(0, raw.buffer(b"\0"), 0)
+    raw.available(0)
+    raw.kick()
+    assert started.driver.needs_reset
+    assert started.statistics().reason == "never posted"
 
 
 # -- polling -----------------------------------------------------------------------------------------------------------

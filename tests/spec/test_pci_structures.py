@@ -9,7 +9,7 @@ import pytest
 from devices.virtio import spec
 from devices.virtio.spec import Status
 from tests.support import BALLOON_SLOT, BalloonMachine
-from vmm.testing.balloon import INFLATEQ, STATSQ, pfn_bytes
+from vmm.testing.balloon import INFLATEQ, STATS_VQ, STATSQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX, VERSION_1
 from vmm.testing.pci import COMMAND_MASTER, COMMAND_MEMORY, REVISION_ID, SUBSYSTEM_DEVICE_ID, PciBus
 from vmm.testing.virtio_pci import Capability
@@ -114,6 +114,26 @@ def test_4_1_4_3_1_queue_size_is_a_power_of_two_or_0_where_there_is_no_queue(pci
     for index in (pci.pci.num_queues, 100, 0xFFFF):
         assert pci.pci.queue_max_size(index) == 0
         assert not pci.pci.queue_enabled(index)
+
+
+def test_4_1_4_3_1_queue_size_is_0_for_a_queue_whose_feature_was_not_negotiated(pci: BalloonMachine) -> None:
+    """§5.5.2: statsq only exists if VIRTIO_BALLOON_F_STATS_VQ is set.  Until then the driver can still set it."""
+    pci.driver.reset()
+    pci.driver.acknowledge()
+    sizes = [pci.pci.queue_max_size(index) for index in range(3)]
+    assert all(sizes)
+    pci.driver.negotiate(pci.driver.transport.read_device_features() & ~STATS_VQ)
+    assert [pci.pci.queue_max_size(index) for index in range(3)] == [*sizes[:STATSQ], 0]
+    assert pci.pci.num_queues == 3
+    pci.pci.write_common("queue_enable", 1)
+    assert not pci.pci.queue_enabled(STATSQ)
+    pci.driver.reset()
+    assert [pci.pci.queue_max_size(index) for index in range(3)] == sizes
+
+
+def test_4_1_4_3_1_queue_size_is_shown_for_every_queue_that_was_negotiated(pci: BalloonMachine) -> None:
+    pci.driver.start()
+    assert all(pci.pci.queue_max_size(index) for index in range(3))
 
 
 @pytest.mark.parametrize("size", [0, 3, 12, 0x8001, 0xFFFF])

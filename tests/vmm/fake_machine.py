@@ -24,6 +24,7 @@ class FakeMachine:
         self.now_ns = 1_500_000_000
         self.has_balloon = has_balloon
         self.actual_pages = 24 * PAGES_A_MIB
+        self.reported_bytes = 0
         self.backed = backed_bytes
         self.board = SimpleNamespace(payload=SimpleNamespace(name="fake", kind="ELF64", entry=0x10000))
         self.memory = SimpleNamespace(backed_bytes=self._backed_bytes)
@@ -37,7 +38,9 @@ class FakeMachine:
     @property
     def balloon(self) -> Any:
         self._need_balloon()
-        return SimpleNamespace(target_pages=32 * PAGES_A_MIB, actual_pages=self.actual_pages)
+        return SimpleNamespace(
+            target_pages=32 * PAGES_A_MIB, actual_pages=self.actual_pages, reported_bytes=self.reported_bytes
+        )
 
     @property
     def stats(self) -> Any:
@@ -76,6 +79,9 @@ def fake_report(**changes: Any) -> dict[str, Any]:
             "actual_pages": 24 * PAGES_A_MIB,
             "inflated_pages": 9000,
             "deflated_pages": 2856,
+            "oom_deflated_pages": 0,
+            "reported_pages": 0,
+            "reported_bytes": 0,
             "discarded_bytes": 9000 * 4096,
             "bad_pfns": 0,
         },

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from vmm import __version__
+from vmm.boot_options import WORDS
 from vmm.cli import EXIT_STATUSES, main
-from vmm.options import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 VMM = [sys.executable, "-m", "vmm"]
@@ -85,9 +85,9 @@ def flat(folder: Path, code: bytes) -> str:
         ("boot --serial file:/", "The serial file / cannot be written: Is a directory."),
         ("boot stats hello", "There can be one guest only, not 'stats' and 'hello'."),
         ("stats", "There is no command 'stats'; did you mean 'vmm boot stats'?"),
-        ("bot", "There is no command 'bot', only boot, guests and devices; did you mean 'boot'?"),
-        ("run hello", "There is no command 'run', only boot, guests and devices; did you mean 'boot'?"),
-        ("foo", "There is no command 'foo', only boot, guests and devices."),
+        ("bot", "There is no command 'bot', only boot, guests, devices, initramfs; did you mean 'boot'?"),
+        ("run hello", "There is no command 'run', only boot, guests, devices, initramfs; did you mean 'boot'?"),
+        ("foo", "There is no command 'foo', only boot, guests, devices, initramfs."),
         ("-m 64M", "A command must come first: vmm boot -m 64M"),
         ("guests --all", "No such option: --all."),
     ],
@@ -142,7 +142,7 @@ def test_a_mistake_in_vmm_itself_is_one_line(
         raise RuntimeError("something impossible")
 
     monkeypatch.delenv("VMM_TRACEBACK", raising=False)
-    monkeypatch.setattr("vmm.cli._configure", broken)
+    monkeypatch.setattr("vmm.boot_options.BootOptions.config", broken)
     assert main(["boot", "hello"]) == 70
     assert capsys.readouterr().err == "vmm: A mistake in vmm itself: RuntimeError: something impossible\n"
     monkeypatch.setenv("VMM_TRACEBACK", "1")
@@ -193,7 +193,7 @@ def test_devices_are_listed_with_their_properties(capsys: pytest.CaptureFixture[
     assert main(["boot", "-device", "virtio-balloon-pci,help"]) == 0
     one = capsys.readouterr().out
     assert one in whole
-    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=off"):
+    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=on|off", "page-poison=off"):
         assert name in one
     assert main(["boot", "-device", "help"]) == 0
     assert capsys.readouterr().out == whole
@@ -227,7 +227,7 @@ def test_each_end_has_its_outcome_and_exit_status(
 def test_a_triple_fault_is_told_with_vector_address_and_registers(tmp_path: Path) -> None:
     done = vmm("boot", flat(tmp_path, TRIPLE_FAULT))
     assert done.returncode == 4
-    assert "triple-fault: exception 6 at 0018:0000000000100008" in done.stdout
+    assert "triple-fault: exception 6 at 0010:0000000000100008" in done.stdout
     assert re.search(r"^registers +rax=[0-9a-f]+ rbx=", done.stdout, re.MULTILINE)
     assert re.search(
         r"\brflags=[0-9a-f]+ +cr0=[0-9a-f]+ +cr2=[0-9a-f]+ +cr3=[0-9a-f]+ +cr4=[0-9a-f]+", " ".join(done.stdout.split())
@@ -257,7 +257,11 @@ FIELDS = {
     "blocks": int,
     "features": {"offered": list, "negotiated": list},
     "balloon": dict.fromkeys(
-        ("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "discarded_bytes", "bad_pfns"), int
+        (
+            *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
+            *("reported_pages", "reported_bytes", "discarded_bytes", "bad_pfns"),
+        ),
+        int,
     ),
     "memory": dict.fromkeys(("ram_bytes", "backed_bytes_peak", "backed_bytes_end"), int),
     "stats": {"reason": str, "age_ns": int, "values": dict, "raw": list},

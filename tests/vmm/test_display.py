@@ -83,6 +83,25 @@ def test_the_summary_names_bad_page_numbers_only_when_there_are_some() -> None:
     assert dict(summary(fake_report(balloon=balloon)))["moved"].endswith("7 bad page numbers skipped")
 
 
+def test_the_summary_tells_of_pages_taken_back_and_reported_only_when_there_are_some() -> None:
+    assert dict(summary(fake_report()))["moved"].startswith("9,000 pages in, 2,856 pages out, ")
+    balloon = fake_report()["balloon"] | {"oom_deflated_pages": 512, "reported_pages": 16384}
+    moved = dict(summary(fake_report(balloon=balloon)))["moved"]
+    assert moved.startswith("9,000 pages in, 2,856 pages out (512 below the target), 16,384 reported free, ")
+
+
+def test_reported_memory_is_a_number_in_both_displays_and_no_line_of_its_own() -> None:
+    machine = FakeMachine()
+    assert "reported" not in "\n".join(drawn(machine, 120))
+    machine.reported_bytes = 48 * MIB
+    assert re.search(r"^reported free +48 MiB +in all", "\n".join(drawn(machine, 120)), re.MULTILINE)
+    display, out = plain(machine)
+    display.on_event(0, Event("balloon0", "reported", "the driver reported 16384 free pages"))
+    assert out.getvalue() == ""
+    display.on_stats(0)
+    assert "reported free 48 MiB" in out.getvalue()
+
+
 def test_the_summary_of_a_machine_without_a_balloon_has_no_balloon_in_it() -> None:
     rows = dict(summary(fake_report(balloon=None, stats=None, features=None, queues=[])))
     assert rows.keys() == {"outcome", "time", "host memory", "exit status"}

@@ -77,7 +77,6 @@ GOOD = [(0x10000, b"code", 4, RX)]
     ("image", "sentence"),
     [
         (b"", "The guest 'x' is empty."),
-        (bytes(0x202) + b"HdrS" + bytes(100), "The guest 'x' is a Linux kernel, which this version cannot boot."),
         (bytes(0x200000), "The guest 'x' needs RAM at 0x100000-0x2fffff, which this machine does not have."),
         (elf(GOOD, machine=183), "The guest 'x' is for AArch64, not for x86-64."),
         (elf(GOOD, elf_type=3), "The guest 'x' is not a static executable (ELF type EXEC); link it without PIE."),

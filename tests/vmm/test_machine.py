@@ -233,6 +233,9 @@ def test_the_report_has_every_documented_key() -> None:
         "actual_pages",
         "inflated_pages",
         "deflated_pages",
+        "oom_deflated_pages",
+        "reported_pages",
+        "reported_bytes",
         "discarded_bytes",
         "bad_pfns",
     }

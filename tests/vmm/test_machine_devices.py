@@ -28,8 +28,8 @@ class GuestsBus:
 
     def __init__(self, machine: Machine) -> None:
         self.memory: Memory = machine.memory
-        self.port_read, self.port_write = machine.port_read, machine.port_write
-        self.mmio_read, self.mmio_write = machine.mmio_read, machine.mmio_write
+        self.port_read, self.port_write = machine.platform.port_read, machine.platform.port_write
+        self.mmio_read, self.mmio_write = machine.platform.mmio_read, machine.platform.mmio_write
 
     def listen(self, address: int, callback: Callable[[int], None]) -> None:
         """Nobody hears messages on this side."""

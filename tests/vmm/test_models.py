@@ -17,7 +17,7 @@ def test_a_device_without_properties_has_its_defaults() -> None:
     device = only("virtio-balloon-pci")
     assert (device.driver, device.id, device.slot) == ("virtio-balloon-pci", "balloon0", 3)
     assert all(device.flag(name) for name in ("must-tell-host", "stats-vq", "indirect_desc", "event_idx"))
-    assert not device.flag("deflate-on-oom")
+    assert not device.flag("deflate-on-oom") and not device.flag("free-page-reporting")
 
 
 def test_properties_are_taken_as_given() -> None:
@@ -26,6 +26,8 @@ def test_properties_are_taken_as_given() -> None:
     assert not device.flag("stats-vq")
     assert not device.flag("event_idx")
     assert device.flag("indirect_desc")
+    device = only("virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on")
+    assert device.flag("deflate-on-oom") and device.flag("free-page-reporting")
 
 
 @pytest.mark.parametrize("text", ["5", "05", "0x5", "5.0"])
@@ -62,8 +64,8 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
         (["virtio-rng-pci,colour=red"], "virtio-rng-pci has no property 'colour'."),
         (["virtio-rng-pci,event_idx=maybe"], "virtio-rng-pci: event_idx must be on or off, not 'maybe'."),
         (
-            ["virtio-balloon-pci,deflate-on-oom=on"],
-            "virtio-balloon-pci: deflate-on-oom can only be off in this version (VIRTIO_BALLOON_F_DEFLATE_ON_OOM).",
+            ["virtio-balloon-pci,page-poison=on"],
+            "virtio-balloon-pci: page-poison can only be off in this version (VIRTIO_BALLOON_F_PAGE_POISON).",
         ),
         (
             ["virtio-rng-pci,addr=2"],

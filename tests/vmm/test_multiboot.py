@@ -148,8 +148,8 @@ def string_at(memory: GuestMemory, gpa: int) -> bytes:
 def test_the_information_tells_memory_command_line_modules_and_loader(memory: GuestMemory) -> None:
     modules = (Module("a", b"first", b"a one"), Module("b", bytes(5000), b"b"))
     payload = load(flat(b"code"), memory, BootData(b"verbose x=1", modules, MAP))
-    assert payload.multiboot_info is not None
-    words = words_at(memory, payload.multiboot_info, 17)
+    assert payload.protocol == 1
+    words = words_at(memory, payload.information, 17)
     flags, lower, upper, _, cmdline, count, list_gpa = words[:7]
     assert flags == 0b10_0100_1101
     assert (lower, upper) == (640, 3072)
@@ -165,8 +165,8 @@ def test_the_information_tells_memory_command_line_modules_and_loader(memory: Gu
 
 def test_the_memory_map_has_the_board_s_entries(memory: GuestMemory) -> None:
     payload = load(flat(b"code"), memory)
-    assert payload.multiboot_info is not None
-    length, gpa = words_at(memory, payload.multiboot_info + 44, 2)
+    assert payload.protocol == 1
+    length, gpa = words_at(memory, payload.information + 44, 2)
     entries = [struct.unpack("<IQQI", memory.read(gpa + at, 24)) for at in range(0, length, 24)]
     assert entries == [(20, *entry) for entry in MAP]
 
@@ -199,9 +199,9 @@ def test_modules_are_named_with_their_words_one_by_one_or_behind_commas(tmp_path
         loader.read_modules([str(tmp_path / "d")])
 
 
-def test_only_a_multiboot_kernel_takes_modules(tmp_path: Path) -> None:
+def test_a_guest_that_is_no_kernel_takes_no_modules(tmp_path: Path) -> None:
     (tmp_path / "module").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"^The guest 'hello' takes no modules; only a Multiboot kernel does[.]$"):
+    with pytest.raises(ConfigError, match=r"^The guest 'hello' takes no modules; only a kernel does[.]$"):
         vmm.boot("hello", modules=[str(tmp_path / "module")])
 
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.errors import ConfigError
-from vmm.options import REFUSED, WORDS, translate
+from vmm import options
+from vmm.boot_options import WORDS as OWN_WORDS
+from vmm.options import QEMU_WORDS, REFUSED
+
+WORDS = {**OWN_WORDS, **QEMU_WORDS}
+
+
+def translate(words: list[str]) -> list[str]:
+    return options.translate(words, OWN_WORDS)
 
 
 @pytest.mark.parametrize(

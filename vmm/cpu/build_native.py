@@ -18,6 +18,7 @@ SECTIONS = {"block": ".text.block", "translated": ".text.translated"}
 FLAGS = (
     *("-Os", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fomit-frame-pointer"),
     *("-fno-stack-protector", "-fno-sanitize=all", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
+    "-fno-jump-tables",  # a table would be a relocation
 )
 
 

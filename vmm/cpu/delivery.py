@@ -11,8 +11,8 @@ as a gate of a wrong type: #GP with the gate's selector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from vmm.cpu.frames import Fault, Frames
 from vmm.cpu.layout import CR0_PE, CS, HF_LMA, CpuState
@@ -40,8 +40,7 @@ class Source(Enum):
     EXTERNAL = "external"  # from the interrupt controller
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One thing to deliver.  `return_address` is the offset in CS that the handler finds in its frame.
 
     `start` is where the instruction begins whose return address lies behind it; a fault of INT n points there."""

@@ -7,6 +7,7 @@ One `Frames` serves one delivery: it reads gates and descriptors, checks them, p
 from __future__ import annotations
 
 import enum
+import functools
 from typing import Protocol
 
 from vmm.cpu.layout import (
@@ -41,6 +42,7 @@ from vmm.cpu.physical import PhysicalMemory
 RSP = 4
 FLAG_TF, FLAG_IF, FLAG_NT, FLAG_RF, FLAG_VM, FLAG_AC = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17, 1 << 18
 
+_ALL_BITS = 2**64 - 1
 _TS, _NP, _SS, _GP = 10, 11, 12, 13
 _SELECTOR_IDT, _SELECTOR_EXTERNAL, _SELECTOR_LDT = 2, 1, 4
 
@@ -86,6 +88,25 @@ def decode_segment(selector: int, low: int, high: int) -> Segment:
     if high & SEG_G:
         limit = limit << 12 | 0xFFF
     return Segment(selector, base, limit, high & 0x00FFFF00)
+
+
+@functools.lru_cache(maxsize=64)  # the same few handlers' segments at every event
+def handler_code(selector: int, words: int, cpl: int, external: int, long_mode: bool) -> tuple[Segment, int]:
+    """The code segment of a handler after its descriptor, as CS will hold it, and the privilege level it runs at.
+
+    Fault if no handler may run there from `cpl`; `external` is the error code's bit 0."""
+    error = selector & 0xFFFC | external
+    code = decode_segment(selector, words & 0xFFFF_FFFF, words >> 32)
+    privilege = code.flags >> SEG_DPL_SHIFT & 3
+    if not code.flags & SEG_S or not code.flags & SEG_CODE or privilege > cpl:
+        raise Fault(_GP, error)
+    if not code.flags & SEG_P:
+        raise Fault(_NP, error)
+    if long_mode and (not code.flags & SEG_L or code.flags & SEG_B):
+        raise Fault(_GP, error)
+    if code.flags & SEG_C:
+        privilege = cpl
+    return code._replace(selector=selector & ~3 | privilege, flags=code.flags | SEG_A), privilege
 
 
 class Frames:
@@ -157,7 +178,7 @@ class Frames:
             state.load_segment(SS, stack)
             rsp = pointer
         state.set_register(RSP, (rsp & ~mask | low) & 0xFFFF_FFFF)
-        state.load_segment(CS, code._replace(selector=selector & ~3 | privilege))
+        state.load_segment(CS, code)
         state.eip = offset
 
     def enter_long(self, event: DeliveredEvent) -> None:
@@ -173,21 +194,18 @@ class Frames:
         if stack_number or inner:
             pointer = self._task_state(8 * (stack_number + 3 if stack_number else privilege) + 4, 8)
         pointer &= ~15
-        frame = [
-            old_stack.selector, rsp, self._frame_flags(event), state.segment(CS).selector, event.return_address
-        ]  # fmt: skip
+        frame = [event.return_address, state.segment(CS).selector, self._frame_flags(event), rsp, old_stack.selector]
         if event.has_error_code:
-            frame.append(event.error_code)
-        for value in frame:
-            pointer = (pointer - 8) & (2**64 - 1)
-            if not is_canonical(pointer):
-                raise Fault(_SS, self._external)
-            self._memory.write(pointer, 8, value & (2**64 - 1))
+            frame.insert(0, event.error_code)
+        top, pointer = (pointer - 8) & _ALL_BITS, (pointer - 8 * len(frame)) & _ALL_BITS
+        if not is_canonical(top) or not is_canonical(pointer):
+            raise Fault(_SS, self._external)
+        self._memory.write_words(pointer, frame)
         self._commit_flags(gate_type)
         if inner:
-            state.load_segment(SS, Segment(privilege, 0, 0, privilege << SEG_DPL_SHIFT))
+            state.set_segment(SS, Segment(privilege, 0, 0, privilege << SEG_DPL_SHIFT))
         state.set_register(RSP, pointer)
-        state.load_segment(CS, code._replace(selector=selector & ~3 | privilege))
+        state.enter_64_bit_code(code, privilege)
         state.eip = offset
 
     def _gate(self, event: DeliveredEvent, size: int) -> tuple[int, int, int, int]:
@@ -214,31 +232,20 @@ class Frames:
             offset |= self._memory.read(table.base + vector * 16 + 8, 4) << 32
         return gate_type, low >> 16, offset, high & 7 if size == 16 else 0
 
-    def _descriptor(self, selector: int, vector: int) -> Segment:
-        """The segment behind a selector.  Fault `vector` if there is no such descriptor."""
+    def _descriptor_words(self, selector: int, vector: int) -> int:
+        """The eight bytes behind a selector.  Fault `vector` if there is no such descriptor."""
         table = self._state.segment(LDT if selector & _SELECTOR_LDT else GDT)
         index = selector & ~7
         if index + 7 > table.limit:
             raise Fault(vector, selector & 0xFFFC | self._external)
-        words = self._memory.read(table.base + index, 8)
-        return decode_segment(selector, words & 0xFFFF_FFFF, words >> 32)
+        return self._memory.read(table.base + index, 8)
 
     def _handler_code(self, selector: int, long_mode: bool) -> tuple[Segment, int]:
-        """The handler's code segment and the privilege level it runs at."""
+        """The handler's code segment, as CS will hold it, and the privilege level it runs at."""
         if not selector & 0xFFFC:
             raise Fault(_GP, self._external)
-        error, cpl = selector & 0xFFFC | self._external, self._state.cpl
-        code = self._descriptor(selector, _GP)
-        privilege = code.flags >> SEG_DPL_SHIFT & 3
-        if not code.flags & SEG_S or not code.flags & SEG_CODE or privilege > cpl:
-            raise Fault(_GP, error)
-        if not code.flags & SEG_P:
-            raise Fault(_NP, error)
-        if long_mode and (not code.flags & SEG_L or code.flags & SEG_B):
-            raise Fault(_GP, error)
-        if code.flags & SEG_C:
-            privilege = cpl
-        return code._replace(flags=code.flags | SEG_A), privilege
+        words = self._descriptor_words(selector, _GP)
+        return handler_code(selector, words, self._state.cpl, self._external, long_mode)
 
     def _task_state(self, offset: int, size: int) -> int:
         task = self._state.segment(TR)
@@ -256,7 +263,8 @@ class Frames:
         error = selector & 0xFFFC | self._external
         if not selector & 0xFFFC or selector & 3 != privilege:
             raise Fault(_TS, error)
-        stack = self._descriptor(selector, _TS)
+        words = self._descriptor_words(selector, _TS)
+        stack = decode_segment(selector, words & 0xFFFF_FFFF, words >> 32)
         is_data = stack.flags & SEG_S and not stack.flags & SEG_CODE and stack.flags & SEG_W
         if not is_data or stack.flags >> SEG_DPL_SHIFT & 3 != privilege:
             raise Fault(_TS, error)

@@ -160,6 +160,12 @@ class CpuState:
                 hflags |= HF_ADDSEG
         self.hflags = hflags
 
+    def enter_64_bit_code(self, code: Segment, privilege: int) -> None:
+        """Load CS with a 64-bit code segment and run at `privilege`: `load_segment` for where the rest of `hflags` is
+        known."""
+        self.set_segment(CS, code)
+        self.hflags = self.hflags & ~(HF_CPL | HF_ADDSEG) | HF_CS32 | HF_CS64 | HF_SS32 | privilege
+
     @property
     def cpl(self) -> int:
         return self.hflags & HF_CPL

@@ -5,8 +5,10 @@ Lives for one delivery: the page tables are walked once for each page, as a proc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmm.cpu.layout import HF_LMA, CpuState
-from vmm.cpu.paging import walk
+from vmm.cpu.paging import SettledTables, walk
 from vmm.cpu.physical import PhysicalMemory
 
 _PAGE_MASK = 0xFFF
@@ -19,7 +21,11 @@ class LinearMemory:
         self._state = state
         self._physical = physical
         self._pages: dict[tuple[int, bool], int] = {}
-        self._address_mask = 2**64 - 1 if state.hflags & HF_LMA else 0xFFFF_FFFF
+        self._settled: SettledTables | None = None
+        self._address_mask = 0xFFFF_FFFF
+        if state.hflags & HF_LMA:
+            self._settled = SettledTables(state.cr3, state.efer, physical)
+            self._address_mask = 2**64 - 1
 
     def read(self, linear: int, size: int) -> int:
         """The little-endian number of 1, 2, 4 or 8 bytes."""
@@ -37,11 +43,21 @@ class LinearMemory:
         for i, gpa in enumerate(places):
             self._physical.write(gpa, 1, value >> 8 * i & 0xFF)
 
+    def write_words(self, linear: int, words: Sequence[int]) -> None:
+        """Eight-byte numbers one behind the other, in the order in which they are pushed: the last one first."""
+        if (linear & _PAGE_MASK) + 8 * len(words) <= 0x1000:
+            self._physical.write_words(self._gpa(linear, True), words)
+            return
+        for i in range(len(words) - 1, -1, -1):
+            self.write(linear + 8 * i, 8, words[i])
+
     def _gpa(self, linear: int, write: bool) -> int:
         linear &= self._address_mask
         key = (linear & ~_PAGE_MASK, write)
         page = self._pages.get(key)
         if page is None:
-            page = walk(self._state, self._physical, linear, write=write) & ~_PAGE_MASK
-            self._pages[key] = page
+            gpa = self._settled.walk(linear, write) if self._settled is not None else None
+            if gpa is None:
+                gpa = walk(self._state, self._physical, linear, write=write)
+            page = self._pages[key] = gpa & ~_PAGE_MASK
         return page | linear & _PAGE_MASK

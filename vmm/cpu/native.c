@@ -11,6 +11,12 @@ typedef unsigned char u8;
 
 enum { INTERRUPT_FLAG_BYTE = 0x02, INHIBIT_INTERRUPTS = 0x08, LONGEST_INSTRUCTION = 15, PROT_EXECUTE = 4 };
 
+/* STOS or MOVS behind a repeat prefix. */
+struct string_instruction {
+    u8 is_move, width_shift, address_bytes;
+    signed char override; /* the segment that a prefix names, or -1 */
+};
+
 /* Shared with Python: vmm/cpu/native.py declares the same structure. */
 struct clock {
     u64 executed;       /* blocks that were executed, and exceptions that were delivered */
@@ -25,6 +31,12 @@ struct clock {
     int (*translate)(void *uc, u64 gva, int prot, u64 *gpa);
     u8 *code_pages;     /* one byte per page of guest-physical memory: 1 = code of this page was translated */
     u64 code_pages_length;
+    u64 tlb_distance;   /* how far before its CPU state Unicorn keeps its tables of translations; 0: not to be used */
+    u8 *state;          /* Unicorn's CPU state, as the last block that repeated itself saw it */
+    u64 plain_pc;       /* the last block that repeats itself and holds no string instruction; only saves time */
+    u64 string_time;    /* `executed` as the last block left it, if it was a string instruction */
+    struct string_instruction string;
+    u64 iterations;     /* of string instructions that were done here so far */
 };
 
 struct translation {
@@ -33,9 +45,9 @@ struct translation {
 };
 
 /* Unicorn keeps the address of its CPU state in this register while translated code runs. */
-static inline const u8 *cpu_state(void)
+static inline u8 *cpu_state(void)
 {
-    const u8 *state;
+    u8 *state;
 #if defined(__x86_64__)
     __asm__ volatile("mov %%rbp, %0" : "=r"(state));
 #elif defined(__aarch64__)
@@ -63,6 +75,10 @@ static inline int must_not_stop(const struct clock *clock, u64 pc, u32 size)
            (distance != 0 || size != clock->previous_size);
 }
 
+#include "strings.h"
+
+static void repeat_block(void *uc, u64 pc, u32 size, struct clock *clock, u8 *state);
+
 /* UC_HOOK_BLOCK: before each block. */
 __attribute__((section(".text.block"))) void block_callback(void *uc, u64 pc, u32 size, struct clock *clock)
 {
@@ -72,8 +88,32 @@ __attribute__((section(".text.block"))) void block_callback(void *uc, u64 pc, u3
         clock->stop(uc);
         return;
     }
+    if (pc == clock->previous_pc && size <= LONGEST_INSTRUCTION && pc != clock->plain_pc) {
+        repeat_block(uc, pc, size, clock, cpu_state());
+        return;
+    }
     clock->executed++;
     clock->previous_pc = pc;
+    clock->previous_size = size;
+}
+
+/* The same short block once more: perhaps a string instruction, whose next iterations can be done here. */
+__attribute__((noinline, section(".text.block"))) static void repeat_block(void *uc, u64 pc, u32 size,
+                                                                           struct clock *clock, u8 *state)
+{
+    clock->state = state;
+    if (clock->tlb_distance && size == clock->previous_size && knows_string(clock, uc, state, pc, size)) {
+        u64 iterations = run_string(clock, state, clock->limit - clock->executed);
+        clock->iterations += iterations;
+        clock->executed += iterations;
+        if (clock->executed == clock->limit) {
+            clock->stopped = 1;
+            clock->stop(uc);
+            return;
+        }
+        clock->string_time = clock->executed + 1;
+    }
+    clock->executed++;
     clock->previous_size = size;
 }
 

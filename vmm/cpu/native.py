@@ -40,6 +40,12 @@ class Clock(ctypes.Structure):
         ("translate", c_void_p),
         ("code_pages", c_void_p),
         ("code_pages_length", c_uint64),
+        ("tlb_distance", c_uint64),
+        ("state", c_void_p),
+        ("plain_pc", c_uint64),
+        ("string_time", c_uint64),
+        ("string", c_uint32),
+        ("iterations", c_uint64),
     )
 
 
@@ -67,6 +73,12 @@ class NativeCallbacks:
             raise OSError(ctypes.get_errno(), "the host does not let memory be made executable")
         self.block = c_void_p(address)
         self.translated = c_void_p(address + second)
+
+    @classmethod
+    def of_this_host(cls) -> NativeCallbacks | None:
+        """None where there is no machine code for it."""
+        code = host_code()
+        return None if code is None else cls(code)
 
 
 class PythonCallbacks:

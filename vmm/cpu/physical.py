@@ -7,7 +7,7 @@ none of them reads as all ones, and writes to it vanish, as on a bus where nobod
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from devices.memory import GuestMemory
 from vmm.cpu import shadow
@@ -16,6 +16,8 @@ ROM_END = 1 << 32
 ROM_UNIT_BYTES = 0x10000
 LARGEST_ROM_BYTES = 16 << 20
 
+_LONGEST_FRAME_WORDS = 6
+_WORDS = [struct.Struct(f"<{count}Q") for count in range(_LONGEST_FRAME_WORDS + 1)]
 _NUMBERS = {size: struct.Struct("<" + code) for size, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))}
 
 
@@ -36,7 +38,20 @@ class PhysicalMemory:
             (shadow.BASE, shadow.END, shadow_memory.view),
             (ROM_END - len(rom), ROM_END, memoryview(rom)),
         ]
+        # A page table's entry is eight bytes at a multiple of eight: one look into the words of the RAM it lies in, the
+        # largest part of RAM first.
+        self._words = [
+            (start, end, view.toreadonly().cast("Q"))
+            for start, end, view in sorted(self._ram, key=lambda part: part[0] - part[1])
+        ]
         self._on_write = on_write
+
+    def read_entry(self, gpa: int) -> int:
+        """The eight bytes at `gpa`, a multiple of eight."""
+        for start, end, words in self._words:
+            if start <= gpa < end:
+                return words[gpa - start >> 3]
+        return self.read(gpa, 8)
 
     def read(self, gpa: int, size: int) -> int:
         for start, end, view in self._readable:
@@ -55,9 +70,21 @@ class PhysicalMemory:
             self._shadow.write(gpa, size, value)
             self._on_write(gpa, size)
 
+    def write_words(self, gpa: int, words: Sequence[int]) -> None:
+        """Some eight-byte numbers, one behind the other, within one page."""
+        size = 8 * len(words)
+        for start, end, view in self._ram:
+            if start <= gpa and gpa + size <= end:
+                _WORDS[len(words)].pack_into(view, gpa - start, *words)
+                self._on_write(gpa, size)
+                return
+        for i, word in enumerate(words):
+            self.write(gpa + 8 * i, 8, word)
+
     def close(self) -> None:
         """Let go of RAM, so that it can be unmapped."""
-        for _, _, view in [*self._readable, *self._ram]:
+        for _, _, view in [*self._words, *self._readable, *self._ram]:
             view.release()
+        self._words.clear()
         self._ram.clear()
         self._readable.clear()

@@ -31,10 +31,11 @@ from vmm.cpu.code_pages import CodePages
 from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
 from vmm.cpu.layout import CS, EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
-from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, host_code, interrupts_open
+from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, interrupts_open
 from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
 from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
 from vmm.cpu.shadow import ShadowMemory
+from vmm.cpu.tlb import find_tlb
 
 PHYSICAL_LIMIT = 1 << PHYSICAL_BITS
 _FLAG_IF = 0x200
@@ -62,7 +63,7 @@ class UnicornCpu:
         self._state = CpuState(self._engine.state_address, self._engine.state_size)
         self._engine.save()
         self._pristine = bytes(self._state.memory)
-        self._clock = Clock(eflags_offset=EFLAGS_OFFSET, hflags_offset=HFLAGS_OFFSET)
+        self._clock = Clock(eflags_offset=EFLAGS_OFFSET, hflags_offset=HFLAGS_OFFSET, tlb_distance=find_tlb())
         self._clock.stop = ctypes.cast(binding.LIBRARY.uc_emu_stop, ctypes.c_void_p).value
         self._clock.translate = ctypes.cast(binding.LIBRARY.uc_vmem_translate, ctypes.c_void_p).value
         self._code_pages = CodePages(memory, self._engine, self._state, self._clock)
@@ -74,7 +75,7 @@ class UnicornCpu:
         self._running = self._requested = self._halted = False
         self._refused_at: int | None = None
         self._map(memory, rom)
-        self._hook(host_code() if native else None)
+        self._hook(NativeCallbacks.of_this_host() if native else None)
         self.reset()
 
     # -- what the machine calls --------------------------------------------------------------------------------------
@@ -208,6 +209,7 @@ class UnicornCpu:
             self._code_pages.note_first(linear, self._physical)
         clock.limit = end
         clock.stopped = 0
+        clock.string_time = 0  # what was changed since the last block may be the code it was
         self._running = True
         error = engine.start(engine.read_register(x86_const.UC_X86_REG_RIP))
         self._running = False
@@ -352,13 +354,9 @@ class UnicornCpu:
 
     # -- setting up --------------------------------------------------------------------------------------------------
 
-    def _hook(self, code: dict[str, str] | None) -> None:
+    def _hook(self, native: NativeCallbacks | None) -> None:
         engine, guard = self._engine, self._guard
-        callbacks: NativeCallbacks | PythonCallbacks
-        if code is not None:
-            callbacks = NativeCallbacks(code)
-        else:
-            callbacks = PythonCallbacks(self._clock, engine, self._can_take_interrupt)
+        callbacks = native or PythonCallbacks(self._clock, engine, self._can_take_interrupt)
         self._callbacks = callbacks
         clock_address = ctypes.addressof(self._clock)
         engine.hook(binding.HOOK_BLOCK, callbacks.block, clock_address)

@@ -1,4 +1,4 @@
-"""Putting a guest's image into RAM: ELF64 executables, Multiboot kernels and flat images.
+"""Putting a guest's image into RAM: ELF64 executables, Linux, Multiboot and PVH kernels, and flat images.
 
 The loader owns the question "what is this file and where does it belong".  It writes the bytes into `GuestMemory` and
 returns a `Payload`, the description that the firmware reads through fw_cfg; it does not enter the guest, the firmware
@@ -16,9 +16,21 @@ from guests import GUESTS
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Segment, place
 from vmm.models import did_you_mean
 
-__all__ = ["BootData", "Image", "Module", "Payload", "Segment", "load", "read_firmware", "read_image", "read_modules"]
+__all__ = [
+    "BootData",
+    "Image",
+    "Module",
+    "Payload",
+    "Segment",
+    "is_linux",
+    "load",
+    "read_firmware",
+    "read_image",
+    "read_modules",
+]
 
 FLAT_GPA = 0x100000
+ELF_MAGIC, LINUX_MAGIC = b"\x7fELF", b"HdrS"
 MULTIBOOT_MAGIC, MULTIBOOT_SEARCHED_BYTES = bytes.fromhex("02b0ad1b"), 8192
 LARGEST_IMAGE_BYTES = 1 << 30  # a device such as /dev/zero never ends
 FIRMWARE_UNIT_BYTES, LARGEST_FIRMWARE_BYTES = 64 << 10, 16 << 20
@@ -36,6 +48,17 @@ def read_image(guest: str) -> Image:
     if path.name == guest and not path.exists():
         raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, GUESTS)}")
     return Image(guest, _read_file("guest", guest, LARGEST_IMAGE_BYTES))
+
+
+def is_linux(guest: str) -> bool:
+    """Whether `guest` is the path of a bzImage, by its first bytes; a pipe is left alone, it can be read once only."""
+    try:
+        if guest in GUESTS or not Path(guest).is_file():
+            return False
+        with open(guest, "rb") as file:
+            return file.read(0x206)[0x202:] == LINUX_MAGIC
+    except (OSError, ValueError):
+        return False
 
 
 def _read_file(what: str, path: str, largest_bytes: int) -> bytes:
@@ -87,14 +110,19 @@ def load(image: Image, memory: GuestMemory, boot: BootData | None = None) -> Pay
         header = multiboot.find_header(image.data)
         if header is not None:
             return multiboot.load_multiboot(image, header, memory, boot)
+    if image.data[0x202:0x206] == LINUX_MAGIC or image.data[:4] == ELF_MAGIC:
+        from vmm.loader import linux  # pyelftools is only imported when there is an ELF file
+
+        if linux.is_bzimage(image.data):
+            return linux.load_bzimage(image, memory, boot)
+        if linux.is_vmlinux(image.data):
+            return linux.load_vmlinux(image, memory, boot)
     if boot.modules:
-        raise ConfigError(f"The guest {image.name!r} takes no modules; only a Multiboot kernel does.")
-    if image.data[:4] == b"\x7fELF":
-        from vmm.loader.elf import load_elf  # pyelftools is only imported when there is an ELF file
+        raise ConfigError(f"The guest {image.name!r} takes no modules; only a kernel does.")
+    if image.data[:4] == ELF_MAGIC:
+        from vmm.loader.elf import load_elf
 
         return load_elf(image, memory)
-    if image.data[0x202:0x206] == b"HdrS":
-        raise ConfigError(f"The guest {image.name!r} is a Linux kernel, which this version cannot boot.")
     place(image.name, FLAT_GPA, image.data, len(image.data), memory)
     segment = Segment(FLAT_GPA, len(image.data), EXECUTE | WRITE | READ)
     return Payload(image.name, "flat", FLAT_GPA, (segment,))

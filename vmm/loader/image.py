@@ -5,6 +5,7 @@ Owns the description of a loaded guest and the one way to write its bytes.  Refu
 
 from __future__ import annotations
 
+import enum
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,8 +15,16 @@ from devices.memory import GuestMemory
 
 FIRMWARE_END = 0x10000  # the firmware's stack and boot information lie below
 EXECUTE, WRITE, READ = 1, 2, 4  # ELF's p_flags
-PAYLOAD_MULTIBOOT = 1
 MAX_SEGMENTS = 16  # the firmware has room for no more
+
+
+class Protocol(enum.IntEnum):
+    """How the firmware enters a payload; the value is the header's flags."""
+
+    OWN = 0  # boot information of this project, docs/architecture.md
+    MULTIBOOT = 1  # Multiboot 0.6.96 §3.2
+    LINUX = 2  # the 64-bit boot protocol of Linux (Documentation/arch/x86/boot.rst)
+    PVH = 4  # x86/HVM direct boot (Xen's docs/misc/pvh.pandoc)
 
 
 class Segment(NamedTuple):
@@ -53,21 +62,22 @@ class BootData(NamedTuple):
 class Payload:
     """An image that lies in RAM: where to enter it and which rights its parts have.
 
-    `multiboot_info` is the address of the boot information of a Multiboot kernel, None for any other guest."""
+    `information` is the address of what its `protocol` hands over: a Multiboot kernel's boot information, the zero page
+    of Linux, the start info of PVH; 0 for any other guest."""
 
     name: str
     kind: str
     entry: int
     segments: tuple[Segment, ...]
-    multiboot_info: int | None = None
+    protocol: Protocol = Protocol.OWN
+    information: int = 0
 
     def description(self) -> bytes:
-        """The fw_cfg file opt/balloon-vmm/payload: a header, 24 bytes for each segment and, for a Multiboot kernel, the
-        address of its boot information; all little-endian."""
-        flags = 0 if self.multiboot_info is None else PAYLOAD_MULTIBOOT
-        header = struct.pack("<8sQII", b"BVMMPAY1", self.entry, len(self.segments), flags)
+        """The fw_cfg file opt/balloon-vmm/payload: a header, 24 bytes for each segment and, for a kernel of a boot
+        protocol, the address of what it is told; all little-endian."""
+        header = struct.pack("<8sQII", b"BVMMPAY1", self.entry, len(self.segments), self.protocol)
         segments = b"".join(struct.pack("<QQII", s.gpa, s.size_bytes, s.flags, 0) for s in self.segments)
-        return header + segments + (b"" if self.multiboot_info is None else struct.pack("<Q", self.multiboot_info))
+        return header + segments + (struct.pack("<Q", self.information) if self.protocol else b"")
 
 
 def place(name: str, gpa: int, data: bytes, size_bytes: int, memory: GuestMemory, *, limit: int = 1 << 64) -> None:

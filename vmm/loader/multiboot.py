@@ -18,7 +18,7 @@ from elftools.elf.elffile import ELFFile
 
 from devices.errors import ConfigError
 from devices.memory import PAGE_BYTES, GuestMemory
-from vmm.loader.image import EXECUTE, MAX_SEGMENTS, READ, WRITE, BootData, Image, Payload, Segment, place
+from vmm.loader.image import EXECUTE, MAX_SEGMENTS, READ, WRITE, BootData, Image, Payload, Protocol, Segment, place
 
 HEADER_MAGIC = 0x1BADB002
 SEARCHED_BYTES = 8192
@@ -90,7 +90,7 @@ def load_multiboot(image: Image, header: Header, memory: GuestMemory, boot: Boot
         raise ConfigError(f"The guest {name!r} starts at {kernel.entry:#x}, which is in none of its segments.")
     modules = _place_modules(boot, segments, memory)
     info = _place_information(image, boot, modules, segments, memory)
-    return Payload(name, "Multiboot", kernel.entry, tuple(sorted(segments)), info)
+    return Payload(name, "Multiboot", kernel.entry, tuple(sorted(segments)), Protocol.MULTIBOOT, info)
 
 
 def _flat_kernel(image: Image, header: Header) -> Kernel:

@@ -1,5 +1,5 @@
-"""A driver for the memory balloon (§5.5) that keeps its rules: it inflates, deflates, follows num_pages and posts
-statistics, and it knows which pages it has given away.
+"""A driver for the memory balloon (§5.5) that keeps its rules: it inflates, deflates, follows num_pages, posts
+statistics and reports free pages, and it knows which pages it has given away.
 
 Page frame numbers are of 4096-byte pages and may come as any iterable of integers.  The wrong things (a page outside
 RAM, an odd length) can be sent too: what a payload says is the test's choice.
@@ -19,10 +19,13 @@ from vmm.testing.ring import Used
 
 MUST_TELL_HOST = 1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
 STATS_VQ = 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
+DEFLATE_ON_OOM = 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
+PAGE_REPORTING = 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
 
-INFLATEQ, DEFLATEQ, STATSQ = 0, 1, 2
+INFLATEQ, DEFLATEQ, STATSQ = 0, 1, 2  # statsq where it is offered; `reporting_vq` is the next
 NUM_PAGES, ACTUAL = 0, 4  # offsets in struct virtio_balloon_config (§5.5.4)
 PFNS_PER_BUFFER = 256  # as many as Linux puts into one
+RANGES_PER_REPORT = 32  # as many as Linux puts into one; its probe fails where the queue has fewer entries
 
 _TAG_OF_NAME = {stat.name: tag for tag, stat in spec.BALLOON_STATS.items()}
 
@@ -46,7 +49,7 @@ def stats_bytes(stats: Stats) -> bytes:
 class BalloonDriver(Driver):
     """Drives one balloon.  `held_pfns` are the pages now in the balloon, oldest first."""
 
-    supported = Driver.supported | MUST_TELL_HOST | STATS_VQ
+    supported = Driver.supported | MUST_TELL_HOST | STATS_VQ | DEFLATE_ON_OOM | PAGE_REPORTING
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
@@ -57,8 +60,18 @@ class BalloonDriver(Driver):
         self.held_pfns = []
 
     def has_queue(self, index: int) -> bool:
-        """§5.5.2: statsq exists only with STATS_VQ."""
+        """§5.5.2: statsq exists only with STATS_VQ, reporting_vq only with PAGE_REPORTING.
+
+        A queue that is offered keeps its number when the driver does without it."""
+        if index == self.reporting_vq:
+            return bool(self.features & PAGE_REPORTING)
         return index != STATSQ or bool(self.features & STATS_VQ)
+
+    @property
+    def reporting_vq(self) -> int:
+        """The number that reporting_vq has where it is offered: queues are numbered densely over what is offered, as
+        in QEMU and most other devices."""
+        return STATSQ + bool(self.transport.read_device_features() & STATS_VQ)
 
     # -- pages ---------------------------------------------------------------------------------------------------------
 
@@ -115,6 +128,30 @@ class BalloonDriver(Driver):
     @actual.setter
     def actual(self, value: int) -> None:
         self.write_config(ACTUAL, 4, value)
+
+    # -- when memory is short, and when it is not ----------------------------------------------------------------------
+
+    def deflate_on_oom(self, count: int) -> list[int]:
+        """Take the last `count` pages out of the balloon although the target asks for them, and write `actual`, as a
+        driver short of memory may with DEFLATE_ON_OOM (§5.5.6.1); their page frame numbers.  They are the caller's."""
+        leaving = self.held_pfns[len(self.held_pfns) - count :]
+        self.deflate(leaving)
+        self.actual = len(self.held_pfns)
+        return leaving
+
+    def report(self, ranges: Iterable[tuple[int, int]], *, per_buffer: int = RANGES_PER_REPORT) -> list[Used]:
+        """Report (gpa, length in bytes) ranges of free memory, `per_buffer` in each buffer (§5.5.6.7); the buffers that
+        the device returned.  Until then the ranges are not to be used."""
+        queue, ranges = self.reporting_vq, list(ranges)
+        used: list[Used] = []
+        for start in range(0, len(ranges), per_buffer):
+            part = ranges[start : start + per_buffer]
+            if self.queues[queue].free_descriptors < len(part):
+                self.kick(queue)
+                used += self.collect(queue)
+            self.offer(queue, writable=part)
+        self.kick(queue)
+        return used + self.collect(queue)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 

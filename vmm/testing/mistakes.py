@@ -133,6 +133,40 @@ def second_descriptor_outside_ram(raw: RawQueue) -> int:
     return HEAD
 
 
+def writable_buffer_half_outside_ram(raw: RawQueue) -> int:
+    """A page below the PC's hole at A0000h, and one in it."""
+    raw.descriptor(HEAD, 0x9F000, 0x2000, WRITE)
+    raw.available(HEAD)
+    return HEAD
+
+
+def writable_buffer_wraps_around_64_bits(raw: RawQueue) -> int:
+    """The range would end at the first pages of RAM."""
+    raw.descriptor(HEAD, 2**64 - 0x1000, 0x3000, WRITE)
+    raw.available(HEAD)
+    return HEAD
+
+
+def writable_buffer_of_4_gib(raw: RawQueue) -> int:
+    raw.descriptor(HEAD, 0, 0xFFFF_F000, WRITE)
+    raw.available(HEAD)
+    return HEAD
+
+
+def second_writable_buffer_outside_ram(raw: RawQueue) -> int:
+    """The first buffer is a page that could be taken; a chain is taken whole or not at all."""
+    raw.descriptor(HEAD, raw.buffer(bytes(0x1000)), 0x1000, WRITE | NEXT, 2)
+    raw.descriptor(2, NOWHERE, 0x1000, WRITE)
+    raw.available(HEAD)
+    return HEAD
+
+
+def writable_buffer_of_no_bytes(raw: RawQueue) -> int:
+    raw.descriptor(HEAD, raw.buffer(bytes(0x1000)), 0, WRITE)
+    raw.available(HEAD)
+    return HEAD
+
+
 def same_head_twice(raw: RawQueue) -> int:
     """One chain made available twice before it came back."""
     raw.descriptor(HEAD, raw.buffer(bytes(4)), 4)
@@ -266,3 +300,13 @@ RING_MISTAKES = (
     Mistake("readable_table_after_writable", "2.7.4.2", readable_table_after_writable, INDIRECT_DESC),
 )
 """`section` is the shortest number that is right: a device may name a subsection of it."""
+
+RANGE_MISTAKES = (
+    Mistake("writable_buffer_half_outside_ram", "2.7.5", writable_buffer_half_outside_ram),
+    Mistake("writable_buffer_wraps_around_64_bits", "2.7.5", writable_buffer_wraps_around_64_bits),
+    Mistake("writable_buffer_of_4_gib", "2.7.5", writable_buffer_of_4_gib),
+    Mistake("second_writable_buffer_outside_ram", "2.7.5", second_writable_buffer_outside_ram),
+    Mistake("writable_buffer_of_no_bytes", "2.7.5", writable_buffer_of_no_bytes),
+)
+"""The same for queues whose device-writable buffers are ranges of memory to be given up (§5.5.6.5, §5.5.6.7): a device
+that took the part of a range that is RAM would touch memory that the driver did not speak of."""

@@ -1,12 +1,17 @@
-"""The balloon device: inflate, deflate, statistics, and the target the host sets (virtio 1.3 §5.5).
+"""The balloon device: inflate, deflate, statistics, free page reporting, the target the host sets (virtio 1.3 §5.5).
 
 Owns the balloon's queues and registers and what the host may ask of it.  Page arithmetic is `pages`', the statistics
-are `stats`'.
+are `stats`', the ranges of reports are `reporting`'s.
 
 A wrong *payload* is no broken ring: a page that is not RAM, an array that ends within an entry, an unknown tag are
 skipped, counted and reported, and the request is completed.  Resetting the device for them would leave a driver waiting
 for ever.  All discards of a batch happen before it is acknowledged, never afterwards: from then on the driver may use
 the pages again.
+
+A report is no inflation: its pages are not in the balloon, and nobody says when they are used again.
+
+DEFLATE_ON_OOM asks nothing of the device.  It allows the driver to take pages back that the target wants, and all that
+can be seen of it is that `actual` falls below the target; a driver that is being unloaded looks the same.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from devices.registers import Register, RegisterMap
 from devices.state import COUNTER, PART, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
-from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, page_set
+from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
+from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
@@ -26,19 +32,24 @@ from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueS
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
 _PFNS_PER_DESCRIPTOR = 16
-"""So many entries count as one descriptor towards the work of a call: no batch of arrays of all RAM follows another."""
+"""So many entries count as one descriptor towards the work of a call: no batch of arrays of all RAM follows another.
+So many pages of a report do: no discard of all RAM follows another."""
 
-# §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up.
+# §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up, as in QEMU and
+# all that followed it.  The specification's fixed numbers are those of a device that offers everything.
+# The last column is the fewest entries a queue may have: Linux refuses a device that cannot take a report of 32 ranges.
 _QUEUES: Final = (
-    ("inflateq", None),
-    ("deflateq", None),
-    ("statsq", spec.VIRTIO_BALLOON_F_STATS_VQ),
+    ("inflateq", None, 1),
+    ("deflateq", None, 1),
+    ("statsq", spec.VIRTIO_BALLOON_F_STATS_VQ, 1),
+    ("reporting_vq", spec.VIRTIO_BALLOON_F_PAGE_REPORTING, 32),
 )
 
 SUPPORTED_FEATURES: Final = (
     1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
     | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
     | 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
+    | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
     | 1 << spec.VIRTIO_F_INDIRECT_DESC
     | 1 << spec.VIRTIO_F_EVENT_IDX
     | 1 << spec.VIRTIO_F_VERSION_1
@@ -46,23 +57,37 @@ SUPPORTED_FEATURES: Final = (
 _COUNTERS: Final = (
     "inflated_pages",
     "deflated_pages",
+    "oom_deflated_pages",
+    "reported_pages",
     "discarded_bytes",
     "bad_pfns",
     "stray_pages",
     "ignored_bytes",
     "failed_discards",
 )
-DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
+DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(
+    1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
+)
+"""QEMU's.  Whether the guest may take back what the host asked for, and whether free memory leaves it unasked, are
+decisions of who runs it."""
+
+
+def _offered_queues(features: int, size: int) -> list[QueueSpec]:
+    exist = (row for row in _QUEUES if row[1] is None or features >> row[1] & 1)
+    return [QueueSpec(name, max(size, fewest), bit) for name, bit, fewest in exist]
 
 
 class Balloon(VirtioDevice):
     """A balloon for `memory`.  ValueError when `features` has a bit that is not supported.
 
+    Its queues have `queue_size` entries; reporting_vq never fewer than 32.
+
     Pages are always 4096 bytes.  `num_pages` is how many the host wants in the balloon, `actual` how many the driver
     says are.  Counters run on over resets: `inflated_pages` and `deflated_pages` count pages that went in and came out,
-    `discarded_bytes` what was given back to the host, `bad_pfns` entries that named no page of RAM, `stray_pages` pages
-    deflated without being in the balloon, `ignored_bytes` parts of requests that meant nothing, `failed_discards`
-    runs that the host would not take back.
+    `oom_deflated_pages` those by which `actual` fell below the target (with DEFLATE_ON_OOM), `reported_pages` pages
+    reported free (each once a batch), `discarded_bytes` what was given back to the host, inflated or reported,
+    `bad_pfns` entries that named no page of RAM, `stray_pages` pages deflated without being in the balloon,
+    `ignored_bytes` parts of requests that meant nothing, `failed_discards` runs that the host would not take back.
     """
 
     device_id = spec.DeviceId.BALLOON
@@ -88,20 +113,26 @@ class Balloon(VirtioDevice):
         if features & ~SUPPORTED_FEATURES:
             unknown = ", ".join(spec.feature_names(features & ~SUPPORTED_FEATURES, self.device_id))
             raise ValueError(f"{name}: the balloon does not support {unknown}")
-        offered = [QueueSpec(name, queue_size, bit) for name, bit in _QUEUES if bit is None or features >> bit & 1]
-        super().__init__(memory, name, features, offered)
+        super().__init__(memory, name, features, _offered_queues(features, queue_size))
         self.num_pages = 0
         self.actual = 0
         self.inflated_pages = self.deflated_pages = self.discarded_bytes = 0
+        self.oom_deflated_pages = self.reported_pages = 0
         self.bad_pfns = self.stray_pages = self.ignored_bytes = self.failed_discards = 0
         self._ram_pages = memory.size_bytes >> PAGE_SHIFT
         # More entries than RAM has pages repeat themselves: a batch that has more is no list of pages.
-        self._pfn_limit = max(self._ram_pages, _MIN_PFN_LIMIT)
+        self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
+        self._reader = PfnReader(memory)
         self._pages = BalloonPages(memory)
         self._stats = StatsConversation()
         self._held: Chains | None = None
         self._told_actual = 0
-        self._handlers = {"inflateq": self._inflate, "deflateq": self._deflate, "statsq": self._take_stats}
+        self._handlers = {
+            "inflateq": self._inflate,
+            "deflateq": self._deflate,
+            "statsq": self._take_stats,
+            "reporting_vq": self._take_reports,
+        }
         self._stats_queue = next((queue for queue in self.queues if queue.name == "statsq"), None)
 
     # -- the host's side -------------------------------------------------------------------------------------------
@@ -163,23 +194,24 @@ class Balloon(VirtioDevice):
 
     def _inflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
-        self.inflated_pages += self._pages.add(pages)
-        if pages.pages:
-            told |= self._discard(pages)
-        return told | self.complete(queue, chains)
+        self.inflated_pages += self._pages.move(pages, inside=True)
+        if pages.pages and (refused := self._discard(pages)) is not NO_NOTIFICATIONS:
+            told |= refused
+        done = self.complete(queue, chains)
+        return done if told is NO_NOTIFICATIONS else told | done
 
     def _deflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
-        removed = self._pages.remove(pages)
+        removed = self._pages.move(pages, inside=False)
         self.deflated_pages += removed
         self.stray_pages += pages.pages - removed
         return told | self.complete(queue, chains)
 
     def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
         """The pages that all arrays of a batch name, and what is wrong with the rest."""
-        payload, ignored = self._payload(chains)
+        payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
         self.spend(len(payload) // (_PFN_BYTES * _PFNS_PER_DESCRIPTOR))
-        pages = page_set(payload, self.memory)
+        pages = self._reader.read(payload)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
         self.bad_pfns += pages.bad
@@ -191,26 +223,7 @@ class Balloon(VirtioDevice):
             told |= self.event("ignored-bytes", f"{queue.name}: {ignored} bytes are no page frame numbers, or too many")
         return pages, told
 
-    def _payload(self, chains: Chains) -> tuple[bytes, int]:
-        """All le32 arrays, one after the other, and how many bytes of the batch were not used.
-
-        Each array ends with its last whole entry.  One that would bring the batch above the limit is not read at all,
-        so that a descriptor of 4 GiB costs nothing."""
-        left = self._pfn_limit * _PFN_BYTES
-        sizes = chains.readable_bytes()
-        total = sum(sizes)
-        if total <= left and (total % _PFN_BYTES == 0 if len(sizes) == 1 else not any(n % _PFN_BYTES for n in sizes)):
-            return chains.gather_readable(self.memory, total), 0
-        arrays = []
-        for index, size in enumerate(sizes):
-            whole = size // _PFN_BYTES * _PFN_BYTES
-            if 0 < whole <= left:
-                arrays.append(chains.only(index).gather_readable(self.memory, whole))
-                left -= whole
-        payload = b"".join(arrays)
-        return payload, total - len(payload)
-
-    def _discard(self, pages: PageSet) -> Notifications:
+    def _discard(self, pages: PageSet | FreePages) -> Notifications:
         try:
             self.discarded_bytes += pages.discard(self.memory)
             return NO_NOTIFICATIONS
@@ -225,6 +238,19 @@ class Balloon(VirtioDevice):
             self.discarded_bytes += self.memory.discard((run,))
         except OSError:
             self.failed_discards += 1
+
+    def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
+        """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
+        free = free_pages(chains)
+        self.spend(free.pages // _PFNS_PER_DESCRIPTOR)
+        self.reported_pages += free.pages
+        told = NO_NOTIFICATIONS
+        if free.ignored_bytes:
+            self.ignored_bytes += free.ignored_bytes
+            told |= self.event("ignored-bytes", f"{queue.name}: {free.ignored_bytes} bytes are in no whole free page")
+        if free.pages:
+            told |= self._discard(free) | self.event("reported", f"the driver reported {free.pages} free pages")
+        return told | self.complete(queue, chains)
 
     def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""
@@ -273,8 +299,14 @@ class Balloon(VirtioDevice):
     def config_written(self, now_ns: int) -> Notifications:
         if self.actual == self._told_actual:
             return NO_NOTIFICATIONS
+        # Up to the target the driver was asked to deflate.
+        below = min(self._told_actual, self.num_pages) - self.actual
         self._told_actual = self.actual
-        return self.event("actual", f"the driver has {self.actual} pages in the balloon")
+        told = self.event("actual", f"the driver has {self.actual} pages in the balloon")
+        if below > 0 and self.has_feature(spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM):
+            self.oom_deflated_pages += below
+            told |= self.event("deflate-on-oom", f"the driver took back {below} pages that the target asks for")
+        return told
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)

@@ -12,7 +12,8 @@ has just pushed this code out of the caches, and each numpy operation then costs
 from __future__ import annotations
 
 import mmap
-from typing import Any, NamedTuple
+from struct import Struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,10 @@ Pfns = NDArray[np.unsignedinteger[Any]]
 
 PFN = np.dtype("<u4")
 
+_PFN_BYTES = PFN.itemsize
+_ENTRY = Struct("<I")
+_INSIDE, _OUTSIDE = b"\1", b"\0"
+_READY_PAGES = 1 << 20
 _SORT_AT_ONCE = 4096  # up to here sorting costs no more than asking whether it is needed
 _NONE = np.empty(0, PFN)
 _ONES = np.ones(_SORT_AT_ONCE, PFN)
@@ -33,50 +38,71 @@ for _shared in (_NONE, _ONES, _ZERO, _TRUE):
     _shared.setflags(write=False)
 
 
-class PageSet(NamedTuple):
+class PageSet:
     """`pages` different pages of RAM, and `bad` entries of the array that named none.
 
-    Either all are one `run`; or `run` is None, `starts` and `counts`, shape (n,), are ascending runs that do not touch,
-    and `pfns` are all the pages, ascending."""
+    Either all are one run that begins with page `first`; or `first` is None, `starts` and `counts`, shape (n,), are
+    ascending runs that do not touch, and `pfns` are all the pages, ascending."""
 
-    pages: int
-    bad: int
-    run: Run | None
-    starts: Pfns = _NONE
-    counts: Pfns = _NONE
-    pfns: Pfns = _NONE
+    __slots__ = ("bad", "counts", "first", "pages", "pfns", "starts")
+
+    def __init__(
+        self,
+        pages: int,
+        bad: int,
+        first: int | None,
+        starts: Pfns = _NONE,
+        counts: Pfns = _NONE,
+        pfns: Pfns = _NONE,
+    ) -> None:
+        self.pages = pages
+        self.bad = bad
+        self.first = first
+        self.starts = starts
+        self.counts = counts
+        self.pfns = pfns
 
     def discard(self, memory: GuestMemory) -> int:
         """Give the pages back to the host; returns the bytes.  OSError where it refuses."""
-        return memory.discard(self.starts, self.counts) if self.run is None else memory.discard_run(*self.run)
+        if self.first is not None:
+            return memory.discard_run(self.first, self.pages)
+        return memory.discard(self.starts, self.counts)
 
     def runs(self) -> list[Run]:
         """All runs, ascending."""
-        if self.run is not None:
-            return [self.run]
+        if self.first is not None:
+            return [Run(self.first, self.pages)]
         return list(map(Run, self.starts.tolist(), self.counts.tolist()))
 
 
-def page_set(payload: bytes, memory: GuestMemory) -> PageSet:
-    """The pages that an array of le32 page frame numbers names: in any order, repeated, and outside RAM as the driver
-    likes.  `payload` is a whole number of entries."""
-    count = len(payload) // PFN.itemsize
-    if not count:
-        return PageSet(0, 0, None)
-    if (run := _one_run(payload, count)) is not None and memory.region_of(run.pfn << PAGE_SHIFT, count << PAGE_SHIFT):
-        return PageSet(count, 0, run)
-    pfns = np.frombuffer(payload, PFN)
-    if count <= _SORT_AT_ONCE or not (pfns[1:] > pfns[:-1]).all():
-        pfns = np.sort(pfns)
-    return _runs(*_only_ram(pfns, memory))
+class PfnReader:
+    """Finds the pages of `memory` that an array of page frame numbers names.
 
+    An array that counts up is a piece of all page frame numbers in ascending order.  They stand ready from the first
+    array on: a thousandth of RAM, up to `_READY_PAGES`.  Behind that such an array is sorted like any other."""
 
-def _one_run(payload: bytes, count: int) -> Run | None:
-    """The run, if the array counts up from its first entry without a gap."""
-    first, last = int.from_bytes(payload[:4], "little"), int.from_bytes(payload[-4:], "little")
-    if last - first == count - 1 and payload == np.arange(first, last + 1, dtype=PFN).tobytes():
-        return Run(first, count)
-    return None
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._ready_pages = min(memory.regions[-1].end >> PAGE_SHIFT, _READY_PAGES)
+        self._ascending = b""
+
+    def read(self, payload: bytes) -> PageSet:
+        """The pages that `payload` names, a whole number of le32 entries: in any order, repeated, and outside RAM as
+        the driver likes."""
+        count = len(payload) // _PFN_BYTES
+        if not count:
+            return PageSet(0, 0, None)
+        (first,) = _ENTRY.unpack_from(payload)
+        if not self._ascending:
+            self._ascending = np.arange(self._ready_pages, dtype=PFN).tobytes()
+        if self._ascending.startswith(payload, _PFN_BYTES * first) and self._memory.region_of(
+            first << PAGE_SHIFT, count << PAGE_SHIFT
+        ):
+            return PageSet(count, 0, first)
+        pfns = np.frombuffer(payload, PFN)
+        if count <= _SORT_AT_ONCE or not (pfns[1:] > pfns[:-1]).all():
+            pfns = np.sort(pfns)
+        return _runs(*_only_ram(pfns, self._memory))
 
 
 def _only_ram(ascending: Pfns, memory: GuestMemory) -> tuple[Pfns, int]:
@@ -119,29 +145,18 @@ class BalloonPages:
         self._inside = np.frombuffer(self._bytes, np.bool_)
         self.count = 0
 
-    def add(self, pages: PageSet) -> int:
-        """Put pages in; returns how many were not inside before."""
-        new = pages.pages - self._set(pages, True)
-        self.count += new
-        return new
-
-    def remove(self, pages: PageSet) -> int:
-        """Take pages out; returns how many were inside before."""
-        old = self._set(pages, False)
-        self.count -= old
-        return old
-
-    def _set(self, pages: PageSet, inside: bool) -> int:
-        """Mark the pages; returns how many of them were inside."""
-        if pages.run is not None:
-            start, count = pages.run
-            before = self._bytes[start : start + count].count(1)
-            self._bytes[start : start + count] = bytes((inside,)) * count
-            return before
-        places = pages.pfns.astype(np.intp)
-        before = int(np.count_nonzero(self._inside[places]))
-        self._inside[places] = inside
-        return before
+    def move(self, pages: PageSet, inside: bool) -> int:
+        """Put pages in, or take them out; returns how many were not already where they shall be."""
+        total, first = pages.pages, pages.first
+        if first is not None:
+            before = self._bytes[first : first + total].count(_INSIDE)
+            self._bytes[first : first + total] = (_INSIDE if inside else _OUTSIDE) * total
+        else:
+            places = pages.pfns.astype(np.intp)
+            before = int(np.count_nonzero(self._inside[places]))
+            self._inside[places] = inside
+        self.count += total - before if inside else -before
+        return total - before if inside else before
 
     def save_state(self) -> State:
         """The pages inside as runs, [first page frame number, count], ascending."""

@@ -98,18 +98,17 @@ class VirtioPciModern(PciFunction):
         """What a notification of the driver takes on this transport (§4.1.5.3, §4.1.5.4).
 
         Events that share a vector make one message."""
-        if notifications.config:
+        queues, config, deadline, events = notifications
+        if config:
             self.isr_status |= spec.VIRTIO_PCI_ISR_CONFIG  # §4.1.4.5.1: whether or not MSI-X is enabled
-        effects = NOTHING
-        if notifications.deadline or notifications.events:
-            effects = Effects(deadline=notifications.deadline, events=notifications.events)
+        effects = Effects(deadline=deadline, events=events) if deadline or events else NOTHING
         if self.table.enabled:
-            vectors = [self.queue_vectors[queue] for queue in notifications.queues]
-            if notifications.config:
+            vectors = [self.queue_vectors[queue] for queue in queues]
+            if config:
                 vectors.append(self.config_msix_vector)
-            for vector in dict.fromkeys(vectors):
+            for vector in vectors if len(vectors) < 2 else dict.fromkeys(vectors):
                 effects |= self.table.notify(vector)  # NO_VECTOR is none of its vectors
-        elif notifications.queues:
+        elif queues:
             self.isr_status |= spec.VIRTIO_PCI_ISR_QUEUE
         return effects | self.request_interrupt(self.isr_status != 0)
 
@@ -262,8 +261,9 @@ class VirtioPciModern(PciFunction):
 
     @property
     def queue_size(self) -> int:
+        """§4.1.4.3.1: 0 where the queue is not there for the driver."""
         queue = self._queue()
-        return queue.size if queue is not None else 0
+        return queue.size if queue is not None and self.device.has_queue(queue) else 0
 
     def write_queue_size(self, value: int, now_ns: int) -> Effects:
         return self._write_queue("size", value, now_ns)

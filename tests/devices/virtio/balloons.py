@@ -87,5 +87,8 @@ class Driven:
 
     def counters(self) -> dict[str, int]:
         """Every counter that is not 0."""
-        names = "inflated_pages deflated_pages discarded_bytes bad_pfns stray_pages ignored_bytes failed_discards"
-        return {name: value for name in names.split() if (value := getattr(self.balloon, name))}
+        names = (
+            *("inflated_pages", "deflated_pages", "oom_deflated_pages", "reported_pages", "discarded_bytes"),
+            *("bad_pfns", "stray_pages", "ignored_bytes", "failed_discards"),
+        )
+        return {name: value for name in names if (value := getattr(self.balloon, name))}

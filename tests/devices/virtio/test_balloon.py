@@ -250,10 +250,12 @@ def test_what_is_not_supported_cannot_be_offered(memory: GuestMemory) -> None:
         Balloon(memory, features=VERSION_1 | 1 << 4 | 1 << 62)
 
 
-def test_deflate_on_oom_can_be_offered_and_is_not_by_default(memory: GuestMemory) -> None:
-    bit = 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
-    assert not DEFAULT_FEATURES & bit
-    assert Balloon(memory, features=DEFAULT_FEATURES | bit).device_features & bit
+@pytest.mark.parametrize(
+    "bit", [spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM, spec.VIRTIO_BALLOON_F_PAGE_REPORTING], ids=["oom", "reporting"]
+)
+def test_what_costs_the_host_or_the_guest_something_is_not_offered_by_default(memory: GuestMemory, bit: int) -> None:
+    assert not DEFAULT_FEATURES >> bit & 1
+    assert Balloon(memory, features=DEFAULT_FEATURES | 1 << bit).device_features >> bit & 1
 
 
 # -- target and actual -------------------------------------------------------------------------------------------------

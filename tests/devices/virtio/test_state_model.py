@@ -35,7 +35,7 @@ class CutModel(BalloonModel):
             machine.memory.write(region.gpa, b"\xcc" * region.size)
         ports, mmio = AddressSpace("port", 16), AddressSpace("memory", 52)
         rebuilt = HostBridge(ports, mmio, machine.memory)
-        balloon = Balloon(machine.memory)
+        balloon = Balloon(machine.memory, features=machine.balloon.device_features)
         function = VirtioPciModern(balloon, BALLOON_SLOT)
         rebuilt.plug(function)
 

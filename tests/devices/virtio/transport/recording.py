@@ -30,6 +30,7 @@ class RecordingQueue:
     desc_gpa: int = 0
     driver_gpa: int = 0
     device_gpa: int = 0
+    exists: bool = True
 
 
 class RecordingDevice:
@@ -75,6 +76,9 @@ class RecordingDevice:
     def write_queue(self, index: int, field: str, value: int, now_ns: int) -> Notifications:
         setattr(self.queues[index], field, value)
         return self._record("queue", index, field, value, now_ns)
+
+    def has_queue(self, queue: RecordingQueue) -> bool:
+        return queue.exists
 
     def notify(self, index: int, now_ns: int) -> Notifications:
         return self._record("notify", index, now_ns)

@@ -108,6 +108,14 @@ def test_queue_fields_belong_to_the_selected_queue(rig: Rig) -> None:
         assert rig.get("queue_notify_off") == index
 
 
+def test_4_1_4_3_1_a_queue_that_the_device_does_not_have_now_shows_the_size_0(rig: Rig) -> None:
+    rig.set("queue_select", 1)
+    rig.device.queues[1].exists = False
+    assert rig.get("queue_size") == 0
+    rig.set("queue_select", 2)
+    assert rig.get("queue_size") == 256
+
+
 @pytest.mark.parametrize("field", ["queue_desc", "queue_driver", "queue_device"])
 def test_4_1_3_2_the_halves_of_a_64_bit_field_are_independent(rig: Rig, field: str) -> None:
     offset, _ = place(field)

@@ -1,0 +1,76 @@
+"""Free page reporting (virtio 1.3 §5.5.6.7): the ranges that the driver calls free, turned into runs of pages.
+
+Owns the arithmetic from descriptors to runs.  Refuses to know when they are discarded and what is said about it.
+
+A report carries no payload: each device-writable buffer *is* a range of free memory, in bytes, and until the buffer is
+used the device may do to it what it likes.  What a driver may get wrong, and what becomes of it:
+
+- A range outside RAM never comes here: it is a broken descriptor like any other (§2.7.5), and the device needs reset.
+- Only whole pages inside one range are taken, whole ones of the host's too where those are larger.  Two halves of a
+  page in two ranges are no page.  What is left over keeps its contents and is counted.
+- Device-readable buffers name nothing: they are left out and counted, as QEMU leaves them out.
+- Ranges may overlap, repeat and touch in any order: all those of a batch are merged, so that a kick never discards a
+  page twice.
+- A range over the queue's own ring is the driver's loss.  The batch was copied out of the ring before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from devices import hostcalls
+from devices.memory import PAGE_BYTES, PAGE_SHIFT, U64, GuestMemory, Run
+from devices.virtio.chains import Chains
+
+_SHIFT = np.uint64(PAGE_SHIFT)
+_ONE = np.uint64(1)
+_TRUE = np.ones(1, np.bool_)
+_TRUE.setflags(write=False)
+
+
+class FreePages(NamedTuple):
+    """`pages` different pages in ascending runs that do not touch, `starts` and `counts`, shape (n,), dtype uint64;
+    `ignored_bytes` of the buffers were in no whole page, or device-readable."""
+
+    pages: int
+    ignored_bytes: int
+    starts: U64
+    counts: U64
+
+    def discard(self, memory: GuestMemory) -> int:
+        """Give the pages back to the host; returns the bytes.  OSError where it refuses."""
+        return memory.discard(self.starts, self.counts)
+
+    def runs(self) -> list[Run]:
+        """All runs, ascending."""
+        return list(map(Run, self.starts.tolist(), self.counts.tolist()))
+
+
+def free_pages(chains: Chains) -> FreePages:
+    """The pages that all chains of a batch report.  Every buffer is inside RAM: no sum of address and length wraps."""
+    addr, length = chains.addr, chains.length
+    total = int(length.sum())
+    if not chains.writable.all():
+        addr, length = addr[chains.writable], length[chains.writable]
+    unit = np.uint64(max(PAGE_BYTES, hostcalls.PAGE_BYTES))
+    starts = (addr + (unit - _ONE)) // unit * unit
+    ends = (addr + length) // unit * unit
+    whole = ends > starts
+    starts, ends = starts[whole] >> _SHIFT, ends[whole] >> _SHIFT
+    ignored = total - (int((ends - starts).sum()) << PAGE_SHIFT)
+    starts, counts = _merge(starts, ends)
+    return FreePages(int(counts.sum()), ignored, starts, counts)
+
+
+def _merge(starts: U64, ends: U64) -> tuple[U64, U64]:
+    """The union of the ranges as ascending runs: first pages and numbers of pages."""
+    if len(starts) < 2:
+        return starts, ends - starts
+    order = np.argsort(starts, kind="stable")
+    starts, reached = starts[order], np.maximum.accumulate(ends[order])
+    begins = np.concatenate((_TRUE, starts[1:] > reached[:-1]))
+    firsts = np.flatnonzero(begins)
+    starts = starts[firsts]
+    return starts, reached[np.append(firsts[1:] - 1, len(reached) - 1)] - starts

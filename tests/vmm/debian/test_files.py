@@ -1,0 +1,121 @@
+"""Files that come back from a guest that need not be honest."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from devices.errors import ConfigError
+from vmm.debian.files import MARK, ReturnedFiles
+
+
+def member(
+    name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, mode: int = 0o644
+) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.mode = kind, len(data), mode
+    if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        info.linkname = "/etc/passwd"
+    return info, data
+
+
+def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for info, data in members:
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def receive(place: Path, *pieces: bytes) -> str:
+    with ReturnedFiles(place) as files:
+        for piece in pieces:
+            files.receive(piece)
+        return files.unpack()
+
+
+def names(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+
+
+def test_files_and_folders_come_back_with_what_is_executable(tmp_path: Path) -> None:
+    sent = archive(
+        member(".", kind=tarfile.DIRTYPE),
+        member("./sub", kind=tarfile.DIRTYPE),
+        member("./sub/data", b"\0\1\2"),
+        member("./run", b"#!", mode=0o4755),
+    )
+    assert receive(tmp_path / "new", MARK, sent).startswith("4 files and folders in ")
+    assert (tmp_path / "new/sub/data").read_bytes() == b"\0\1\2"
+    assert (tmp_path / "new/run").stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_the_stream_may_be_cut_anywhere_and_begin_with_something_else(size: int, tmp_path: Path) -> None:
+    stream = b"the firmware says hello\n" + MARK + archive(member("file", b"contents"))
+    receive(tmp_path / "new", *(stream[at : at + size] for at in range(0, len(stream), size)))
+    assert (tmp_path / "new/file").read_bytes() == b"contents"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        member("../outside", b"x"),
+        member("/absolute", b"x"),
+        member("a/../../outside", b"x"),
+        member("link", kind=tarfile.SYMTYPE),
+        member("hard", kind=tarfile.LNKTYPE),
+        member("pipe", kind=tarfile.FIFOTYPE),
+        member("device", kind=tarfile.CHRTYPE),
+    ],
+    ids=lambda each: each[0].name,
+)
+def test_nothing_leaves_the_place_and_no_link_is_made(hostile: tuple[tarfile.TarInfo, bytes], tmp_path: Path) -> None:
+    place = tmp_path / "new"
+    said = receive(place, MARK, archive(hostile, member("good", b"g")))
+    assert said.endswith(", 1 of other kinds left out")
+    assert names(tmp_path) == ["new", "new/good"]
+
+
+def test_a_file_where_a_folder_was_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        receive(tmp_path / "new", MARK, archive(member("a", b"file"), member("a/b", b"below it")))
+
+
+@pytest.mark.parametrize("cut", [0, 100, 700])
+def test_an_archive_that_is_cut_off_is_told(cut: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did not come whole"):
+        receive(tmp_path / "new", MARK, archive(member("file", b"x" * 2000))[:cut])
+
+
+def test_a_guest_that_sends_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ended without sending the files"):
+        receive(tmp_path / "new", b"something else")
+
+
+def test_too_much_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.debian.files.LARGEST_BYTES", 1000)
+    with pytest.raises(ConfigError, match="none of them was kept"):
+        receive(tmp_path / "new", MARK, archive(member("file", b"x" * 2000)))
+    assert names(tmp_path / "new") == []
+
+
+def test_too_many_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.debian.files.MOST_MEMBERS", 3)
+    with pytest.raises(ConfigError, match="more than 3 files"):
+        receive(tmp_path / "new", MARK, archive(*(member(f"file{number}") for number in range(9))))
+
+
+def test_a_place_with_something_in_it_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        ReturnedFiles(tmp_path)
+
+
+def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used: File exists"):
+        ReturnedFiles(tmp_path / "file")

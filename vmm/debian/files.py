@@ -1,0 +1,95 @@
+"""Files that come back from a guest: a tar archive through the debug port, after a line that announces it.
+
+The guest is not trusted.  Its bytes go into a temporary file as they come, up to a limit.  Only files and folders are
+taken from the archive, none outside the place that the user named, and that place is new or empty before the run.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
+
+from devices.errors import ConfigError
+
+MARK = b"balloon-vmm: the files of /out as a tar archive\n"
+LARGEST_BYTES = 1 << 30
+MOST_MEMBERS = 100_000
+
+
+class ReturnedFiles:
+    """Collects what the debug port sends, for the folder `place`.  A context manager.
+
+    ConfigError, before anything runs, unless the place can be written and has nothing in it."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            if any(place.iterdir()):
+                raise ConfigError(f"The folder {place} for the guest's files is not empty.")
+        except OSError as error:
+            raise ConfigError(f"The folder {place} for the guest's files cannot be used: {error.strerror}.") from error
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this object)
+        self._size = 0
+        self._head = b""
+        self._announced = False
+
+    def receive(self, data: bytes) -> None:
+        """Take what came out of the port next."""
+        if not self._announced:
+            self._head += data
+            start = self._head.find(MARK)
+            if start < 0:
+                self._head = self._head[-len(MARK) :]
+                return
+            data, self._head, self._announced = self._head[start + len(MARK) :], b"", True
+        self._size += len(data)
+        if self._size <= LARGEST_BYTES:
+            self._file.write(data)
+
+    def unpack(self) -> str:
+        """Put the files in their place; returns a sentence about them.  ConfigError when they did not come whole."""
+        if not self._announced:
+            raise ConfigError("The guest ended without sending the files of its /out.")
+        if self._size > LARGEST_BYTES:
+            raise ConfigError(f"The guest sent more than {LARGEST_BYTES >> 30} GiB of files; none of them was kept.")
+        self._file.seek(0)
+        taken, left = 0, 0
+        try:
+            with tarfile.open(fileobj=self._file, mode="r:") as archive:
+                for count, member in enumerate(archive):
+                    if count >= MOST_MEMBERS:
+                        raise ConfigError(f"The guest sent more than {MOST_MEMBERS} files; the rest was not kept.")
+                    done = self._take(archive, member)
+                    taken, left = taken + done, left + (not done)
+        except (tarfile.TarError, EOFError) as error:
+            raise ConfigError(f"The guest's files did not come whole: {error}.") from error
+        except OSError as error:
+            raise ConfigError(f"The guest's files cannot be written to {self._place}: {error.strerror}.") from error
+        return f"{taken} files and folders in {self._place}" + (f", {left} of other kinds left out" if left else "")
+
+    def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+        """One member; False for what is neither a file nor a folder, or not below the place."""
+        parts = [part for part in PurePosixPath(member.name).parts if part != "."]
+        if ".." in parts or PurePosixPath(member.name).is_absolute() or not (member.isreg() or member.isdir()):
+            return False
+        place = self._place.joinpath(*parts)
+        if member.isdir():
+            place.mkdir(parents=True, exist_ok=True)
+            return True
+        place.parent.mkdir(parents=True, exist_ok=True)
+        source = archive.extractfile(member)
+        assert source is not None, member  # it is a regular file
+        with source, open(place, "wb") as target:
+            copyfileobj(source, target)
+            os.fchmod(target.fileno(), 0o755 if member.mode & 0o100 else 0o644)
+        return True
+
+    def __enter__(self) -> ReturnedFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()

@@ -1,0 +1,255 @@
+"""The input side of the serial console: what is typed on a terminal, or comes out of a pipe, reaches the 16550.
+
+`ConsoleInput` is what a machine asks for input between two runs of its CPU, and waits with while its guest sleeps, so
+an idle guest costs no CPU time and a key wakes it at once.  Nothing is lost: what the port does not take stays here,
+and nothing is read beyond that, so a pipe's writer waits.  A byte is offered only while the guest raises RTS, as a
+terminal with a handshake does.
+
+On a terminal the mode is raw, every key belongs to the guest, and Ctrl-A is the one escape.  `raw_mode` puts the
+terminal back however the run ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import termios
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from vmm.display import Silent
+
+if TYPE_CHECKING:
+    from vmm.machine import Machine
+
+ESCAPE = 0x01  # Ctrl-A
+END_OF_INPUT = b"\x04"  # Ctrl-D, which a terminal's line discipline takes for the end
+READ_BYTES = 4096
+LONGEST_WAIT_S = 1.0
+END_AGAIN_NS = 1_000_000_000  # guest time until the end of input is typed again: a program may have taken the first
+
+HELP = """
+Ctrl-A H  this help
+Ctrl-A X  end the machine and leave
+Ctrl-A C  the monitor
+Ctrl-A A  send Ctrl-A to the guest
+"""
+NO_MONITOR = "\nThere is no monitor in this version; Ctrl-A H lists what there is.\n"
+
+
+class Keys:
+    """Takes the escapes out of what is typed.  `leave` is called for Ctrl-A X, `say` with what shall be shown."""
+
+    def __init__(self, leave: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._leave = leave
+        self._say = say
+        self._escaped = False
+
+    def feed(self, typed: bytes) -> bytes:
+        """What of `typed` is for the guest.  An escape may be cut in two anywhere."""
+        passed = bytearray()
+        for byte in typed:
+            if self._escaped:
+                self._escaped = False
+                passed += self._command(byte)
+            elif byte == ESCAPE:
+                self._escaped = True
+            else:
+                passed.append(byte)
+        return bytes(passed)
+
+    def _command(self, byte: int) -> bytes:
+        match chr(byte).lower():
+            case "a" | "\x01":
+                return bytes([ESCAPE])
+            case "x":
+                self._leave()
+            case "c":
+                self._say(NO_MONITOR)
+            case _:
+                self._say(HELP)
+        return b""
+
+
+class ConsoleInput:
+    """Types on the console of `machine` what comes from the file descriptor `fd`, through `keys` if there are any.
+
+    A context manager.  `is_ready` tells whether the guest wants input yet; until then everything waits, but escapes
+    among the keys work at any time.  With `types_end` the end of the input is typed too, as Ctrl-D, until the guest has
+    ended; without, it just gets no more."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        fd: int,
+        keys: Keys | None = None,
+        *,
+        is_ready: Callable[[], bool] = lambda: True,
+        types_end: bool = False,
+    ) -> None:
+        self._machine = machine
+        self._fd = fd
+        self._keys = keys
+        self._is_ready = is_ready
+        self._types_end = types_end
+        self._waiting = b""
+        self._at_end = False
+        self._end_typed_ns: int | None = None
+
+    @property
+    def can_wake(self) -> bool:
+        """Whether something may still come, so that a guest that sleeps without a deadline is not over."""
+        return not self._at_end or bool(self._waiting) or self._types_end
+
+    def serve(self) -> None:
+        """Offer the port what is there; called between two runs of the CPU."""
+        wanted = self._is_wanted()
+        if self._is_watched(wanted) and self._select([self._fd], 0):
+            self._read()
+        if not wanted:
+            return
+        if self._waiting:
+            self._waiting = self._waiting[self._machine.send_console(self._waiting) :]
+        elif self._at_end and self._types_end:
+            self._type_end()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep that long at most, less when there is input that the guest can have or a signal has come."""
+        wanted = self._is_wanted()
+        if self._waiting and wanted:
+            return
+        watched = [self._fd] if self._is_watched(wanted) else []
+        self._select([*watched, self._woken], min(seconds, LONGEST_WAIT_S))
+        with suppress(BlockingIOError):
+            self._woken.recv(READ_BYTES)
+
+    def _is_wanted(self) -> bool:
+        """Whether the port has room, and the guest asks for more."""
+        serial = self._machine.board.serial
+        return serial.is_ready and not serial.received and self._is_ready()
+
+    def _is_watched(self, wanted: bool) -> bool:
+        """Whether to read on: a pipe only when the guest has had the rest, keys always, since one may mean us."""
+        return not self._at_end and (self._keys is not None or (wanted and not self._waiting))
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except OSError:  # a terminal that was hung up
+            data = b""
+        self._at_end = not data
+        if self._keys is not None:
+            data = self._keys.feed(data)
+        self._waiting = (self._waiting + data)[:READ_BYTES]  # nobody types that far ahead, but a key may be held down
+
+    def _type_end(self) -> None:
+        now_ns = self._machine.now_ns
+        if self._end_typed_ns is None or now_ns - self._end_typed_ns >= END_AGAIN_NS:
+            self._machine.send_console(END_OF_INPUT)
+            self._end_typed_ns = now_ns
+
+    @staticmethod
+    def _select(readable: list[int | socket.socket], seconds: float) -> bool:
+        return bool(select.select(readable, [], [], seconds)[0])
+
+    def __enter__(self) -> ConsoleInput:
+        """From now on a signal ends `wait`: the interpreter writes a byte for each."""
+        self._wakeup, self._woken = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._woken.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        self._machine.typist = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._machine.typist = None
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._wakeup.close()
+        self._woken.close()
+
+
+@contextmanager
+def raw_mode(fd: int, *, signals: bool) -> Iterator[None]:
+    """Each key at once and unchanged, Ctrl-C and Ctrl-Z too unless `signals`; the terminal is as before afterwards.
+
+    The output stays as it is: a line that the VMM itself prints still begins at the left."""
+    before = termios.tcgetattr(fd)
+    raw = termios.tcgetattr(fd)
+    raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.IGNCR | termios.INLCR | termios.ISTRIP | termios.IXON)
+    raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | (0 if signals else termios.ISIG))
+    raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+    try:
+        termios.tcsetattr(fd, termios.TCSADRAIN, raw)
+        yield
+    finally:
+        with suppress(termios.error):  # it may have been hung up
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def console_input(machine: Machine, ready: bytes | None) -> Iterator[None]:
+    """Connect the standard input with the console of `machine`; in raw mode if it is a terminal that shows it too.
+
+    `ready` is for a shell: what the guest sends to the debug port when it wants input.  Then Ctrl-A is the escape, all
+    other keys are the guest's, and the end of a pipe is typed as Ctrl-D."""
+    fd = _standard_input()
+    if fd is None:
+        yield
+        return
+    is_terminal = os.isatty(fd) and sys.stdout.isatty()
+    is_shell = ready is not None
+    with ExitStack() as stack:
+        stack.enter_context(
+            ConsoleInput(
+                machine,
+                fd,
+                Keys(machine.interrupt, say) if is_terminal and is_shell else None,
+                is_ready=(lambda: True) if ready is None else _heard(machine, ready),
+                types_end=is_shell and not is_terminal,
+            )
+        )
+        if is_terminal:
+            stack.enter_context(raw_mode(fd, signals=not is_shell))
+        yield
+
+
+def _heard(machine: Machine, words: bytes) -> Callable[[], bool]:
+    """Whether `words` came out of the debug port since now."""
+    tail = bytearray()
+    heard = False
+
+    def listen(data: bytes) -> None:
+        nonlocal heard
+        tail.extend(data)
+        heard = heard or words in tail
+        del tail[: -len(words)]
+
+    machine.debug_sinks.append(listen)
+    return lambda: heard
+
+
+def _standard_input() -> int | None:
+    """Its file descriptor; None where it was closed."""
+    try:
+        return None if sys.stdin is None else sys.stdin.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+def say(text: str) -> None:
+    """Show `text` between what the guest writes."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class ShellDisplay(Silent):
+    """Nothing but the guest's console; at the end a sentence, if it is not what the user brought about."""
+
+    def end(self, report: Mapping[str, Any]) -> None:
+        if report["outcome"] not in ("powered-off", "quit", "interrupted"):
+            say(f"vmm: {report['detail']}\n")
