@@ -5,7 +5,7 @@ ARGS ?=
 PYTHON_IN_VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help boot test test-long test-packages lint bench images clean boot-environment test-environment
+.PHONY: help boot test test-long test-packages lint bench bench-linux images clean boot-environment test-environment
 
 help:
 	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make test-long  the fast code against its plain reference, with twenty times as many examples (some minutes)'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    the device beside C loops, and the whole machine, in one table (some minutes)'
+	@echo 'make bench-linux  the same Debian kernel here and in QEMU, side by side (some minutes; needs qemu-system-x86)'
 	@echo 'make images   build firmware and guests from their sources again'
 	@echo 'make clean    remove the environment and everything that was made'
 
@@ -40,6 +41,10 @@ lint: test-environment
 bench: test-environment
 	$(PYTHON_IN_VENV) -m bench
 	$(PYTHON_IN_VENV) -m pytest bench -q -k one_request --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+
+bench-linux: test-environment
+	@tools/debian-install qemu-system-x86 qemu-system-x86_64
+	$(PYTHON_IN_VENV) -m bench.linux
 
 images: test-environment
 	$(PYTHON_IN_VENV) -m firmware.build

@@ -30,7 +30,8 @@ def say(text: str) -> None:
 
 def measured(runs: dict[str, Callable[[], Timings]]) -> dict[str, list[Timings]]:
     """Every run in turn, each pass beginning with another."""
-    names, results = list(runs), {name: [] for name in runs}  # type: dict[str, list[Timings]]
+    names = list(runs)
+    results: dict[str, list[Timings]] = {name: [] for name in runs}
     for number in range(PASSES):
         for name in names if number % 2 == 0 else names[::-1]:
             results[name].append(runs[name]())
@@ -39,7 +40,9 @@ def measured(runs: dict[str, Callable[[], Timings]]) -> dict[str, list[Timings]]
 
 
 def describe(timings: Timings) -> str:
-    return ", ".join(f"{field.name.replace('_', ' ')} {getattr(timings, field.name):.2f} s" for field in fields(timings))
+    return ", ".join(
+        f"{field.name.replace('_', ' ')} {getattr(timings, field.name):.2f} s" for field in fields(timings)
+    )
 
 
 def table(results: dict[str, list[Timings]]) -> str:
@@ -54,9 +57,9 @@ def table(results: dict[str, list[Timings]]) -> str:
         lines.append(line(title, statistics.median(ours), statistics.median(theirs), ratio, must))
     for name, must in (("inflate", "at least 1.0 times QEMU's speed"), ("deflate", "")):
         ours, theirs = ([getattr(timing, name) for timing in results[peer]] for peer in ("here", "qemu"))
-        speeds = [BALLOON_MIB / GIB_MIB / statistics.median(times) for times in (ours, theirs)]
+        here_speed, qemu_speed = (BALLOON_MIB / GIB_MIB / statistics.median(times) for times in (ours, theirs))
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        lines.append(line(f"{name} {BALLOON_MIB} MiB, GiB/s", *speeds, ratio, must))
+        lines.append(line(f"{name} {BALLOON_MIB} MiB, GiB/s", here_speed, qemu_speed, ratio, must))
     return "\n".join(lines)
 
 

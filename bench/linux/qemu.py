@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
+
+from qemu.qmp import QMPClient, Runstate
 
 from bench.linux.scenario import APPEND, MEMORY_MIB, MIB, Timings, measure, now
-from qemu.qmp import QMPClient, Runstate
 
 PROGRAM = "qemu-system-x86_64"
 POLL_S = 0.005
 PATIENCE_S = 120.0
+
+T = TypeVar("T")
 
 
 def command(kernel: Path, initrd: Path, socket: Path) -> list[str]:
@@ -37,13 +41,11 @@ class Qemu:
         self._loop = asyncio.new_event_loop()
         self.started = now()
         self._process = self._wait(
-            asyncio.create_subprocess_exec(
-                *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-            )
+            asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
         )
         self._socket, self._qmp, self._console = socket, QMPClient("bench"), ""
 
-    def _wait(self, work):  # type: ignore[no-untyped-def]
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(asyncio.wait_for(work, PATIENCE_S))
 
     def wait_for(self, text: str) -> float:
@@ -64,16 +66,20 @@ class Qemu:
         self._process.stdin.write(line.encode() + b"\n")
 
     def set_guest_ram(self, mib: int) -> float:
-        return float(self._wait(self._balloon(mib * MIB)))
+        return self._wait(self._balloon(mib * MIB))
 
     async def _balloon(self, guest_bytes: int) -> float:
         if self._qmp.runstate is Runstate.IDLE:
             await self._qmp.connect(str(self._socket))
         start = now()
         await self._qmp.execute("balloon", {"value": guest_bytes})
-        while (await self._qmp.execute("query-balloon"))["actual"] != guest_bytes:  # type: ignore[index, call-overload]
+        while await self._actual() != guest_bytes:
             await asyncio.sleep(POLL_S)
         return now() - start
+
+    async def _actual(self) -> int:
+        answer: Any = await self._qmp.execute("query-balloon")
+        return int(answer["actual"])
 
     def close(self) -> None:
         """Leave QMP first, which would otherwise complain, and end the process that was started here."""
