@@ -20,7 +20,7 @@ def test_every_field_but_the_guest_has_its_word() -> None:
 
 
 def test_an_option_has_a_value_unless_it_is_a_flag() -> None:
-    assert {name for name, word in WORDS.items() if not word.has_value} == {"--help", "--json"}
+    assert {name for name, word in WORDS.items() if not word.has_value} == {"--help", "--json", "--shell", "--fetch"}
 
 
 def test_a_short_name_means_the_long_one() -> None:
