@@ -29,6 +29,8 @@ _PFN_BYTES = PFN.itemsize
 _ENTRY = Struct("<I")
 _INSIDE, _OUTSIDE = b"\1", b"\0"
 _READY_PAGES = 1 << 20
+TAKEN_TOGETHER_PAGES = 1024
+"""`BalloonPages.take` looks at so many page frame numbers: pages that are no neighbours are at most half as many."""
 _SORT_AT_ONCE = 4096  # up to here sorting costs no more than asking whether it is needed
 _NONE = np.empty(0, PFN)
 _ONES = np.ones(_SORT_AT_ONCE, PFN)
@@ -67,6 +69,11 @@ class PageSet:
         if self.first is not None:
             return memory.discard_run(self.first, self.pages)
         return memory.discard(self.starts, self.counts)
+
+    @property
+    def run_count(self) -> int:
+        """How many runs they are."""
+        return len(self.starts) if self.first is None else 1
 
     def runs(self) -> list[Run]:
         """All runs, ascending."""
@@ -158,8 +165,23 @@ class BalloonPages:
         self.count += total - before if inside else -before
         return total - before if inside else before
 
+    def take(self, from_pfn: int) -> tuple[PageSet, int]:
+        """Take the lowest pages out, as many as there are in `TAKEN_TOGETHER_PAGES`; returns them, and below which page
+        frame number none is left.  There must be some, and none below `from_pfn`."""
+        start = from_pfn + int(self._inside[from_pfn:].argmax())
+        window = self._inside[start : start + TAKEN_TOGETHER_PAGES]
+        found = np.flatnonzero(window)
+        count = len(found)
+        last = found.item(-1)
+        pages = PageSet(count, 0, start) if last == count - 1 else _runs((found + start).astype(PFN), 0)
+        window[:] = False
+        self.count -= count
+        return pages, start + len(window)
+
     def save_state(self) -> State:
         """The pages inside as runs, [first page frame number, count], ascending."""
+        if not self.count:
+            return {"runs": []}
         edges = np.flatnonzero(np.diff(self._inside.view(np.int8), prepend=0, append=0))
         return {"runs": [[start, end - start] for start, end in edges.reshape(-1, 2).tolist()]}
 
@@ -183,4 +205,4 @@ class BalloonPages:
         """Whether the same pages are inside."""
         if not isinstance(other, BalloonPages) or self.count != other.count:
             return False
-        return bool((self._inside == other._inside).all())
+        return not self.count or bool((self._inside == other._inside).all())
