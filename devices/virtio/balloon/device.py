@@ -11,6 +11,9 @@ nothing more is taken from its queue, and the other queues have their turn betwe
 
 A report is no inflation: its pages are not in the balloon, and nobody says when they are used again.
 
+Of a legacy driver (§5.5.6, §5.5.6.3) `actual` counts when its last byte is written, and the first statistics buffer
+after a reset says nothing: drivers used to post it without writing anything into it.
+
 DEFLATE_ON_OOM asks nothing of the device.  It allows the driver to take pages back that the target wants, and all that
 can be seen of it is that `actual` falls below the target; a driver that is being unloaded looks the same.
 """
@@ -21,7 +24,7 @@ from typing import Any, ClassVar, Final
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.registers import Register, RegisterMap
-from devices.state import COUNTER, PART, Many, Maybe, Table, refuse, require_list, uint
+from devices.state import COUNTER, FLAG, PART, Many, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
@@ -105,6 +108,7 @@ class Balloon(VirtioDevice):
         "_stats": PART,
         "_held": Maybe(CHAINS),
         "_sliced": Many(PART),
+        "_stats_came": FLAG,
     }
 
     def __init__(
@@ -131,6 +135,7 @@ class Balloon(VirtioDevice):
         self._pages = BalloonPages(memory)
         self._stats = StatsConversation()
         self._held: Chains | None = None
+        self._stats_came = False
         self._told_actual = 0
         self._handlers = {
             "inflateq": self._inflate,
@@ -154,7 +159,7 @@ class Balloon(VirtioDevice):
     @property
     def actual_pages(self) -> int:
         """Pages in the balloon, as the driver says."""
-        return self.actual
+        return self._told_actual
 
     @property
     def balloon_pages(self) -> int:
@@ -293,6 +298,11 @@ class Balloon(VirtioDevice):
         for index in range(len(chains) - 1):
             told |= self.complete(queue, chains.only(index))
         self._held = chains.only(len(chains) - 1)
+        primes = self.legacy and not self._stats_came and len(chains) == 1
+        self._stats_came = True
+        if primes:
+            told |= self.event("stats-ignored", "the first statistics of a legacy driver say nothing")
+            return told | self._ask_for_stats(now_ns) | Notifications(deadline=True)
         sent_bytes = self._held.readable_bytes()[0]
         payload = self._held.gather_readable(self.memory, stats.MAX_ENTRIES * stats.ENTRY_BYTES)
         report = stats.parse(payload, sent_bytes)
@@ -348,6 +358,10 @@ class Balloon(VirtioDevice):
     def live(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
 
+    def queue_lost(self, queue: Queue) -> None:
+        if queue is self._stats_queue:
+            self._held = None
+
     def lost(self) -> None:
         self.actual = self._told_actual = 0
         self._pages.clear()
@@ -355,6 +369,7 @@ class Balloon(VirtioDevice):
         for batch in self._sliced:
             if batch.chains is not None:
                 batch.clear()
+        self._stats_came = False
         self._stats.driver_lost()
 
     def deadline_ns(self) -> int | None:
@@ -363,6 +378,13 @@ class Balloon(VirtioDevice):
 
     def deadline_reached(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
+
+    def write_config(self, offset: int, size: int, value: int, now_ns: int) -> Notifications:
+        actual, end = self.config.find("actual"), offset + size
+        if self.legacy and actual.offset < end < actual.offset + actual.size:
+            self.config.write(self, offset, size, value)
+            return NO_NOTIFICATIONS
+        return super().write_config(offset, size, value, now_ns)
 
     def config_written(self, now_ns: int) -> Notifications:
         if self.actual == self._told_actual:
@@ -406,4 +428,5 @@ class Balloon(VirtioDevice):
 
     def settings(self) -> tuple[object, ...]:
         held = None if self._held is None else self._held.head.tolist()
-        return self.num_pages, self.actual, self._pages, held, self._sliced, self._stats.settings()
+        told = self._told_actual, self._stats_came
+        return self.num_pages, self.actual, *told, self._pages, held, self._sliced, self._stats.settings()
