@@ -49,10 +49,12 @@ from devices.state import (
     uint,
 )
 from devices.timer import Counter, Timer8254
+from devices.virtio import spec
 from devices.virtio.balloon import Balloon
 from devices.virtio.balloon.pages import BalloonPages
 from devices.virtio.balloon.sliced import SlicedBatch
 from devices.virtio.balloon.stats import StatsConversation
+from devices.virtio.packed import PackedQueue
 from devices.virtio.queue import Queue
 from devices.virtio.rng import Rng
 from devices.virtio.split import SplitQueue
@@ -62,7 +64,7 @@ from devices.virtio.transport.pci_legacy import LegacyRegisters, VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from devices.writes import WriteLog
-from tests.support import BalloonMachine, Way
+from tests.support import BalloonMachine, Way, build_with
 from vmm.boards import Board, SeededEntropy
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
@@ -112,8 +114,10 @@ BUILT: dict[type, str] = {
     VirtioMmioLegacy: "line",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring paused",
-    SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
-    "_used_gpa _heads_in_flight",
+    PackedQueue: "size _memory _event_idx _in_order _walker _bytes _words _driver_event _device_event _records "
+    "_ring_gpa _device_gpa _round _ids_in_flight",
+    SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _walker _available _available_ring _used "
+    "_used_bytes _used_ring _used_gpa _heads_in_flight",
     Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue",
     SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
     Rng: f"{VIRTIO} _entropy",
@@ -158,14 +162,16 @@ def everything() -> dict[type, Any]:
     machine.driver.start()
     full = Machine(make_config("hello", memory="4M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
     assert isinstance(full.platform.cpu, UnicornCpu)
-    rings = machine.balloon.queues[0].ring, full.memory.writes
+    packed = BalloonMachine(build=build_with(spec.VIRTIO_F_RING_PACKED))
+    packed.driver.start()
+    rings = machine.balloon.queues[0].ring, packed.balloon.queues[0].ring, full.memory.writes
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
     others = [BalloonMachine(way) for way in OTHER_TRANSPORTS]
     functions = [other.function for other in others]
     for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow, *functions):
         walk(thing)
     full.close()
-    for made in (machine, *others):
+    for made in (machine, packed, *others):
         made.close()
     return found
 

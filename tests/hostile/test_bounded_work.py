@@ -14,6 +14,8 @@ from vmm.testing import Descriptor, RawQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ
 from vmm.testing.raw import INDIRECT, NEXT
 
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
+
 GIB = 1 << 30
 RAM_PAGES = 0x4A0  # what RAM_LAYOUT has
 ENOUGH_PFNS = 65536 + RAM_PAGES

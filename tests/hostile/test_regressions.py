@@ -18,6 +18,8 @@ from vmm.testing import Descriptor, RawQueue
 from vmm.testing.balloon import INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
 
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
+
 SEEDS = (
     "CVE-2011-2212",
     "CVE-2016-5403",

@@ -16,6 +16,8 @@ from vmm.testing.driver import EVENT_IDX
 from vmm.testing.mistakes import RANGE_MISTAKES, RING_MISTAKES, Mistake
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
 
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
+
 GIB = 1 << 30
 PAGE = 4096
 

@@ -33,6 +33,7 @@ from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES, ids_in_flight
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
@@ -57,8 +58,8 @@ SUPPORTED_FEATURES: Final = (
     | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
     | 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
     | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
-    | 1 << spec.VIRTIO_F_INDIRECT_DESC
-    | 1 << spec.VIRTIO_F_EVENT_IDX
+    | RING_FEATURES
+    | LEGACY_RING_FEATURES
     | 1 << spec.VIRTIO_F_VERSION_1
 )
 _COUNTERS: Final = (
@@ -72,8 +73,11 @@ _COUNTERS: Final = (
     "ignored_bytes",
     "failed_discards",
 )
-DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(
-    1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
+DEFAULT_FEATURES: Final = (
+    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
+    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
+    | DEFAULT_RING_FEATURES
+    | 1 << spec.VIRTIO_F_VERSION_1
 )
 """QEMU's.  Whether the guest may take back what the host asked for, and whether free memory leaves it unasked, are
 decisions of who runs it."""
@@ -412,14 +416,12 @@ class Balloon(VirtioDevice):
     @staticmethod
     def _check_in_flight(queue: Queue | None, chains: Any, saved: Any, where: str) -> None:
         """Each of the saved `chains` must be in flight in `queue`, once."""
-        ring = None if queue is None else saved["queues"][queue.index]["ring"]
-        flying = bytearray() if ring is None else bytearray(ring["in_flight"])
-        for chain in chains:
-            head = chain["head"]
-            if not any(flying[head : head + 1]):
+        flying = frozenset() if queue is None else ids_in_flight(saved["queues"][queue.index])
+        named = [chain["buffer_id"] for chain in chains]
+        for number, buffer_id in enumerate(named):
+            if buffer_id not in flying or buffer_id in named[:number]:
                 name = "statsq" if queue is None else queue.name
-                raise refuse(where, f"a chain in flight in {name}", f"the head {head}")
-            flying[head] = 0
+                raise refuse(where, f"a chain in flight in {name}", f"the buffer id {buffer_id}")
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
@@ -427,6 +429,6 @@ class Balloon(VirtioDevice):
             queue.paused = batch.chains is not None
 
     def settings(self) -> tuple[object, ...]:
-        held = None if self._held is None else self._held.head.tolist()
+        held = None if self._held is None else (self._held.head.tolist(), self._held.buffer_id.tolist())
         told = self._told_actual, self._stats_came
         return self.num_pages, self.actual, *told, self._pages, held, self._sliced, self._stats.settings()

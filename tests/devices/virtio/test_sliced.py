@@ -346,7 +346,7 @@ def test_states_that_would_break_the_ring_or_stand_still_are_refused(driven: Dri
         batch[name] = value
 
     place = "balloon.sliced[0]"
-    refused(lambda s: set_in(s["sliced"][0]["chains"][0], "head", 3), f"{place}.chains must be a chain in flight")
+    refused(lambda s: set_in(s["sliced"][0]["chains"][0], "buffer_id", 3), f"{place}.chains must be a chain in flight")
     refused(lambda s: s["sliced"][0]["chains"].append(s["sliced"][0]["chains"][0]), f"{place}.chains must be a chain")
     refused(lambda s: set_in(s["sliced"][0], "chains", None), f"{place}.chains must be there")
     refused(lambda s: set_in(s["sliced"][0], "payload", b"12345"), f"{place}.payload must be whole page frame numbers")
