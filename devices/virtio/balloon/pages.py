@@ -29,8 +29,10 @@ _PFN_BYTES = PFN.itemsize
 _ENTRY = Struct("<I")
 _INSIDE, _OUTSIDE = b"\1", b"\0"
 _READY_PAGES = 1 << 20
-TAKEN_TOGETHER_PAGES = 1024
-"""`BalloonPages.take` looks at so many page frame numbers: pages that are no neighbours are at most half as many."""
+TAKEN_TOGETHER_PAGES = 512
+"""`BalloonPages.take` takes so many scattered pages, or up to `_LONGEST_TAKEN_RUN` neighbours."""
+_LONGEST_TAKEN_RUN = 2048
+_SEARCHED_PAGES = 16384
 _SORT_AT_ONCE = 4096  # up to here sorting costs no more than asking whether it is needed
 _NONE = np.empty(0, PFN)
 _ONES = np.ones(_SORT_AT_ONCE, PFN)
@@ -166,17 +168,19 @@ class BalloonPages:
         return total - before if inside else before
 
     def take(self, from_pfn: int) -> tuple[PageSet, int]:
-        """Take the lowest pages out, as many as there are in `TAKEN_TOGETHER_PAGES`; returns them, and below which page
-        frame number none is left.  There must be some, and none below `from_pfn`."""
+        """Take some of the lowest pages out; returns them, and below which page frame number none is left.  There must
+        be some, and none below `from_pfn`."""
         start = from_pfn + int(self._inside[from_pfn:].argmax())
-        window = self._inside[start : start + TAKEN_TOGETHER_PAGES]
-        found = np.flatnonzero(window)
-        count = len(found)
-        last = found.item(-1)
-        pages = PageSet(count, 0, start) if last == count - 1 else _runs((found + start).astype(PFN), 0)
-        window[:] = False
-        self.count -= count
-        return pages, start + len(window)
+        run = self._inside[start : start + _LONGEST_TAKEN_RUN]
+        length = len(run) if run.all() else int(run.argmin())
+        if length >= TAKEN_TOGETHER_PAGES:
+            pages, end = PageSet(length, 0, start), start + length
+        else:
+            found = np.flatnonzero(self._inside[start : start + _SEARCHED_PAGES])[:TAKEN_TOGETHER_PAGES] + start
+            pages, end = _runs(found.astype(PFN), 0), found.item(-1) + 1
+        self._inside[start:end] = False
+        self.count -= pages.pages
+        return pages, end
 
     def save_state(self) -> State:
         """The pages inside as runs, [first page frame number, count], ascending."""

@@ -35,7 +35,9 @@ def tiny_slices(from_entries: int = 2) -> Iterator[None]:
         mock.patch.object(device, "_SLICED_FROM_BYTES", 4 * from_entries),
         mock.patch.object(sliced, "_PIECE_BYTES", 4 * 3),
         mock.patch.object(sliced, "SLICE_WORK", 8),
-        mock.patch.object(pages, "TAKEN_TOGETHER_PAGES", 4),
+        mock.patch.object(pages, "TAKEN_TOGETHER_PAGES", 3),
+        mock.patch.object(pages, "_LONGEST_TAKEN_RUN", 4),
+        mock.patch.object(pages, "_SEARCHED_PAGES", 8),
     ):
         yield
 
