@@ -5,7 +5,7 @@ This is where the concrete device side meets `vmm.testing`, which knows none of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -160,8 +160,8 @@ class CountingMemory(GuestMemory):
 
     `copied_bytes` were read or gathered, `discarded_runs` given to `discard`, in any number of calls."""
 
-    def __init__(self) -> None:
-        super().__init__(RAM_LAYOUT)
+    def __init__(self, layout: Sequence[tuple[int, int]] = RAM_LAYOUT) -> None:
+        super().__init__(layout)
         self.restart()
 
     def restart(self) -> None:
@@ -181,5 +181,11 @@ class CountingMemory(GuestMemory):
         runs = list(runs) if counts_pages is None else runs
         self.discarded_runs += len(runs)  # type: ignore[arg-type]
         total = super().discard(runs, counts_pages)
+        self.discarded_pages += total // PAGE_BYTES
+        return total
+
+    def discard_run(self, pfn: int, count_pages: int) -> int:
+        self.discarded_runs += 1
+        total = super().discard_run(pfn, count_pages)
         self.discarded_pages += total // PAGE_BYTES
         return total

@@ -4,7 +4,8 @@ Owns the device's life from reset to DRIVER_OK and what may happen when.  Refuse
 transports call what is public here) and what its queues are for (a subclass answers `process`).
 
 A subclass gives its `device_id`, its `config` registers (attributes of its own) and its queues, and overrides
-`process`; the other hooks are `live`, `lost`, `deadline_ns`, `deadline_reached`, `config_written` and `settings`.
+`process`; the other hooks are `carry_on`, `live`, `lost`, `deadline_ns`, `deadline_reached`, `config_written` and
+`settings`.
 
 Invariants
 - Nothing is consumed before DRIVER_OK, with bus mastering off, after FAILED, DEVICE_NEEDS_RESET or a reset; a kick that
@@ -13,6 +14,7 @@ Invariants
   from a deadline or a host command.
 - Every `DriverError` ends in one place, `_broken`.  It costs the driver its device and nobody anything else.
 - The work of one call is bounded (`WORK_LIMIT`); what is left is carried on with at a deadline that has come already.
+  A device that begins more than that at once says `work_is_left`, pauses the queue and goes on in `carry_on`.
 """
 
 from __future__ import annotations
@@ -198,8 +200,13 @@ class VirtioDevice(Stateful, ABC):
     def advance(self, now_ns: int) -> Notifications:
         """Do what has come due."""
         notifications = NO_NOTIFICATIONS
-        if self._carry_on_ns is not None and self._carry_on_ns <= now_ns:
+        if self._carry_on_ns is not None and self._carry_on_ns <= now_ns and self.is_live:
             self._carry_on_ns = None
+            self._budget = WORK_LIMIT
+            notifications |= self._contained(self.carry_on, now_ns)
+            if self._budget <= 0:
+                self._carry_on_ns = now_ns
+                notifications |= Notifications(deadline=True)
             notifications |= self._look_at(self.queues, now_ns)
         if self.is_live and (own := self.deadline_ns()) is not None and own <= now_ns:
             notifications |= self._contained(self.deadline_reached, now_ns)
@@ -254,6 +261,10 @@ class VirtioDevice(Stateful, ABC):
         """Count work that a payload brought towards `WORK_LIMIT`; the unit is what following a descriptor costs."""
         self._budget -= work
 
+    def work_is_left(self) -> None:
+        """Nothing more of this queue fits into this call: `carry_on` shall be called at a deadline that has come."""
+        self._budget = 0
+
     def config_changed(self) -> Notifications:
         """The device changed its configuration space (§2.5): the generation changes, and a live driver is told.
 
@@ -270,6 +281,10 @@ class VirtioDevice(Stateful, ABC):
     @abstractmethod
     def process(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Chains that the driver made available: complete them, or hold them and complete them later."""
+
+    def carry_on(self, now_ns: int) -> Notifications:
+        """Go on with what was begun, for one slice.  Every queue is looked at afterwards."""
+        return NO_NOTIFICATIONS
 
     def live(self, now_ns: int) -> Notifications:
         """The device has become live (DRIVER_OK, or bus mastering back on), and every queue was looked at."""
@@ -347,7 +362,7 @@ class VirtioDevice(Stateful, ABC):
         total = NO_NOTIFICATIONS
         for queue in queues:
             ring = queue.ring
-            if ring is None or not self.is_live:
+            if ring is None or queue.paused or not self.is_live:
                 continue
             try:
                 while (chains := ring.take_available()) is not None:

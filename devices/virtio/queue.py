@@ -28,8 +28,9 @@ class QueueSpec(NamedTuple):
 class Queue(Stateful):
     """`size` starts as `max_size`; addresses are guest-physical; `ring` is there while the queue is enabled.
 
-    `requests` counts the chains ever taken, across resets too.  ValueError unless `max_size` is a power of two up to
-    32768."""
+    While it is `paused` nothing more is taken from it: the device still works on what it took, and knows by its own
+    state when that ends.  `requests` counts the chains ever taken, across resets too.  ValueError unless `max_size` is
+    a power of two up to 32768."""
 
     index: int
     name: str
@@ -41,6 +42,7 @@ class Queue(Stateful):
     driver_gpa: int = 0
     device_gpa: int = 0
     ring: SplitQueue | None = None
+    paused: bool = False
     requests: int = field(default=0, compare=False)
 
     STATE: ClassVar[Table] = {
@@ -104,6 +106,7 @@ class Queue(Stateful):
         self.enabled = False
         self.desc_gpa = self.driver_gpa = self.device_gpa = 0
         self.ring = None
+        self.paused = False
 
 
 def _ring(memory: GuestMemory, features: int, size: int, desc_gpa: int, driver_gpa: int, device_gpa: int) -> SplitQueue:

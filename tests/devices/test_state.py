@@ -51,6 +51,7 @@ from devices.state import (
 from devices.timer import Counter, Timer8254
 from devices.virtio.balloon import Balloon
 from devices.virtio.balloon.pages import BalloonPages
+from devices.virtio.balloon.sliced import SlicedBatch
 from devices.virtio.balloon.stats import StatsConversation
 from devices.virtio.queue import Queue
 from devices.virtio.rng import Rng
@@ -100,10 +101,11 @@ BUILT: dict[type, str] = {
     ShadowMemory: "_engine _changed _rom _hidden _mapping _window _address",
     VirtioPciModern: f"{FUNCTION} table _window_data",
     HostBridge: "_spaces _ram _mapped functions",
-    Queue: "index name max_size feature ring",
+    Queue: "index name max_size feature ring paused",
     SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
     "_used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
+    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue",
+    SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "",
     BalloonPages: "_size _bytes _inside count",
@@ -116,8 +118,8 @@ BUILT: dict[type, str] = {
     Machine: "config observers debug_sinks typist _interrupted board memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
-the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` of the
-machine, `cpu` of its platform)."""
+the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,
+`memory` of the machine, `cpu` of its platform)."""
 
 
 def attributes(thing: object) -> set[str]:
