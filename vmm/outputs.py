@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from devices.errors import ConfigError
 from vmm.display import Silent
+from vmm.files import open_to_write
 from vmm.models import did_you_mean
 from vmm.streams import guarded
 
@@ -49,7 +50,7 @@ def serial_path(text: str, what: str = "serial console") -> Path | None:
 def serial_file(path: Path, kind: str = "serial") -> Iterator[SerialSink]:
     """A sink that writes a new file at `path`."""
     what = f"The {kind} file {path}"
-    with guarded(what), open(path, "wb", buffering=0) as out:
+    with guarded(what), open(open_to_write(path), "wb", buffering=0) as out:
         yield SerialSink(out, what)
 
 
@@ -77,7 +78,8 @@ class ReportFile:
 
     def write(self, text: str) -> None:
         with guarded(self._what):
-            Path(self._draft or self._place).write_text(text, encoding="utf-8")
+            with open(open_to_write(self._draft or self._place), "w", encoding="utf-8") as out:
+                out.write(text)
             if self._draft is not None:
                 os.replace(self._draft, self._place)
                 self._draft = None

@@ -141,8 +141,10 @@ def _with_wall_time(report: dict[str, Any], wall_s: float) -> dict[str, Any]:
 
 @contextmanager
 def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the machine to end, a second one is Python's own."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """The first Ctrl-C or SIGTERM asks the machine to end, a second one is whoever's it was; ignored ones stay so."""
+    # All of them are known before the first is changed: from then on `interrupt` may be called.
+    asked = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in asked.items() if handler is not signal.SIG_IGN}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         machine.interrupt()
@@ -150,14 +152,15 @@ def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
             pacer.stop()
         signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    for number in before:
+        signal.signal(number, interrupt)
     unraisable, sys.unraisablehook = sys.unraisablehook, _unless_interrupted
     try:
         yield
     finally:
         sys.unraisablehook = unraisable
-        for number in signals:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _unless_interrupted(unraisable: sys.UnraisableHookArgs) -> None:

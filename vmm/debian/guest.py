@@ -18,6 +18,7 @@ from pathlib import Path
 from devices.errors import ConfigError
 from guests.debian import bundled_file
 from vmm.debian.images import DebianImages, debian_images
+from vmm.files import read_file
 from vmm.initramfs.bundled import BALLOON_MODULES, MACHINE_MODULES, bundled_init
 from vmm.initramfs.newc import Archive
 from vmm.initramfs.packing import Contents, pack, parse_folder
@@ -78,7 +79,7 @@ def _main(task: Task) -> tuple[bytes, bool]:
     if not task.run:
         return bundled_file("demo"), False
     try:
-        script = Path(task.run).read_bytes()
+        script = read_file(task.run)
     except OSError as error:
         raise ConfigError(f"The script {task.run} cannot be read: {error.strerror}.") from error
     if not script.startswith((b"#!", b"\x7fELF")):

@@ -13,6 +13,7 @@ from pathlib import Path
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from guests import GUESTS
+from vmm.files import read_file
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Segment, place
 from vmm.models import did_you_mean
 
@@ -64,8 +65,7 @@ def is_linux(guest: str) -> bool:
 def _read_file(what: str, path: str, largest_bytes: int) -> bytes:
     """The contents of a file that the user names.  ConfigError with one sentence."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(largest_bytes + 1)
+        data = read_file(path, largest_bytes + 1)
     except FileNotFoundError:
         raise ConfigError(f"There is no file {path!r}.") from None
     except (OSError, ValueError) as error:
