@@ -16,10 +16,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from vmm.display import PlainDisplay, Silent
-from vmm.outputs import ReportFile, SerialSink, serial_file, serial_path
+from vmm.outputs import LineSink, ReportFile, SerialSink, serial_file, serial_path
 from vmm.streams import GuardedText, OutputGone, forget_stdout
 from vmm.terminal import ShellDisplay, console_input
 
@@ -55,7 +55,7 @@ def run(request: Request) -> int:
         if report_file is not None:
             stack.callback(report_file.discard)
         sink = _sink(request, request.serial, "serial", stack)
-        debug_sink = _sink(request, request.debugcon, "debug", stack)
+        debug_sink = _debug_sink(request, sink, stack)
 
         from vmm.machine import Machine  # numpy and the CPU emulator: not before everything cheap was checked
 
@@ -67,7 +67,7 @@ def run(request: Request) -> int:
             machine.debug_sinks.append(debug_sink.on_console)
         machine.debug_sinks += request.debug_sinks
         with console_input(machine, request.shell_ready) if request.serial == "stdio" else nullcontext():
-            _run_to_the_end(machine, display)
+            _run_to_the_end(machine, display, debug_sink)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
         text = json.dumps(report) + "\n"
         if report_file is not None:
@@ -81,13 +81,15 @@ def run(request: Request) -> int:
         return int(report["exit_code"])
 
 
-def _run_to_the_end(machine: Machine, display: Silent) -> None:
+def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | None) -> None:
     """Until there is an outcome; a reader that went away interrupts the run as Ctrl-C does."""
     pacer = Pacer(display.waiting, hold=machine.config.clock == "virtual") if sys.stdout.isatty() else None
     with _interrupting(machine, pacer):
         try:
             display.begin()
             machine.run(pace=pacer)
+            if isinstance(debug_sink, LineSink):
+                debug_sink.finish()
         except OutputGone:
             forget_stdout()
             machine.observers.clear()
@@ -103,9 +105,20 @@ def _sink(request: Request, text: str, kind: str, stack: ExitStack) -> SerialSin
     path = serial_path(text, f"{kind} console")
     if path is not None:
         return stack.enter_context(serial_file(path, kind))
-    # With --json nothing but the object may reach the standard output.
-    out = sys.stderr if request.json else sys.stdout
-    return SerialSink(out.buffer, "The output")
+    return SerialSink(_raw_stdio(request), "The output")
+
+
+def _debug_sink(request: Request, serial: SerialSink | None, stack: ExitStack) -> SerialSink | None:
+    """The same for the debug port.  On this process's own output its lines stand beside those of the display or of the
+    serial console, and no line is to begin within another."""
+    if request.debugcon != "stdio":
+        return _sink(request, request.debugcon, "debug", stack)
+    return LineSink(_raw_stdio(request), "The output", serial if request.serial == "stdio" else None)
+
+
+def _raw_stdio(request: Request) -> BinaryIO:
+    """With --json nothing but the object may reach the standard output."""
+    return (sys.stderr if request.json else sys.stdout).buffer
 
 
 def _display(request: Request, machine: Machine) -> Silent:

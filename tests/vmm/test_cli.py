@@ -6,6 +6,7 @@ Everything that needs a process of its own runs one, with the bundled guests; se
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -400,6 +401,42 @@ def test_with_json_the_console_on_stdio_goes_to_standard_error() -> None:
     done = vmm("boot", "hello", "--json", "--serial", "stdio")
     assert json.loads(done.stdout)["outcome"] == "quit"
     assert "hello from a guest" in done.stderr
+
+
+DEBUG_OUT, CONSOLE_OUT = bytes.fromhex("66ba0204 ee"), bytes.fromhex("66baf803 ee")  # mov dx, 402h / 3F8h; out dx, al
+
+
+def writes(debug: str, console: str) -> bytes:
+    """Code that writes both texts, one character of each in turn, and halts."""
+    code = b""
+    for pair in itertools.zip_longest(debug.encode(), console.encode()):
+        code += b"".join(
+            bytes((0xB0, byte)) + out
+            for byte, out in zip(pair, (DEBUG_OUT, CONSOLE_OUT), strict=True)
+            if byte is not None
+        )
+    return code + HALT
+
+
+@pytest.mark.parametrize("serial", ["shown", "stdio"])
+def test_lines_of_the_debug_port_stay_whole_among_those_of_the_console(serial: str, tmp_path: Path) -> None:
+    guest = flat(tmp_path, writes("debug one\ndebug two\nlast", "a console\nwith text\nend"))
+    words = ["boot", guest, "--debugcon", "stdio", *(["--serial", "stdio"] if serial == "stdio" else [])]
+    done = subprocess.run([*VMM, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    lines = [line.partition("| ")[2] or line for line in done.stdout.splitlines()]
+    assert [line for line in lines if line in ("debug one", "debug two", "last")] == ["debug one", "debug two", "last"]
+    if serial == "shown":
+        assert [line for line in lines if line in ("a console", "with text", "end")] == [
+            "a console",
+            "with text",
+            "end",
+        ]
+
+
+def test_the_debug_port_in_a_file_is_unchanged(tmp_path: Path) -> None:
+    guest, path = flat(tmp_path, writes("one\ntwo", "console")), tmp_path / "debug"
+    assert vmm("boot", guest, "--debugcon", f"file:{path}").returncode == 0
+    assert path.read_bytes() == b"one\ntwo"
 
 
 @pytest.mark.parametrize("option", ["--param", "-append"])
