@@ -66,6 +66,7 @@ from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
 from vmm.platform import BoardPlatform
+from vmm.transcript import Transcript
 
 FIT = "The saved state does not fit this machine: "
 
@@ -115,6 +116,7 @@ BUILT: dict[type, str] = {
     RealtimeClock: "_start_ns",
     Board: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
     BoardPlatform: "attentive cpu _board _clock _memory",
+    Transcript: "",
     Machine: "config observers debug_sinks typist _interrupted board memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
