@@ -72,9 +72,7 @@ _MMIO = (
     Property("force-legacy", "flag", "off", "on: version 1 (QEMU has this at virtio-mmio itself, where it is on)"),
     *_RING,
 )
-_FIXED = (
-    Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),
-)
+_FIXED = (Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),)
 _BALLOON = (
     Property("must-tell-host", "flag", "on", "offer VIRTIO_BALLOON_F_MUST_TELL_HOST (QEMU has no such property)"),
     Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),

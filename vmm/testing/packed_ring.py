@@ -79,6 +79,7 @@ class PackedQueue(Queue[PackedLayout]):
         self._free_ids = list(range(size))
         self._free = size
         self._unpublished: list[tuple[int, int]] = []  # place and flags of first descriptors
+        self.want_notifications()
 
     def bytes_needed(self) -> int:
         return PackedLayout.bytes_needed(self.size)

@@ -33,7 +33,7 @@ from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
-from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES, ids_in_flight
+from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES, is_in_flight
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
@@ -416,12 +416,13 @@ class Balloon(VirtioDevice):
     @staticmethod
     def _check_in_flight(queue: Queue | None, chains: Any, saved: Any, where: str) -> None:
         """Each of the saved `chains` must be in flight in `queue`, once."""
-        flying = frozenset() if queue is None else ids_in_flight(saved["queues"][queue.index])
-        named = [chain["buffer_id"] for chain in chains]
-        for number, buffer_id in enumerate(named):
-            if buffer_id not in flying or buffer_id in named[:number]:
+        seen: set[int] = set()
+        for chain in chains:
+            flying = queue is not None and is_in_flight(saved["queues"][queue.index], chain)
+            if not flying or chain["buffer_id"] in seen:
                 name = "statsq" if queue is None else queue.name
-                raise refuse(where, f"a chain in flight in {name}", f"the buffer id {buffer_id}")
+                raise refuse(where, f"a chain in flight in {name}", f"the head {chain['head']}")
+            seen.add(chain["buffer_id"])
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
