@@ -4,7 +4,8 @@ Owns the device's life from reset to DRIVER_OK and what may happen when.  Refuse
 transports call what is public here) and what its queues are for (a subclass answers `process`).
 
 A subclass gives its `device_id`, its `config` registers (attributes of its own) and its queues, and overrides
-`process`; the other hooks are `live`, `lost`, `deadline_ns`, `deadline_reached`, `config_written` and `settings`.
+`process`; the other hooks are `live`, `lost`, `queue_lost`, `deadline_ns`, `deadline_reached`, `config_written` and
+`settings`.
 
 Invariants
 - Nothing is consumed before DRIVER_OK, with bus mastering off, after FAILED, DEVICE_NEEDS_RESET or a reset; a kick that
@@ -39,6 +40,7 @@ WORK_LIMIT = 65536
 # Plain integers: the arithmetic of enum flags is slow, and these are asked for on every kick.
 _DRIVER_OK, _FEATURES_OK = int(Status.DRIVER_OK), int(Status.FEATURES_OK)
 _NEEDS_RESET, _FAILED = int(Status.DEVICE_NEEDS_RESET), int(Status.FAILED)
+_NOTIFICATION_DATA = 1 << spec.VIRTIO_F_NOTIFICATION_DATA
 _LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
 
 Argument = TypeVar("Argument")
@@ -146,16 +148,19 @@ class VirtioDevice(Stateful, ABC):
         return notifications
 
     def write_queue(self, index: int, field: str, value: int, now_ns: int) -> Notifications:
-        """`field` is "size", "desc_gpa", "driver_gpa", "device_gpa" or "enabled".
+        """`field` is "size", "desc_gpa", "driver_gpa", "device_gpa", "enabled" or "reset".
 
-        Refused silently, as a register would: a queue that does not exist, any change of an enabled queue, a size that
-        is no power of two or too large (§4.1.4.3.2), enabling before FEATURES_OK or without the queue's feature."""
+        Refused silently, as a register would: a queue that does not exist, any change of an enabled queue but its reset
+        (§2.6.1, with RING_RESET), a size that is too large or, unless the ring is packed, no power of two (§4.1.4.3.2),
+        enabling before FEATURES_OK or without the queue's feature."""
         queue = self.queues[index] if 0 <= index < len(self.queues) else None
-        if queue is None or queue.enabled:
+        if queue is None or queue.enabled != (field == "reset"):
             return NO_NOTIFICATIONS
+        if field == "reset":
+            return self._reset_queue(queue) if value == 1 else NO_NOTIFICATIONS
         if field == "enabled":
             return self._enable(queue, now_ns) if value == 1 else NO_NOTIFICATIONS
-        queue.write(field, value)
+        queue.write(field, value, self._negotiated())
         return NO_NOTIFICATIONS
 
     def has_queue(self, queue: Queue) -> bool:
@@ -165,11 +170,19 @@ class VirtioDevice(Stateful, ABC):
             return True
         return bool(self.driver_features >> queue.feature & 1)
 
-    def notify(self, index: int, now_ns: int) -> Notifications:
-        """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored."""
-        if 0 <= index < len(self.queues):
-            return self._look_at((self.queues[index],), now_ns)
-        return NO_NOTIFICATIONS
+    def notify(self, index: int, now_ns: int, data: int | None = None) -> Notifications:
+        """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored.
+
+        `data` are the 32 bits of the notification where the transport has them.  They count with NOTIFICATION_DATA
+        only, and no more than as a hint: what is available is what the ring says, and where they disagree the watchers
+        are told."""
+        if not 0 <= index < len(self.queues):
+            return NO_NOTIFICATIONS
+        queue = self.queues[index]
+        notifications = self._look_at((queue,), now_ns)
+        if self.driver_features & _NOTIFICATION_DATA and queue.ring is not None and self.is_live:
+            notifications |= self._check_data(queue, data)
+        return notifications
 
     def read_config(self, offset: int, size: int) -> int:
         """The little-endian value of `size` bytes of device configuration; behind its end they are zero."""
@@ -225,7 +238,7 @@ class VirtioDevice(Stateful, ABC):
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
         for queue, entry in zip(self.queues, saved["queues"], strict=True):
-            queue.restore_queue(entry, self.memory, status.negotiated(self.status, self.driver_features))
+            queue.restore_queue(entry, self.memory, self._negotiated())
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
@@ -241,7 +254,7 @@ class VirtioDevice(Stateful, ABC):
 
     def has_feature(self, bit: int) -> bool:
         """Whether feature `bit` was negotiated."""
-        return bool(status.negotiated(self.status, self.driver_features) >> bit & 1)
+        return bool(self._negotiated() >> bit & 1)
 
     def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
         """Return chains to the driver.  Only while the device is live."""
@@ -274,6 +287,9 @@ class VirtioDevice(Stateful, ABC):
     def live(self, now_ns: int) -> Notifications:
         """The device has become live (DRIVER_OK, or bus mastering back on), and every queue was looked at."""
         return NO_NOTIFICATIONS
+
+    def queue_lost(self, queue: Queue) -> None:
+        """The driver has reset one queue (§2.6.1): forget every chain of it that is held."""
 
     def lost(self) -> None:
         """The driver is gone: forget what it brought, and every chain held."""
@@ -329,8 +345,33 @@ class VirtioDevice(Stateful, ABC):
         return self._contained(self._set_up, queue, queue) | self._look_at((queue,), now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
-        queue.set_up(self.memory, status.negotiated(self.status, self.driver_features))
+        queue.set_up(self.memory, self._negotiated())
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
+
+    def _reset_queue(self, queue: Queue) -> Notifications:
+        """§2.6.1: done at once; what is in flight is never returned, and the driver may set the queue up again."""
+        if not self.has_feature(spec.VIRTIO_F_RING_RESET):
+            return NO_NOTIFICATIONS
+        queue.reset()
+        self.queue_lost(queue)
+        told = self.event("queue-reset", f"the driver reset queue {queue.index} ({queue.name})")
+        return told | Notifications(deadline=True)
+
+    def _check_data(self, queue: Queue, data: int | None) -> Notifications:
+        """§2.9: whether a notification says what the ring said, once everything available was taken."""
+        wrong = ""
+        if data is None:
+            wrong = "has no data, although VIRTIO_F_NOTIFICATION_DATA was negotiated"
+        elif data & 0xFFFF != queue.index:
+            wrong = f"names queue {data & 0xFFFF}"
+        elif queue.ring is not None and self._carry_on_ns is None and (said := queue.ring.misannounced(data)):
+            wrong = f"announces {said}"
+        if not wrong:
+            return NO_NOTIFICATIONS
+        return self.event("notification-data", f"a notification of queue {queue.index} ({queue.name}) {wrong}")
+
+    def _negotiated(self) -> int:
+        return status.negotiated(self.status, self.driver_features)
 
     def _become_live(self, now_ns: int) -> Notifications:
         """Look at every queue, since kicks may have come too early, and let the subclass catch up."""

@@ -49,15 +49,17 @@ from devices.state import (
     uint,
 )
 from devices.timer import Counter, Timer8254
+from devices.virtio import spec
 from devices.virtio.balloon import Balloon
 from devices.virtio.balloon.pages import BalloonPages
 from devices.virtio.balloon.stats import StatsConversation
+from devices.virtio.packed import PackedQueue
 from devices.virtio.queue import Queue
 from devices.virtio.rng import Rng
 from devices.virtio.split import SplitQueue
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.writes import WriteLog
-from tests.support import BalloonMachine
+from tests.support import BalloonMachine, build_with
 from vmm.boards import Board, SeededEntropy
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
@@ -101,8 +103,10 @@ BUILT: dict[type, str] = {
     VirtioPciModern: f"{FUNCTION} table _window_data",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring",
-    SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
-    "_used_gpa _heads_in_flight",
+    PackedQueue: "size _memory _event_idx _in_order _walker _bytes _words _driver_event _device_event _records "
+    "_ring_gpa _device_gpa _round _ids_in_flight",
+    SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _walker _available _available_ring _used "
+    "_used_bytes _used_ring _used_gpa _heads_in_flight",
     Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "",
@@ -146,12 +150,15 @@ def everything() -> dict[type, Any]:
     machine.driver.start()
     full = Machine(make_config("hello", memory="4M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
     assert isinstance(full.platform.cpu, UnicornCpu)
-    rings = machine.balloon.queues[0].ring, full.memory.writes
+    packed = BalloonMachine(build=build_with(spec.VIRTIO_F_RING_PACKED))
+    packed.driver.start()
+    rings = machine.balloon.queues[0].ring, packed.balloon.queues[0].ring, full.memory.writes
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
     for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow):
         walk(thing)
     full.close()
     machine.close()
+    packed.close()
     return found
 
 

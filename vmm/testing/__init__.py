@@ -10,10 +10,11 @@ from vmm.testing.bench import BenchBus, DirectBench, PciBench
 from vmm.testing.direct import DirectTransport
 from vmm.testing.driver import Driver, FeaturesRefused
 from vmm.testing.layout import Descriptor
+from vmm.testing.packed_ring import PackedQueue
 from vmm.testing.pages import OutOfPages, PageAllocator
 from vmm.testing.pci import Msix, PciBus
 from vmm.testing.protocols import ANY_QUEUE, Bus, Interrupts, Memory, Transport
-from vmm.testing.raw import RawQueue
+from vmm.testing.raw import RawPackedQueue, RawQueue
 from vmm.testing.ring import DeviceViolation, RingFull, SplitQueue, Used
 from vmm.testing.virtio_pci import PciTransport
 
@@ -32,10 +33,12 @@ __all__ = [
     "Memory",
     "Msix",
     "OutOfPages",
+    "PackedQueue",
     "PageAllocator",
     "PciBench",
     "PciBus",
     "PciTransport",
+    "RawPackedQueue",
     "RawQueue",
     "RingFull",
     "SplitQueue",

@@ -13,15 +13,21 @@ device goes through a `Transport`, so the same test drives a device directly and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from devices.virtio import spec
 from devices.virtio.spec import Status
+from vmm.testing.packed_ring import PackedQueue
 from vmm.testing.protocols import Interrupts, Memory, PageSource, Transport
-from vmm.testing.ring import DeviceViolation, Readable, SplitQueue, Used, Writable
+from vmm.testing.ring import DeviceViolation, Queue, Readable, SplitQueue, Used, Writable
 
 EVENT_IDX = 1 << spec.VIRTIO_F_EVENT_IDX
 INDIRECT_DESC = 1 << spec.VIRTIO_F_INDIRECT_DESC
 VERSION_1 = 1 << spec.VIRTIO_F_VERSION_1
+RING_PACKED = 1 << spec.VIRTIO_F_RING_PACKED
+IN_ORDER = 1 << spec.VIRTIO_F_IN_ORDER
+NOTIFICATION_DATA = 1 << spec.VIRTIO_F_NOTIFICATION_DATA
+RING_RESET = 1 << spec.VIRTIO_F_RING_RESET
 
 _CONFIG_ATTEMPTS = 16
 
@@ -33,12 +39,12 @@ class FeaturesRefused(RuntimeError):
 class Driver:
     """The driver of one device.  `supported` is the mask of features that it understands."""
 
-    supported = EVENT_IDX | INDIRECT_DESC | VERSION_1
+    supported = EVENT_IDX | INDIRECT_DESC | VERSION_1 | RING_PACKED | IN_ORDER | NOTIFICATION_DATA | RING_RESET
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.features = 0
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, Queue[Any]] = {}
 
     @property
     def memory(self) -> Memory:
@@ -109,16 +115,25 @@ class Driver:
         """Whether the negotiated features leave queue `index` in existence; a device type may say otherwise."""
         return True
 
-    def set_up_queue(self, index: int, size: int) -> SplitQueue:
+    def set_up_queue(self, index: int, size: int) -> Queue[Any]:
         """Rings of `size` entries for one queue, known to the device and enabled."""
+        make: type[Queue[Any]] = PackedQueue if self.features & RING_PACKED else SplitQueue
         event_idx, indirect = bool(self.features & EVENT_IDX), bool(self.features & INDIRECT_DESC)
-        queue = SplitQueue(self.memory, self.pages, index, size, event_idx=event_idx, indirect=indirect)
+        in_order = bool(self.features & IN_ORDER)
+        queue = make(self.memory, self.pages, index, size, event_idx=event_idx, indirect=indirect, in_order=in_order)
         place = queue.layout
         self.transport.set_up_queue(index, size, place.desc_gpa, place.driver_gpa, place.device_gpa)
         if not self.transport.queue_enabled(index):
             raise DeviceViolation(f"queue {index} did not become enabled (§4.1.4.3)")
         self.queues[index] = queue
         return queue
+
+    def reset_queue(self, index: int) -> None:
+        """§2.6.1, with RING_RESET: one queue is forgotten, with what is in flight; `set_up_queue` makes a new one."""
+        self.transport.reset_queue(index)
+        if self.transport.queue_enabled(index):
+            raise DeviceViolation(f"queue {index} is enabled after its reset (§4.1.4.3.1)")
+        self.queues.pop(index).release()
 
     def driver_ok(self) -> None:
         """Step 8: the device is live."""
@@ -146,8 +161,15 @@ class Driver:
         self.queues[queue].publish()
         wanted = self.queues[queue].must_notify()
         if wanted or force:
-            self.transport.notify(queue)
+            self.notify(queue)
         return wanted or force
+
+    def notify(self, queue: int) -> None:
+        """Notify the device (§2.9), with data where that was negotiated."""
+        if self.features & NOTIFICATION_DATA:
+            self.transport.notify(queue, queue | self.queues[queue].notification_data() << 16)
+        else:
+            self.transport.notify(queue)
 
     def collect(self, queue: int = 0) -> list[Used]:
         """The buffers that came back since the last call."""

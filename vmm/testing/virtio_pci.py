@@ -15,6 +15,7 @@ from vmm.testing.protocols import ANY_QUEUE, Bus, Interrupts, Memory, PageSource
 
 MESSAGE_WINDOW = 0xFEE0_0000
 CONFIG_VECTOR = 0
+_RESET_ATTEMPTS = 1000
 
 
 class Capability(NamedTuple):
@@ -178,8 +179,20 @@ class PciTransport:
         self.write_common("queue_select", index)
         return self.read_common("queue_enable") == 1
 
-    def notify(self, index: int) -> None:
-        self.bus.mmio_write(self.notify_gpa(index), 2, index)
+    def reset_queue(self, index: int) -> None:
+        """§4.1.4.3.2: write 1, then wait until queue_reset reads back 0."""
+        self.write_common("queue_select", index)
+        self.write_common("queue_reset", 1)
+        for _ in range(_RESET_ATTEMPTS):
+            if self.read_common("queue_reset") == 0:
+                return
+        raise RuntimeError(f"{self.function.name}: the reset of queue {index} does not end (§4.1.4.3.1)")
+
+    def notify(self, index: int, data: int | None = None) -> None:
+        if data is None:
+            self.bus.mmio_write(self.notify_gpa(index), 2, index)
+        else:
+            self.bus.mmio_write(self.notify_gpa(index), 4, data)
 
     def notify_gpa(self, index: int) -> int:
         """The Queue Notify address of a queue (§4.1.4.4)."""

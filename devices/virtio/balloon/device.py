@@ -28,6 +28,7 @@ from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES, is_in_flight
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
@@ -50,8 +51,8 @@ SUPPORTED_FEATURES: Final = (
     | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
     | 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
     | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
-    | 1 << spec.VIRTIO_F_INDIRECT_DESC
-    | 1 << spec.VIRTIO_F_EVENT_IDX
+    | RING_FEATURES
+    | LEGACY_RING_FEATURES
     | 1 << spec.VIRTIO_F_VERSION_1
 )
 _COUNTERS: Final = (
@@ -65,8 +66,11 @@ _COUNTERS: Final = (
     "ignored_bytes",
     "failed_discards",
 )
-DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(
-    1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
+DEFAULT_FEATURES: Final = (
+    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
+    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
+    | DEFAULT_RING_FEATURES
+    | 1 << spec.VIRTIO_F_VERSION_1
 )
 """QEMU's.  Whether the guest may take back what the host asked for, and whether free memory leaves it unasked, are
 decisions of who runs it."""
@@ -283,6 +287,10 @@ class Balloon(VirtioDevice):
     def live(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
 
+    def queue_lost(self, queue: Queue) -> None:
+        if queue is self._stats_queue:
+            self._held = None
+
     def lost(self) -> None:
         self.actual = self._told_actual = 0
         self._pages.clear()
@@ -314,10 +322,10 @@ class Balloon(VirtioDevice):
             return
         place = f"{where}.held"
         chain = require_list(place, saved["held"], 1)[0]
-        ring = None if self._stats_queue is None else saved["queues"][self._stats_queue.index]["ring"]
-        if ring is None or not any(ring["in_flight"][chain["head"] : chain["head"] + 1]):
+        queue = None if self._stats_queue is None else saved["queues"][self._stats_queue.index]
+        if queue is None or not is_in_flight(queue, chain["buffer_id"]):
             raise refuse(place, "a chain in flight in statsq", f"the head {chain['head']}")
 
     def settings(self) -> tuple[object, ...]:
-        held = None if self._held is None else self._held.head.tolist()
+        held = None if self._held is None else (self._held.head.tolist(), self._held.buffer_id.tolist())
         return self.num_pages, self.actual, self._pages, held, self._stats.settings()
