@@ -16,9 +16,16 @@ class MakeMachine(Protocol):
     def __call__(self, way: Way = "direct", **options: Any) -> BalloonMachine: ...
 
 
-@pytest.fixture(params=["direct", "pci", "pci-intx"])
+SPLIT_WAYS: tuple[Way, ...] = ("direct", "pci", "pci-intx")
+PACKED_WAYS: tuple[Way, ...] = ("packed", "packed-pci")
+ON_SPLIT_RINGS = pytest.mark.parametrize("way", SPLIT_WAYS)
+"""For a single test that is about split rings, or writes into one."""
+
+
+@pytest.fixture(params=[*SPLIT_WAYS, "packed-pci"])
 def way(request: pytest.FixtureRequest) -> Way:
-    """How the driver reaches its device: by its contract methods, or over a PCI bus with MSI-X or with INTx."""
+    """How the driver reaches its device: by its contract methods, or over a PCI bus with MSI-X or with INTx; in the
+    last with packed rings.  A module about one kind of ring has a fixture of that name of its own."""
     value: Way = request.param
     return value
 

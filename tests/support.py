@@ -23,7 +23,7 @@ from vmm.testing import BalloonDriver, BenchBus, DirectBench, DirectTransport, P
 from vmm.testing.protocols import EventLike
 
 MIB = 1 << 20
-Way = Literal["direct", "pci", "pci-intx"]
+Way = Literal["direct", "pci", "pci-intx", "packed", "packed-pci"]
 
 RAM_LAYOUT = ((0, 0xA0000), (0x100000, 3 * MIB), (1 << 32, MIB))
 """Low RAM with the PC's hole above it, RAM above the hole, and some beyond 4 GiB."""
@@ -44,7 +44,8 @@ build_reporting = build_with(spec.VIRTIO_BALLOON_F_PAGE_REPORTING, spec.VIRTIO_B
 class BalloonMachine:
     """A balloon and its driver on `layout`'s RAM; the driver takes its pages from 1 MiB on.
 
-    `way` is how the driver reaches the device.  Nothing is initialised until `driver.start()`.
+    `way` is how the driver reaches the device, and by which kind of ring; "packed" is the direct way.
+    Nothing is initialised until `driver.start()`.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class BalloonMachine:
         self.memory = memory if memory is not None else GuestMemory(RAM_LAYOUT)
         self.pages = PageAllocator(*DRIVER_RAM)
         self.balloon = build(self.memory)
+        if way.startswith("packed"):
+            self.balloon.device_features |= 1 << spec.VIRTIO_F_RING_PACKED
         self.bench: DirectBench | PciBench[Notifications]
-        if way == "direct":
+        if way in ("direct", "packed"):
             direct = DirectTransport(self.balloon, self.memory, self.pages)
             self.bench = DirectBench(direct, self.balloon)
             self.driver = BalloonDriver(direct)

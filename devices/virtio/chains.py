@@ -76,6 +76,10 @@ class Chains:
         """How many entries of the descriptor table or ring chain `index` occupies."""
         return int(self.slots[index])
 
+    def names_and_slots(self) -> list[tuple[int, int]]:
+        """Buffer id and slots of each chain."""
+        return list(zip(self.buffer_id.tolist(), self.slots.tolist(), strict=True))
+
     def are_readable(self) -> bool:
         """Whether no buffer of any chain is device-writable."""
         return not self.writable.any()
@@ -259,6 +263,9 @@ class FewChains(_WithoutArrays):
 
     def slots_of(self, index: int) -> int:
         return self._slots[index]
+
+    def names_and_slots(self) -> list[tuple[int, int]]:
+        return list(zip(self._ids, self._slots, strict=True))
 
     def are_readable(self) -> bool:
         return True not in self._writable

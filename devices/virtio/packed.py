@@ -30,14 +30,17 @@ from devices.virtio import spec
 from devices.virtio.chains import Chains, OneBuffer
 from devices.virtio.packed_walk import AVAILABLE, EITHER, PackedWalker
 
-BULK_FROM_CHAINS = 12
-"""From so many descriptors on they are read, and from so many chains on they are returned, with numpy."""
+BULK_FROM_CHAINS = 96
+"""From so many descriptors on they are read, and from so many chains on they are returned, with numpy.
+
+In a loop they cross at about 70 (bench/bench_balloon.py), but see `split.LOCK_STEP_FROM_CHAINS`."""
 
 IDS = 1 << 16
 """A buffer id is any 16-bit number: §2.8 sets no bound, though drivers number from 0."""
 
 _BODY = Struct("<QIH")
 _USED = Struct("<IH")  # the length and the id that a used descriptor has, at the descriptor's byte 8
+_WHOLE_USED = Struct("<IHH")  # and the flags behind them
 _DESC_BYTES = spec.pvirtq_desc.itemsize
 _WORDS, _FLAGS_WORD = _DESC_BYTES // 2, 7
 _WRITE, _LINKED = spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_NEXT | spec.VIRTQ_DESC_F_INDIRECT
@@ -146,8 +149,12 @@ class PackedQueue(Stateful):
         if flags & EITHER != expected:
             return None
         self._memory.fence()
-        following = position + 1 if position + 1 < self._round else 0
-        if not flags & _LINKED and not self._is_available(following):
+        # Most drivers offer one descriptor at a time: then nothing is available behind it, and no list is needed.
+        if place + 1 < size:
+            following, after = position + 1, self._words[_WORDS * place + _WORDS + _FLAGS_WORD] & EITHER
+        else:
+            following, after = size if expected == AVAILABLE[1] else 0, self._words[_FLAGS_WORD] & EITHER ^ EITHER
+        if after != expected and not flags & _LINKED:
             gpa, length, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
             room = (position - self._next_used) % self._round != size
             if length and room and not self._in_flight[name] and self._memory.region_of(gpa, length) is not None:
@@ -209,10 +216,10 @@ class PackedQueue(Stateful):
         With IN_ORDER one used descriptor stands for all of them, unless a skipped one would pass for written."""
         position, count = self._next_used, chains.count
         if count == 1:
-            length = written if isinstance(written, int) else written[0]
-            end = position + chains.slots_of(0)
-            self._in_flight[chains.id_of(0)] = 0
-            self._use(position, chains.id_of(0), length)
+            buffer_id, slots = chains.id_of(0), chains.slots_of(0)
+            self._in_flight[buffer_id] = 0
+            self._use(position, buffer_id, written if isinstance(written, int) else written[0])
+            end = position + slots
         elif self._in_order and chains.are_readable():
             end = position + int(chains.slots.sum())
             self._ids_in_flight[chains.buffer_id] = 0
@@ -224,34 +231,35 @@ class PackedQueue(Stateful):
         self._next_used = end if end < self._round else end - self._round
 
     def _use(self, position: int, buffer_id: int, length: int) -> None:
-        """Write one used descriptor, which is visible from then on."""
-        place = self._write_body(position, buffer_id, length)
-        self._words[_WORDS * place + _FLAGS_WORD] = self._used_flags(position, length)
-        self._memory.writes.add(self._ring_gpa + _DESC_BYTES * place + 8, 8)
-
-    def _write_body(self, position: int, buffer_id: int, length: int) -> int:
-        place = position if position < self.size else position - self.size
-        _USED.pack_into(self._bytes, _DESC_BYTES * place + 8, length, buffer_id)
-        return place
-
-    def _used_flags(self, position: int, length: int) -> int:
-        """§2.8.1, §2.8.3: both bits match the wrap counter; WRITE says that the length means something."""
-        return (_BOTH if position < self.size else 0) | (_WRITE if length else 0)
+        """Write one used descriptor, which is visible from then on (§2.8.1, §2.8.3): both marks match the wrap counter,
+        and WRITE says that the length means something."""
+        place, flags = (position, _BOTH) if position < self.size else (position - self.size, 0)
+        offset = _DESC_BYTES * place + 8
+        _USED.pack_into(self._bytes, offset, length, buffer_id)
+        self._words[_WORDS * place + _FLAGS_WORD] = flags | _WRITE if length else flags
+        self._memory.writes.add(self._ring_gpa + offset, 8)
 
     def _put_few(self, position: int, chains: Chains, written: int | Sequence[int]) -> int:
-        """Put in a loop; returns the position behind, not yet brought back below the end of the round."""
-        flags: list[tuple[int, int]] = []
-        at = position
-        for index in range(chains.count):
-            buffer_id = chains.id_of(index)
-            length = written if isinstance(written, int) else written[index]
+        """Put in a loop; returns the position behind, not yet brought back below the end of the round.
+
+        The driver looks at the first descriptor and then at the ones behind it: those may be written in any way."""
+        first, *others = chains.names_and_slots()
+        length = written if isinstance(written, int) else 0
+        at = position + first[1]
+        for index, (buffer_id, slots) in enumerate(others, 1):
+            if not isinstance(written, int):
+                length = written[index]
             where = at if at < self._round else at - self._round
-            flags.append((self._write_body(where, buffer_id, length), self._used_flags(where, length)))
+            place, flags = (where, _BOTH) if where < self.size else (where - self.size, 0)
+            _WHOLE_USED.pack_into(
+                self._bytes, _DESC_BYTES * place + 8, length, buffer_id, flags | _WRITE if length else flags
+            )
             self._in_flight[buffer_id] = 0
-            at += chains.slots_of(index)
-        for place, value in reversed(flags):
-            self._words[_WORDS * place + _FLAGS_WORD] = value
+            at += slots
         self._wrote(position, at - position)
+        self._memory.fence()
+        self._in_flight[first[0]] = 0
+        self._use(position, first[0], written if isinstance(written, int) else written[0])
         return at
 
     def _put_many(self, position: int, chains: Chains, written: int | Sequence[int]) -> int:
@@ -277,7 +285,8 @@ class PackedQueue(Stateful):
         place = position % self.size
         upper = min(slots, self.size - place)
         self._memory.writes.add(self._ring_gpa + _DESC_BYTES * place, _DESC_BYTES * upper)
-        self._memory.writes.add(self._ring_gpa, _DESC_BYTES * (slots - upper))
+        if slots > upper:
+            self._memory.writes.add(self._ring_gpa, _DESC_BYTES * (slots - upper))
 
     def needs_notification(self) -> bool:
         """Whether the driver wants to hear of what was put since the last call (§2.8.10)."""

@@ -71,15 +71,22 @@ class PackedWalker:
         length: list[int] = []
         writable: list[bool] = []
         first, slots, heads, ids, total = [0], [], [], [], 0
-        while True:
-            place, flags, expected = self._at(position + total)
-            if flags & EITHER != expected:
-                break
+        place, flags, expected = self._at(position)
+        while flags & EITHER == expected:
             self._memory.fence()
             if total == room:
                 text = f"the descriptor at {place} is made available while it belongs to a chain in flight"
                 raise DriverError("2.8.16", text, head=place)
-            occupied, name = self._follow(position + total, flags, room - total, addr, length, writable)
+            if flags & (_NEXT | _INDIRECT):
+                occupied, name = self._follow(position + total, flags, room - total, addr, length, writable)
+            else:
+                gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
+                if not size or self._memory.region_of(gpa, size) is None:
+                    self._check_buffer(place, gpa, size)
+                addr.append(gpa)
+                length.append(size)
+                writable.append(bool(flags & _WRITE))
+                occupied = 1
             if len(addr) > self._size:
                 break
             if in_flight[name]:
@@ -91,6 +98,10 @@ class PackedWalker:
             ids.append(name)
             slots.append(occupied)
             first.append(len(addr))
+            place += occupied
+            if place >= self._size:
+                place, expected = place - self._size, expected ^ EITHER
+            flags = self._words[_WORDS * place + _FLAGS_WORD]
         end = first[-1]
         return FewChains(heads, slots, first, addr[:end], length[:end], writable[:end], ids), total
 
@@ -183,7 +194,8 @@ class PackedWalker:
         upper, lower = self._records[place : place + count], self._records[: max(place + count - self._size, 0)]
         descriptors = np.concatenate((upper, lower)) if len(lower) else upper.copy()
         flags = descriptors["flags"]
-        last = ((flags & _NEXT) == 0).nonzero()[0]
+        linked = flags & (_NEXT | _INDIRECT)
+        last = ((linked & _NEXT) == 0).nonzero()[0]
         # What goes on behind the limit, and what is available though there is no room for it, is the other way's.
         if not count or not len(last) or last[-1] != count - 1 or self._goes_on(position + count, count == limit):
             return None
@@ -194,7 +206,7 @@ class PackedWalker:
         first = np.concatenate((np.zeros(1, np.intp), last + 1))
         slots = first[1:] - first[:-1]
         heads = ((place + first[:-1]) % self._size).astype(np.uint16)
-        refers = (flags & _INDIRECT) != 0
+        refers = (linked & _INDIRECT) != 0
         if refers.any():
             if (slots[np.searchsorted(last, refers.nonzero()[0])] != 1).any():
                 return None

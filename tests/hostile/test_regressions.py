@@ -11,7 +11,7 @@ import ast
 import pytest
 
 from devices.memory import PAGE_BYTES
-from tests.fixtures import MakeMachine
+from tests.fixtures import SPLIT_WAYS, MakeMachine
 from tests.layers import ROOT, tree
 from tests.support import MIB, BalloonMachine, CountingMemory, Way
 from vmm.testing import Descriptor, RawQueue
@@ -37,6 +37,13 @@ SEEDS = (
     "MSI-X vector bounds",
     "punching past a region",
 )
+
+
+@pytest.fixture(params=SPLIT_WAYS)
+def way(request: pytest.FixtureRequest) -> Way:
+    """The rings written to here are split ones."""
+    value: Way = request.param
+    return value
 
 
 def regression_tests() -> dict[str, str]:
