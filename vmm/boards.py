@@ -336,9 +336,16 @@ def _fw_cfg_items(config: MachineConfig) -> dict[int, bytes]:
     }
 
 
-_FEATURE_OF = {
+_RING_FEATURE_OF = {
     "indirect_desc": spec.VIRTIO_F_INDIRECT_DESC,
     "event_idx": spec.VIRTIO_F_EVENT_IDX,
+    "packed": spec.VIRTIO_F_RING_PACKED,
+    "in_order": spec.VIRTIO_F_IN_ORDER,
+    "queue_reset": spec.VIRTIO_F_RING_RESET,
+    "notification-data": spec.VIRTIO_F_NOTIFICATION_DATA,
+}
+_FEATURE_OF = {
+    **_RING_FEATURE_OF,
     "must-tell-host": spec.VIRTIO_BALLOON_F_MUST_TELL_HOST,
     "stats-vq": spec.VIRTIO_BALLOON_F_STATS_VQ,
     "deflate-on-oom": spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
@@ -360,7 +367,7 @@ def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
     if board.config.clock == "virtual":
         board.entropy.append(SeededEntropy(device.id))
         entropy = board.entropy[-1]
-    features = _features(device, ("indirect_desc", "event_idx"))
+    features = _features(device, _RING_FEATURE_OF)
     return Rng(board.memory, entropy, name=device.id, features=features)
 
 

@@ -49,10 +49,12 @@ _COMMON = (
     Property("addr", "slot", "", "PCI device number on bus 0, hexadecimal, 3 to 1f (default: the first free one)"),
     Property("indirect_desc", "flag", "on", "offer VIRTIO_F_INDIRECT_DESC"),
     Property("event_idx", "flag", "on", "offer VIRTIO_F_EVENT_IDX"),
+    Property("packed", "flag", "off", "offer VIRTIO_F_RING_PACKED, the packed ring"),
+    Property("in_order", "flag", "off", "offer VIRTIO_F_IN_ORDER"),
+    Property("queue_reset", "flag", "on", "offer VIRTIO_F_RING_RESET"),
+    Property("notification-data", "flag", "off", "offer VIRTIO_F_NOTIFICATION_DATA (QEMU has no such property here)"),
 )
 _FIXED = (
-    Property("packed", "fixed", "off", "the packed ring"),
-    Property("in_order", "fixed", "off", "buffers used in the order offered"),
     Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),
     Property("disable-legacy", "fixed", "on", "the device is a modern one"),
     Property("disable-modern", "fixed", "off", "the device is a modern one"),

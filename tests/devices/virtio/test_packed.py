@@ -642,14 +642,15 @@ def test_states_of_other_rings_do_not_fit(ring: RawPackedRing) -> None:
     fresh.check_state(saved, "ring")
     fresh.restore_state(saved)
     assert fresh == queue
-    for change in (
+    changes: tuple[dict[str, object], ...] = (
         {"next_available": 16},
         {"next_used": 2},
         {"in_flight": [4, 9, 10]},
         {"in_flight": [9, 4]},
         {"in_flight": []},
         {"next_used": 5},
-    ):
+    )
+    for change in changes:
         with pytest.raises(ConfigError, match="does not fit this machine: ring"):
             ring.queue().check_state({**saved, **change}, "ring")
 
