@@ -27,6 +27,7 @@ SEEDS = (
     "CVE-2024-4693",
     "CVE-2026-5747",
     "QEMU #2576",
+    "QEMU #3968",
     "duplicate stats buffer",
     "inflate endless loop",
     "config offset overflow",

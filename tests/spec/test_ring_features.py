@@ -210,11 +210,17 @@ def test_2_6_1_what_was_offered_and_not_taken_is_forgotten(machine: BalloonMachi
 
 def test_2_6_1_a_queue_set_up_again_is_looked_at(machine: BalloonMachine) -> None:
     """What its new ring holds already is served without another notification."""
+    pfns = machine.filled_pfns(2)
+    before = machine.driver.queues[INFLATEQ]
     machine.driver.reset_queue(INFLATEQ)
-    old_take = machine.driver.transport.queue_enabled(INFLATEQ)
-    assert not old_take
-    machine.driver.set_up_queue(INFLATEQ, 4)
-    assert len(machine.driver.inflate(machine.filled_pfns(1))) == 1
+    queue = type(before)(machine.memory, machine.pages, INFLATEQ, 4, event_idx=True, indirect=True, in_order=True)
+    for pfn in pfns:
+        queue.offer(readable=[pfn_bytes([pfn])])
+    queue.publish()
+    place = queue.layout
+    machine.driver.transport.set_up_queue(INFLATEQ, 4, place.desc_gpa, place.driver_gpa, place.device_gpa)
+    assert machine.are_zero(pfns)
+    assert len(queue.collect()) == 2
 
 
 def test_2_6_1_a_queue_can_be_reset_again_and_again(machine: BalloonMachine) -> None:

@@ -77,6 +77,7 @@ class PackedQueue(Queue[PackedLayout]):
         self._free_ids = list(range(size))
         self._free = size
         self._unpublished: list[tuple[int, int]] = []  # place and flags of first descriptors
+        self.want_notifications()
 
     @staticmethod
     def bytes_needed(size: int) -> int:
