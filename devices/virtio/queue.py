@@ -128,12 +128,13 @@ class Queue(Stateful):
         self.ring = None
 
 
-def is_in_flight(saved_queue: Any, buffer_id: int) -> bool:
-    """Whether a queue, as it was saved and found to be in order, has the buffer in flight."""
+def is_in_flight(saved_queue: Any, saved_chain: Any) -> bool:
+    """Whether a queue, as it was saved and found to be in order, has the chain in flight."""
     marks = () if saved_queue["ring"] is None else saved_queue["ring"]["in_flight"]
-    if isinstance(marks, bytes):  # a split ring's: one byte an id
-        return any(marks[buffer_id : buffer_id + 1])
-    return buffer_id in marks
+    head, buffer_id = saved_chain["head"], saved_chain["buffer_id"]
+    if isinstance(marks, bytes):  # a split ring's: one byte a head
+        return head == buffer_id and any(marks[head : head + 1])
+    return head < saved_queue["size"] and buffer_id in marks
 
 
 def _is_packed(features: int) -> bool:

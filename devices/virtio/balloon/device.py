@@ -323,7 +323,7 @@ class Balloon(VirtioDevice):
         place = f"{where}.held"
         chain = require_list(place, saved["held"], 1)[0]
         queue = None if self._stats_queue is None else saved["queues"][self._stats_queue.index]
-        if queue is None or not is_in_flight(queue, chain["buffer_id"]):
+        if queue is None or not is_in_flight(queue, chain):
             raise refuse(place, "a chain in flight in statsq", f"the head {chain['head']}")
 
     def settings(self) -> tuple[object, ...]:
