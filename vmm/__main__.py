@@ -41,10 +41,10 @@ def shadowed() -> str | None:
 def main() -> int:
     """The console script's entry; returns the exit status."""
     try:
-        # From here on SIGTERM is what Ctrl-C is: what was begun is cleaned up, and the status says why.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for a job in the background
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        # From here on these are what Ctrl-C is: what was begun is cleaned up, and the status says why.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for a background job, and nohup
+                signal.signal(number, signal.default_int_handler)
         _replace_closed_streams()
         return _start(sys.argv[1:])
     except KeyboardInterrupt:
@@ -64,10 +64,11 @@ def _drop_what_cannot_be_written() -> None:
 
 
 def _replace_closed_streams() -> None:
-    """A process may be started with its output closed: then nobody wants it, and that is no mistake."""
-    for name in ("stdout", "stderr"):
+    """A process may be started with streams closed: then its input is at an end and nobody wants its output, and that
+    is no mistake.  In this order each gets its own number, and no file of ours is taken for one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
 
 
 def _start(words: list[str]) -> int:

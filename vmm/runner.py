@@ -1,7 +1,8 @@
 """One run for the command line: build the machine, show it, hold it to a watchable pace, and say how it ended.
 
-The machine knows nothing of terminals, signals or wall time; this module does, and does nothing else.  Ctrl-C and
-SIGTERM end the run at the next opportunity and not in the middle of something, so the report is still written.
+The machine knows nothing of terminals, signals or wall time; this module does, and does nothing else.  Ctrl-C,
+SIGTERM, SIGHUP and SIGQUIT end the run at the next opportunity and not in the middle of something, so the report is
+still written and the terminal put back.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vmm.display import PlainDisplay, Silent
 from vmm.outputs import ReportFile, SerialSink, serial_file, serial_path
-from vmm.streams import GuardedText, OutputGone, forget_stdout
+from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
 from vmm.terminal import ShellDisplay, console_input
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.machine import Machine
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
 
 
@@ -105,7 +107,7 @@ def _sink(request: Request, text: str, kind: str, stack: ExitStack) -> SerialSin
         return stack.enter_context(serial_file(path, kind))
     # With --json nothing but the object may reach the standard output.
     out = sys.stderr if request.json else sys.stdout
-    return SerialSink(out.buffer, "The output")
+    return SerialSink(out.buffer, OUTPUT)
 
 
 def _display(request: Request, machine: Machine) -> Silent:
@@ -141,8 +143,10 @@ def _with_wall_time(report: dict[str, Any], wall_s: float) -> dict[str, Any]:
 
 @contextmanager
 def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the machine to end, a second one is Python's own."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """The first of ENDING asks the machine to end, a second of the same is what it was before.
+
+    One that is ignored stays so: nohup wants that, and a shell for its jobs in the background."""
+    signals = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         machine.interrupt()
