@@ -48,7 +48,7 @@ class LiveDisplay(Silent):
     def __init__(self, machine: Machine, out: TextIO, *, show_console: bool = True) -> None:
         self._machine = machine
         self._show_console = show_console
-        self._note = image_note(machine.board.payload)
+        self._note = image_note(machine.board.payload, machine.config.parameter)
         self._console = Console(file=cast(TextIO, GuardedText(out)), markup=False, highlight=False, emoji=False)
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._lines = ConsoleLines()

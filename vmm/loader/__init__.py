@@ -13,6 +13,7 @@ from pathlib import Path
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from guests import GUESTS
+from vmm.loader.foreign import other_kind
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Segment, place
 from vmm.models import did_you_mean
 
@@ -117,6 +118,9 @@ def load(image: Image, memory: GuestMemory, boot: BootData | None = None) -> Pay
             return linux.load_bzimage(image, memory, boot)
         if linux.is_vmlinux(image.data):
             return linux.load_vmlinux(image, memory, boot)
+    other = None if image.data[:4] == ELF_MAGIC else other_kind(image.data)
+    if other is not None:
+        raise ConfigError(f"The guest {image.name!r} is {other}, and no program for this machine.")
     if boot.modules:
         raise ConfigError(f"The guest {image.name!r} takes no modules; only a kernel does.")
     if image.data[:4] == ELF_MAGIC:
