@@ -102,9 +102,10 @@ def test_a_mistake_gets_one_sentence_and_status_2(
 
 
 def test_a_guest_that_does_not_exist_gets_the_nearest_name() -> None:
-    done = vmm("boot", "stts")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"vmm: There is no .*'stts'; did you mean 'stats'\?\n", done.stderr)
+    for wrong, right in (("stts", "stats"), ("debain", "debian")):
+        done = vmm("boot", wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(rf"vmm: There is no .*'{wrong}'; did you mean '{right}'\?\n", done.stderr)
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty", "missing", "unreadable ELF", "too large"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from guests import GUESTS
+from guests.debian import DEBIAN
 from vmm.loader.foreign import other_kind
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Segment, place
 from vmm.models import did_you_mean
@@ -47,7 +48,7 @@ def read_image(guest: str) -> Image:
         return Image(guest, GUESTS[guest].image())
     path = Path(guest)
     if path.name == guest and not path.exists():
-        raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, GUESTS)}")
+        raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, (*GUESTS, DEBIAN.name))}")
     return Image(guest, _read_file("guest", guest, LARGEST_IMAGE_BYTES))
 
 
