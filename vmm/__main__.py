@@ -25,9 +25,9 @@ def _leave(_number: int = 0, _frame: object = None) -> None:
 
 
 def _answer(handler: Callable[[int, Any], None]) -> None:
-    """SIGTERM is what Ctrl-C is: `handler` gets both, unless whoever started us has one ignored, as a shell has Ctrl-C
-    for a job in the background."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """SIGTERM and SIGHUP are what Ctrl-C is: `handler` gets them, unless whoever started us has one ignored, as a shell
+    has Ctrl-C for a job in the background, and nohup a hang-up."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
@@ -90,10 +90,11 @@ def _drop_what_cannot_be_written() -> None:
 
 
 def _replace_closed_streams() -> None:
-    """A process may be started with its output closed: then nobody wants it, and that is no mistake."""
-    for name in ("stdout", "stderr"):
+    """A process may be started with streams closed: then its input is at an end and nobody wants its output, and that
+    is no mistake.  In this order each gets its own number, and no file of ours is taken for one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
 
 
 def _start(words: list[str]) -> int:

@@ -237,7 +237,7 @@ class Board(Stateful):
             return None
         modules = loader.read_modules(config.modules)
         boot = loader.BootData(config.parameter_bytes, modules, self.memory_map)
-        return loader.load(loader.read_image(config.guest), self.memory, boot)
+        return loader.load(loader.read_image(config.guest)._replace(name=config.name), self.memory, boot)
 
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)

@@ -252,9 +252,9 @@ class Machine(Stateful):
         elif stop.kind is StopKind.QUIT:
             self._finish(stop.kind.value, stop.code, f"the guest ended with exit code {stop.code}")
         else:
-            self._finish(
-                stop.kind.value, 0, f"the guest {'reset the machine' if stop.kind is StopKind.RESET else 'powered off'}"
-            )
+            is_reset = stop.kind is StopKind.RESET
+            detail = f"the guest {'reset the machine' if is_reset else 'powered off'}"
+            self._finish(stop.kind.value, self.config.reset_status if is_reset else 0, detail)
 
     def _finish_unless_broken(self, kind: str, detail: str) -> None:
         """The guest did not say how it went: a device that still needs a reset makes this a failure."""

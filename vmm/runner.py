@@ -1,7 +1,8 @@
 """One run for the command line: build the machine, show it, hold it to a watchable pace, and say how it ended.
 
-The machine knows nothing of terminals, signals or wall time; this module does, and does nothing else.  Ctrl-C and
-SIGTERM end the run at the next opportunity and not in the middle of something, so the report is still written.
+The machine knows nothing of terminals, signals or wall time; this module does, and does nothing else.  Ctrl-C,
+SIGTERM, SIGHUP and SIGQUIT end the run at the next opportunity and not in the middle of something, so the report is
+still written and the terminal put back.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from vmm.display import PlainDisplay, Silent
 from vmm.outputs import LineSink, ReportFile, SerialSink, serial_file, serial_path
-from vmm.streams import GuardedText, OutputGone, forget_stdout
+from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
 from vmm.terminal import ShellDisplay, console_input
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.machine import Machine
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
 
 
@@ -105,7 +107,7 @@ def _sink(request: Request, text: str, kind: str, stack: ExitStack) -> SerialSin
     path = serial_path(text, f"{kind} console")
     if path is not None:
         return stack.enter_context(serial_file(path, kind))
-    return SerialSink(_raw_stdio(request), "The output")
+    return SerialSink(_raw_stdio(request), OUTPUT)
 
 
 def _debug_sink(request: Request, serial: SerialSink | None, stack: ExitStack) -> SerialSink | None:
@@ -113,7 +115,7 @@ def _debug_sink(request: Request, serial: SerialSink | None, stack: ExitStack) -
     serial console, and no line is to begin within another."""
     if request.debugcon != "stdio":
         return _sink(request, request.debugcon, "debug", stack)
-    return LineSink(_raw_stdio(request), "The output", serial if request.serial == "stdio" else None)
+    return LineSink(_raw_stdio(request), OUTPUT, serial if request.serial == "stdio" else None)
 
 
 def _raw_stdio(request: Request) -> BinaryIO:
@@ -154,9 +156,11 @@ def _with_wall_time(report: dict[str, Any], wall_s: float) -> dict[str, Any]:
 
 @contextmanager
 def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the machine to end, a second one is whoever's it was; ignored ones stay so."""
+    """The first of ENDING asks the machine to end, a second of the same is what it was before.
+
+    One that is ignored stays so: nohup wants that, and a shell for its jobs in the background."""
     # All of them are known before the first is changed: from then on `interrupt` may be called.
-    asked = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = {number: signal.getsignal(number) for number in ENDING}
     before = {number: handler for number, handler in asked.items() if handler is not signal.SIG_IGN}
 
     def interrupt(number: int, frame: FrameType | None) -> None:

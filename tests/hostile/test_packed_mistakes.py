@@ -216,7 +216,7 @@ def test_parts_may_overlap_each_other_without_harm(machine: BalloonMachine) -> N
 # -- availability that never ends --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["direct", "packed"])
+@pytest.mark.ways("direct", "packed")
 def test_regression_a_ring_that_is_never_empty(
     make_machine: MakeMachine, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,9 +103,10 @@ def test_a_mistake_gets_one_sentence_and_status_2(
 
 
 def test_a_guest_that_does_not_exist_gets_the_nearest_name() -> None:
-    done = vmm("boot", "stts")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"vmm: There is no .*'stts'; did you mean 'stats'\?\n", done.stderr)
+    for wrong, right in (("stts", "stats"), ("debain", "debian")):
+        done = vmm("boot", wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(rf"vmm: There is no .*'{wrong}'; did you mean '{right}'\?\n", done.stderr)
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty", "missing", "unreadable ELF", "too large"])
@@ -238,13 +239,19 @@ def test_a_triple_fault_is_told_with_vector_address_and_registers(tmp_path: Path
     assert "tsc_aux=" in detail  # everything is there
 
 
-def test_a_text_file_is_told_to_be_taken_for_machine_code(tmp_path: Path) -> None:
+def test_a_file_without_a_mark_is_told_to_be_taken_for_machine_code(tmp_path: Path) -> None:
+    flat(tmp_path, POWER_OFF)
+    done = vmm("boot", "guest.bin", cwd=tmp_path)
+    assert done.stdout.count("guest.bin is no ELF file: loaded as a flat image at 100000h") == 2
+    assert "is no ELF file" not in vmm("boot", "hello").stdout
+
+
+def test_a_text_file_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("# no guest at all")
     done = vmm("boot", "notes.txt", cwd=tmp_path)
-    assert done.stdout.count("notes.txt is no ELF file: loaded as a flat image at 100000h") == 2
-    assert done.returncode == 3  # the firmware met an exception
-    assert "is no ELF file" not in vmm("boot", "hello").stdout
+    sentence = "vmm: The guest 'notes.txt' is text, and no program for this machine.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
 
 
 # -- JSON and the report ---------------------------------------------------------------------------------------------
