@@ -249,7 +249,7 @@ class VirtioDevice(Stateful, ABC):
             self._budget = WORK_LIMIT
             notifications |= self._contained(self.carry_on, now_ns)
             if self._budget <= 0:
-                self._carry_on_ns = now_ns
+                self._carry_on_ns = now_ns + 1  # so that a run stopped and resumed at this moment does no slice more
                 notifications |= Notifications(deadline=True)
             notifications |= self._look_at(self.queues, now_ns)
         if self.is_live and (own := self.deadline_ns()) is not None and own <= now_ns:

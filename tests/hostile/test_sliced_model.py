@@ -24,7 +24,7 @@ class SlicedModel(BalloonModel):
             self.tiny.__exit__(None, None, None)
 
     def carry_out(self) -> None:
-        self.machine.bench.advance(0)
+        self.machine.bench.advance(1000)
         super().carry_out()
 
 
