@@ -33,10 +33,10 @@ COMPLAINT = re.compile(r"BUG:|WARNING:|blocked for more than|virtio_balloon.*(fa
 
 @dataclass(frozen=True)
 class Saved:
-    """A guest at one moment: its machine, and how many events and questions there had been."""
+    """A guest at one moment: its machine, the events until then, and how many questions there had been."""
 
     machine: MachineState
-    events: int
+    events: tuple[tuple[int, Event], ...]
     questions: int
 
 
@@ -137,12 +137,12 @@ class Linux:
     # -- one boot for many tests -------------------------------------------------------------------------------------
 
     def save(self) -> Saved:
-        return Saved(self.machine.save(), len(self.events), self._questions)
+        return Saved(self.machine.save(), tuple(self.events), self._questions)
 
     def restore(self, saved: Saved) -> None:
         """Go back to the moment of `saved`, with all the guest has printed and all that was heard until then."""
         self.machine.restore(saved.machine)
-        del self.events[saved.events :]
+        self.events[:] = saved.events
         self._questions = saved.questions
 
     def tail(self) -> str:
