@@ -124,6 +124,11 @@ class VirtioDevice(Stateful, ABC):
         """Whether the driver broke the device: DEVICE_NEEDS_RESET is set."""
         return bool(self.status & _NEEDS_RESET)
 
+    @property
+    def negotiated_features(self) -> int:
+        """The features that both sides agreed on: none before FEATURES_OK (§2.2)."""
+        return status.negotiated(self.status, self.driver_features)
+
     def write_driver_features(self, value: int) -> None:
         """The features the driver accepts.  Ignored once FEATURES_OK is set: only a reset reopens negotiation."""
         if not self.status & _FEATURES_OK:
@@ -160,7 +165,7 @@ class VirtioDevice(Stateful, ABC):
             return self._reset_queue(queue) if value == 1 else NO_NOTIFICATIONS
         if field == "enabled":
             return self._enable(queue, now_ns) if value == 1 else NO_NOTIFICATIONS
-        queue.write(field, value, self._negotiated())
+        queue.write(field, value, self.negotiated_features)
         return NO_NOTIFICATIONS
 
     def has_queue(self, queue: Queue) -> bool:
@@ -238,7 +243,7 @@ class VirtioDevice(Stateful, ABC):
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
         for queue, entry in zip(self.queues, saved["queues"], strict=True):
-            queue.restore_queue(entry, self.memory, self._negotiated())
+            queue.restore_queue(entry, self.memory, self.negotiated_features)
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
@@ -254,7 +259,7 @@ class VirtioDevice(Stateful, ABC):
 
     def has_feature(self, bit: int) -> bool:
         """Whether feature `bit` was negotiated."""
-        return bool(self._negotiated() >> bit & 1)
+        return bool(self.negotiated_features >> bit & 1)
 
     def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
         """Return chains to the driver.  Only while the device is live."""
@@ -345,7 +350,7 @@ class VirtioDevice(Stateful, ABC):
         return self._contained(self._set_up, queue, queue) | self._look_at((queue,), now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
-        queue.set_up(self.memory, self._negotiated())
+        queue.set_up(self.memory, self.negotiated_features)
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
 
     def _reset_queue(self, queue: Queue) -> Notifications:
@@ -369,9 +374,6 @@ class VirtioDevice(Stateful, ABC):
         if not wrong:
             return NO_NOTIFICATIONS
         return self.event("notification-data", f"a notification of queue {queue.index} ({queue.name}) {wrong}")
-
-    def _negotiated(self) -> int:
-        return status.negotiated(self.status, self.driver_features)
 
     def _become_live(self, now_ns: int) -> Notifications:
         """Look at every queue, since kicks may have come too early, and let the subclass catch up."""
