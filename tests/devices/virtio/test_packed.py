@@ -11,6 +11,7 @@ from devices.memory import GuestMemory
 from devices.virtio import packed
 from devices.virtio.chains import Chains
 from devices.virtio.packed import PackedQueue
+from devices.virtio.packed_walk import PackedWalker
 from tests.devices.virtio.rings import (
     AVAIL,
     BUFFERS,
@@ -160,6 +161,28 @@ def test_2_8_sets_no_bound_for_buffer_ids(ring: RawPackedRing) -> None:
     assert ids_of(chains) == [65535, 32768, 8]
     queue.put_used(chains)
     assert [ring.descriptor(place)[2] for place in range(3)] == [65535, 32768, 8]
+
+
+def test_what_keeps_the_rules_is_read_in_bulk(ring: RawPackedRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists, tables and single descriptors, readable behind writable of another chain, over the end of the ring."""
+    monkeypatch.setattr(packed, "BULK_FROM_CHAINS", 1)
+    monkeypatch.setattr(PackedWalker, "one_by_one", None)
+    queue = ring.queue()
+    offer(ring, *range(5))
+    queue.put_used(take(queue))
+    ring.memory.write(TABLES, descriptor(B, 10) + descriptor(B, 20, 0, WRITE))
+    ring.write(B, 1, NEXT, 10)
+    ring.write(B, 2, WRITE, 11)
+    ring.write(TABLES, 32, INDIRECT, 12)
+    ring.write(B, 3, 0, 13)
+    ring.write(B, 4, WRITE | NEXT, 14)
+    ring.write(B, 5, WRITE, 15)
+    ring.write(B, 6, 0, 16)
+    chains = take(queue)
+    assert (ids_of(chains), chains.head.tolist()) == ([11, 12, 13, 15, 16], [5, 7, 0, 1, 3])
+    assert (chains.slots.tolist(), chains.first.tolist()) == ([2, 1, 1, 2, 1], [0, 2, 4, 5, 7, 8])
+    assert chains.length.tolist() == [1, 2, 10, 20, 3, 4, 5, 6]
+    assert chains.writable.tolist() == [False, True, False, True, False, True, True, False]
 
 
 # -- what breaks a rule ------------------------------------------------------------------------------------------------
