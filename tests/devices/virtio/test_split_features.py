@@ -1,4 +1,4 @@
-"""What a split ring can do besides: in-order use (§2.7.9), and notifications that say where the driver stands (§2.9)."""
+"""What a split ring can do besides: in-order use (§2.7.9), and notifications that announce something (§2.9)."""
 
 from __future__ import annotations
 
