@@ -331,3 +331,13 @@ def test_2_6_a_queue_has_any_size_up_to_32768(make_machine: MakeMachine, way: Wa
         assert len(driver.collect(INFLATEQ)) == size
     assert machine.balloon.queues[INFLATEQ].requests == 2 * size
     assert machine.are_zero([pfn]) and not driver.needs_reset
+
+
+def test_6_3_it_means_nothing_to_a_modern_driver(make_machine: MakeMachine) -> None:
+    """The bit is reserved for legacy interfaces: a driver that takes it with VERSION_1 keeps its silence."""
+    machine = make_machine("direct", build=build_with(spec.VIRTIO_F_NOTIFY_ON_EMPTY))
+    machine.driver.start(machine.driver.transport.read_device_features())
+    assert machine.driver.features & 1 << spec.VIRTIO_F_NOTIFY_ON_EMPTY
+    machine.driver.queues[INFLATEQ].suppress_notifications()
+    machine.driver.inflate(machine.filled_pfns(2), per_buffer=1)
+    assert machine.driver.take_interrupts().used == {}
