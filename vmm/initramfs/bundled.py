@@ -12,7 +12,7 @@ BALLOON_MODULES = (
     "virtio_pci",
     "virtio_balloon",
 )
-MACHINE_MODULES = ("pvpanic-mmio", "button", "evdev")  # panics are reported, and the power button acts
+MACHINE_MODULES = ("pvpanic-mmio", "button", "evdev", "virtio_mmio")  # panics, the power button, the other way to virtio
 PLACES = (
     ("init", "init"),
     ("inittab", "etc/inittab"),
