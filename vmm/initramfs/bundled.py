@@ -12,7 +12,12 @@ BALLOON_MODULES = (
     "virtio_pci",
     "virtio_balloon",
 )
-MACHINE_MODULES = ("pvpanic-mmio", "button", "evdev")  # panics are reported, and the power button acts
+MACHINE_MODULES = (
+    "pvpanic-mmio",
+    "button",
+    "evdev",
+    "virtio_mmio",
+)  # panics, power button, the other virtio
 PLACES = (
     ("init", "init"),
     ("inittab", "etc/inittab"),

@@ -27,7 +27,7 @@ from devices.registers import Register, RegisterMap
 from devices.state import COUNTER, FLAG, PART, Many, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
-from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
+from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.stats import Statistics, StatsConversation
@@ -243,9 +243,9 @@ class Balloon(VirtioDevice):
         payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
         self.spend(len(payload) * _WORK_PER_ENTRY // _PFN_BYTES)
         if len(payload) > _SLICED_FROM_BYTES:
-            self._begin_slices(queue).begin(chains, payload)
+            self._begin_slices(queue).begin(chains, little_endian(payload, self.order))
             return _LATER, self._wrong_entries(queue, 0, ignored)
-        pages = self._reader.read(payload)
+        pages = self._reader.read(payload, self.order)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
         return pages, self._wrong_entries(queue, pages.bad, ignored)
@@ -309,7 +309,7 @@ class Balloon(VirtioDevice):
             return told | self._ask_for_stats(now_ns) | Notifications(deadline=True)
         sent_bytes = self._held.readable_bytes()[0]
         payload = self._held.gather_readable(self.memory, stats.MAX_ENTRIES * stats.ENTRY_BYTES)
-        report = stats.parse(payload, sent_bytes)
+        report = stats.parse(payload, sent_bytes, self.order)
         self.ignored_bytes += report.ignored_bytes
         self._stats.received(report, now_ns)
         told |= Notifications(deadline=True)
