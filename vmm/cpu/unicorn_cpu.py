@@ -26,7 +26,7 @@ from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from devices.state import State
-from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, registers, saved_state, transitions
+from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, exit_checks, registers, saved_state, transitions
 from vmm.cpu.code_pages import CodePages
 from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
@@ -60,6 +60,7 @@ class UnicornCpu:
         verify_layout()
         self._platform = platform
         self._engine = binding.Engine()
+        exit_checks.leave_out(self._engine)
         self._state = CpuState(self._engine.state_address, self._engine.state_size)
         self._engine.save()
         self._pristine = bytes(self._state.memory)
