@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -202,6 +203,21 @@ def test_cpuid_hides_what_is_random_or_does_not_work() -> None:
     assert not ecx & 1 << 24, "TSC-deadline"
     assert edx & 1 << 9 and edx & 1 << 4, "there are an APIC and a time-stamp counter"
     assert not cpuid(7)[1] & 1 << 18, "RDSEED"
+
+
+def test_strings_are_said_to_be_fast_by_words_and_not_by_bytes() -> None:
+    """Linux then clears and copies pages with REP STOSQ and MOVSQ; an iteration costs the same time however wide."""
+    source = """
+        movl $0x1a0, %ecx; rdmsr; outl %eax, $0x80; movl %edx, %eax; outl %eax, $0x80
+        movl $0x800, %eax; xorl %edx, %edx; wrmsr; rdmsr; outl %eax, $0x80; hlt
+    """
+    with lab(source) as bench:
+        bench.run()
+        assert bench.reports == [1, 0, 0x800], "bit 0 is set by a reset, and the register is the guest's"
+        bench.cpu.reset()
+        registers: Any = bench.cpu.save_state()["registers"]
+        assert registers["misc_enable"] == 1
+    assert not cpuid(7)[1] & 1 << 9, "enhanced REP MOVSB and STOSB"
 
 
 def test_cpuid_tells_the_frequency_of_the_counter() -> None:
