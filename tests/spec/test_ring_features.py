@@ -306,7 +306,7 @@ def test_6_3_without_the_feature_it_does_not(legacy_ring: RawRing) -> None:
 # -- sizes (§2.7, §2.8) ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["direct", "packed"])
+@pytest.mark.ways("direct", "packed")
 @pytest.mark.parametrize("size", [1, 1024, 32768])
 def test_2_6_a_queue_has_any_size_up_to_32768(make_machine: MakeMachine, way: Way, size: int) -> None:
     """As large as the device offers it: filled to the last descriptor, emptied, and filled once more."""
