@@ -15,7 +15,7 @@ from typing import Literal
 
 from devices.errors import ConfigError
 
-Kind = Literal["name", "slot", "flag", "fixed"]
+Kind = Literal["name", "slot", "flag", "choice", "fixed"]
 
 FIRST_SLOT, LAST_SLOT = 3, 31  # PCI device numbers on bus 0; lower ones are the board's own
 DEFAULT_DEVICE = "virtio-balloon-pci,id=balloon0"
@@ -23,12 +23,14 @@ DEFAULT_DEVICE = "virtio-balloon-pci,id=balloon0"
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """One property: `default` as the user would write it; a "fixed" one can only have its default."""
+    """One property: `default` as the user would write it; a "choice" is one of `choices`, a "fixed" one can only have
+    its default."""
 
     name: str
     kind: Kind
     default: str
     help: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ MODELS = (
     Model(
         "virtio-balloon-pci",
         "balloon",
-        "memory balloon: inflate, deflate, statistics, free page reporting",
+        "memory balloon: inflate, deflate, statistics, free page hinting and reporting",
         (
             *_COMMON,
             Property(
@@ -71,8 +73,22 @@ MODELS = (
             Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),
             Property("deflate-on-oom", "flag", "off", "offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
             Property("free-page-reporting", "flag", "off", "offer VIRTIO_BALLOON_F_PAGE_REPORTING"),
-            Property("free-page-hint", "fixed", "off", "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
-            Property("page-poison", "fixed", "off", "VIRTIO_BALLOON_F_PAGE_POISON"),
+            Property("free-page-hint", "flag", "off", "offer VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
+            Property("page-poison", "flag", "on", "offer VIRTIO_BALLOON_F_PAGE_POISON"),
+            Property(
+                "queue-numbering",
+                "choice",
+                "offered",
+                "how queues are counted: as QEMU does, by the specification, or over what was negotiated",
+                ("spec", "offered", "negotiated"),
+            ),
+            Property(
+                "stats-format",
+                "choice",
+                "final",
+                "how statistics are laid out: as specified, or as in the patch that proposed them",
+                ("final", "v2"),
+            ),
             *_FIXED,
         ),
     ),
@@ -87,7 +103,7 @@ _SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """One device: `properties` are (name, value) in the order of their names: every flag of the model as "on" or "off",
-    and "addr", its PCI device number in hexadecimal."""
+    every choice, and "addr", its PCI device number in hexadecimal."""
 
     driver: str
     id: str
@@ -102,6 +118,16 @@ class DeviceConfig:
         if prop is None or prop.kind not in ("flag", "fixed"):
             raise KeyError(name)
         return prop.default == "on"
+
+    def choice(self, name: str) -> str:
+        """What the property `name` is; KeyError when the model has no such choice."""
+        given = dict(self.properties)
+        if name in given:
+            return given[name]
+        prop = find_model(self.driver).find(name)
+        if prop is None or prop.kind != "choice":
+            raise KeyError(name)
+        return prop.default
 
     @property
     def slot(self) -> int:
@@ -164,7 +190,7 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
     """
     driver, *settings = (part.strip() for part in text.split(","))
     model = find_model(driver)
-    values: dict[str, str] = {prop.name: prop.default for prop in model.properties if prop.kind == "flag"}
+    values: dict[str, str] = {prop.name: prop.default for prop in model.properties if prop.kind in ("flag", "choice")}
     for setting in settings:
         name, equals, value = setting.partition("=")
         prop = model.find(name)
@@ -190,6 +216,13 @@ def _parse_value(model: Model, prop: Property, text: str) -> str:
                 f"{model.driver}: addr must be a PCI device number from 3 to 1f (hexadecimal), not {text!r}."
             )
         return f"{int(match[1], 16):x}"
+    if prop.kind == "choice":
+        if text not in prop.choices:
+            raise ConfigError(
+                f"{model.driver}: {prop.name} must be {', '.join(prop.choices[:-1])} or {prop.choices[-1]}, "
+                f"not {text!r}{did_you_mean(text, prop.choices)}"
+            )
+        return text
     value = _FLAGS.get(text.lower())
     if value is None:
         raise ConfigError(f"{model.driver}: {prop.name} must be on or off, not {text!r}.")

@@ -82,7 +82,7 @@ class VirtioDevice(Stateful, ABC):
     not tell them apart and they would go on alike: counters for people are left out, what the host set is not."""
 
     device_id: ClassVar[int]
-    config: ClassVar[RegisterMap]
+    config: RegisterMap
     feature_requires: ClassVar[Mapping[int, int]] = {}
     """Feature bit -> the bit it cannot be without (§2.2.1)."""
 
@@ -138,6 +138,8 @@ class VirtioDevice(Stateful, ABC):
         before = self.status
         self.status = status.next_status(before, value, not objections)
         new = self.status & ~before
+        if new & _FEATURES_OK:
+            self._number_queues(self.driver_features)
         notifications = self._status_events(new, objections)
         if new & _DRIVER_OK:
             # The driver may not have seen what went wrong while it set the device up.
@@ -151,6 +153,8 @@ class VirtioDevice(Stateful, ABC):
         Refused silently, as a register would: a queue that does not exist, any change of an enabled queue, a size that
         is no power of two or too large (§4.1.4.3.2), enabling before FEATURES_OK or without the queue's feature."""
         queue = self.queues[index] if 0 <= index < len(self.queues) else None
+        if field == "enabled" and value == 1 and (queue is None or not self.has_queue(queue)):
+            return self.missing_queue(index)
         if queue is None or queue.enabled:
             return NO_NOTIFICATIONS
         if field == "enabled":
@@ -167,9 +171,10 @@ class VirtioDevice(Stateful, ABC):
 
     def notify(self, index: int, now_ns: int) -> Notifications:
         """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored."""
-        if 0 <= index < len(self.queues):
-            return self._look_at((self.queues[index],), now_ns)
-        return NO_NOTIFICATIONS
+        queue = self.queues[index] if 0 <= index < len(self.queues) else None
+        if queue is None or (queue.ring is None and not self.has_queue(queue)):
+            return self.missing_queue(index)
+        return self._look_at((queue,), now_ns)
 
     def read_config(self, offset: int, size: int) -> int:
         """The little-endian value of `size` bytes of device configuration; behind its end they are zero."""
@@ -219,11 +224,13 @@ class VirtioDevice(Stateful, ABC):
         super().check_state(saved, where)
         features = status.negotiated(saved["status"], saved["driver_features"])
         entries = require_list(f"{where}.queues", saved["queues"], len(self.queues))
-        for queue, entry in zip(self.queues, entries, strict=True):
+        order = self.queues_with(features if saved["status"] & _FEATURES_OK else None)
+        for queue, entry in zip(order, entries, strict=True):
             queue.check_queue(entry, f"{where}.{queue.name}", self.memory, features)
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
+        self._number_queues(self.driver_features if self.status & _FEATURES_OK else None)
         for queue, entry in zip(self.queues, saved["queues"], strict=True):
             queue.restore_queue(entry, self.memory, status.negotiated(self.status, self.driver_features))
 
@@ -267,6 +274,14 @@ class VirtioDevice(Stateful, ABC):
         """One event for the watchers."""
         return Notifications(events=(Event(self.name, kind, text),))
 
+    def queues_with(self, features: int | None) -> list[Queue]:
+        """The queues in the order of their numbers when `features` are negotiated; None: as long as that is open."""
+        return self.queues
+
+    def missing_queue(self, index: int) -> Notifications:
+        """The driver kicked or enabled a queue that is not there for it: what there is to say about it."""
+        return NO_NOTIFICATIONS
+
     @abstractmethod
     def process(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Chains that the driver made available: complete them, or hold them and complete them later."""
@@ -296,6 +311,12 @@ class VirtioDevice(Stateful, ABC):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _number_queues(self, features: int | None) -> None:
+        """Give each queue the number that it has with `features`; no queue is enabled yet."""
+        self.queues[:] = self.queues_with(features)
+        for index, queue in enumerate(self.queues):
+            queue.index = index
+
     def _reset_by_driver(self) -> Notifications:
         self._forget_driver()
         return Notifications(deadline=True, events=(Event(self.name, "reset", "the driver reset the device"),))
@@ -306,6 +327,7 @@ class VirtioDevice(Stateful, ABC):
         self.config_generation = 0
         self._config_was_read = True
         self._carry_on_ns = None
+        self._number_queues(None)
         for queue in self.queues:
             queue.reset()
         self.lost()

@@ -50,12 +50,14 @@ from devices.state import (
 )
 from devices.timer import Counter, Timer8254
 from devices.virtio.balloon import Balloon
+from devices.virtio.balloon.hinting import FreePageHinting
 from devices.virtio.balloon.pages import BalloonPages
 from devices.virtio.balloon.stats import StatsConversation
 from devices.virtio.queue import Queue
 from devices.virtio.rng import Rng
 from devices.virtio.split import SplitQueue
 from devices.virtio.transport.pci_modern import VirtioPciModern
+from devices.write_tracking import WriteTracking
 from devices.writes import WriteLog
 from tests.support import BalloonMachine
 from vmm.boards import Board, SeededEntropy
@@ -103,9 +105,11 @@ BUILT: dict[type, str] = {
     Queue: "index name max_size feature ring",
     SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
     "_used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
+    Balloon: f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _stats_queue",
     Rng: f"{VIRTIO} _entropy",
-    StatsConversation: "",
+    StatsConversation: "layout",
+    FreePageHinting: "_memory",
+    WriteTracking: "_regions _end_pages _close _written_before",
     BalloonPages: "_size _bytes _inside count",
     WriteLog: "",
     SeededEntropy: "seed",
@@ -172,7 +176,7 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "VirtioDevice"}
+    abstract = {"Stateful", "VirtioDevice", "HintedDevice"}
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 

@@ -9,7 +9,7 @@ from devices.virtio.spec import Status
 from tests.fixtures import MakeMachine
 from tests.support import BalloonMachine, Way
 from vmm.testing import ANY_QUEUE, FeaturesRefused, SplitQueue
-from vmm.testing.balloon import INFLATEQ, MUST_TELL_HOST, STATS_VQ, STATSQ, pfn_bytes, stats_bytes
+from vmm.testing.balloon import INFLATEQ, MUST_TELL_HOST, PAGE_POISON, STATS_VQ, STATSQ, pfn_bytes, stats_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC, VERSION_1
 
 DRIVER_ALIVE = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
@@ -90,7 +90,7 @@ def test_2_1_2_needs_reset_before_driver_ok_sends_no_notification(machine: Ballo
 
 def test_2_2_2_no_feature_is_offered_without_those_it_requires(machine: BalloonMachine) -> None:
     """Of the features offered here none requires another; those that would (§2.2.1) are not offered."""
-    known = (EVENT_IDX, INDIRECT_DESC, VERSION_1, MUST_TELL_HOST, STATS_VQ)
+    known = (EVENT_IDX, INDIRECT_DESC, VERSION_1, MUST_TELL_HOST, STATS_VQ, PAGE_POISON)
     offered = machine.driver.transport.read_device_features()
     assert offered & ~sum(known) == 0
 

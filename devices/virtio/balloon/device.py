@@ -1,7 +1,8 @@
-"""The balloon device: inflate, deflate, statistics, free page reporting, the target the host sets (virtio 1.3 §5.5).
+"""The balloon device: inflate, deflate, statistics, free page hinting and reporting, the target (virtio 1.3 §5.5).
 
 Owns the balloon's queues and registers and what the host may ask of it.  Page arithmetic is `pages`', the statistics
-are `stats`', the ranges of reports are `reporting`'s.
+are `stats`', the ranges of reports are `reporting`'s, what belongs to hints is `hinted`'s, the queues' numbers are
+`numbering`'s.
 
 A wrong *payload* is no broken ring: a page that is not RAM, an array that ends within an entry, an unknown tag are
 skipped, counted and reported, and the request is completed.  Resetting the device for them would leave a driver waiting
@@ -9,6 +10,10 @@ for ever.  All discards of a batch happen before it is acknowledged, never after
 the pages again.
 
 A report is no inflation: its pages are not in the balloon, and nobody says when they are used again.
+
+With PAGE_POISON negotiated a reported page must hold `poison_val` or what it held (§5.5.6.7.2).  A discarded page holds
+zeros, so reports are discarded only if the value is 0; otherwise the pages stay, and are counted.  Inflated and hinted
+pages are the driver's to initialise again before it uses them (§5.5.6.6.1, §5.5.6.5.1): they are discarded in any case.
 
 DEFLATE_ON_OOM asks nothing of the device.  It allows the driver to take pages back that the target wants, and all that
 can be seen of it is that `actual` falls below the target; a driver that is being unloaded looks the same.
@@ -18,87 +23,60 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
+from devices.effects import NOTHING, Effects
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
-from devices.registers import Register, RegisterMap
-from devices.state import COUNTER, PART, Maybe, Table, refuse, require_list, uint
-from devices.virtio import spec
-from devices.virtio.balloon import stats
+from devices.state import COUNTER, PART, Many, Maybe, Table, refuse, require_list, uint
+from devices.virtio import spec, status
+from devices.virtio.balloon import numbering as numbers
+from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES, config_space
+from devices.virtio.balloon.hinted import PAGES_PER_DESCRIPTOR, HintedDevice
+from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.stats import Statistics, StatsConversation
+from devices.virtio.balloon.stats_formats import FORMATS, MAX_ENTRIES, parse
 from devices.virtio.chains import CHAINS, Chains
-from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
+
+__all__ = ["DEFAULT_FEATURES", "SUPPORTED_FEATURES", "Balloon"]
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
-_PFNS_PER_DESCRIPTOR = 16
-"""So many entries count as one descriptor towards the work of a call: no batch of arrays of all RAM follows another.
-So many pages of a report do: no discard of all RAM follows another."""
 
-# §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up, as in QEMU and
-# all that followed it.  The specification's fixed numbers are those of a device that offers everything.
-# The last column is the fewest entries a queue may have: Linux refuses a device that cannot take a report of 32 ranges.
-_QUEUES: Final = (
-    ("inflateq", None, 1),
-    ("deflateq", None, 1),
-    ("statsq", spec.VIRTIO_BALLOON_F_STATS_VQ, 1),
-    ("reporting_vq", spec.VIRTIO_BALLOON_F_PAGE_REPORTING, 32),
-)
-
-SUPPORTED_FEATURES: Final = (
-    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
-    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
-    | 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
-    | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
-    | 1 << spec.VIRTIO_F_INDIRECT_DESC
-    | 1 << spec.VIRTIO_F_EVENT_IDX
-    | 1 << spec.VIRTIO_F_VERSION_1
-)
 _COUNTERS: Final = (
     "inflated_pages",
     "deflated_pages",
     "oom_deflated_pages",
     "reported_pages",
-    "discarded_bytes",
+    "poisoned_pages",
     "bad_pfns",
     "stray_pages",
-    "ignored_bytes",
     "failed_discards",
 )
-DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(
-    1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
-)
-"""QEMU's.  Whether the guest may take back what the host asked for, and whether free memory leaves it unasked, are
-decisions of who runs it."""
 
 
-def _offered_queues(features: int, size: int) -> list[QueueSpec]:
-    exist = (row for row in _QUEUES if row[1] is None or features >> row[1] & 1)
-    return [QueueSpec(name, max(size, fewest), bit) for name, bit, fewest in exist]
-
-
-class Balloon(VirtioDevice):
+class Balloon(HintedDevice):
     """A balloon for `memory`.  ValueError when `features` has a bit that is not supported.
 
-    Its queues have `queue_size` entries; reporting_vq never fewer than 32.
+    Its queues have `queue_size` entries; reporting_vq never fewer than 32.  `numbering` says how they are counted,
+    `stats_format` ("final" or "v2") how statistics are laid out.
 
     Pages are always 4096 bytes.  `num_pages` is how many the host wants in the balloon, `actual` how many the driver
-    says are.  Counters run on over resets: `inflated_pages` and `deflated_pages` count pages that went in and came out,
-    `oom_deflated_pages` those by which `actual` fell below the target (with DEFLATE_ON_OOM), `reported_pages` pages
-    reported free (each once a batch), `discarded_bytes` what was given back to the host, inflated or reported,
-    `bad_pfns` entries that named no page of RAM, `stray_pages` pages deflated without being in the balloon,
-    `ignored_bytes` parts of requests that meant nothing, `failed_discards` runs that the host would not take back.
+    says are, `poison_val` what it fills free pages with.  Counters run on over resets: `inflated_pages` and
+    `deflated_pages` count pages that went in and came out, `oom_deflated_pages` those by which `actual` fell below the
+    target (with DEFLATE_ON_OOM), `reported_pages` pages reported free (each once a batch), `poisoned_pages` those of
+    them that stayed because of PAGE_POISON, `bad_pfns` entries that named no page of RAM, `stray_pages` pages deflated
+    without being in the balloon, `failed_discards` runs that the host would not take back; and see `HintedDevice`.
     """
 
     device_id = spec.DeviceId.BALLOON
-    config = RegisterMap("balloon", 8, (Register(0, 4, "num_pages", "ro"), Register(4, 4, "actual", "rw")))
-
     STATE: ClassVar[Table] = {
-        **VirtioDevice.STATE,
-        **dict.fromkeys(("num_pages", "actual", "_told_actual"), uint(32)),
+        **HintedDevice.STATE,
+        **dict.fromkeys(("num_pages", "actual", "_told_actual", "poison_val"), uint(32)),
         **dict.fromkeys(_COUNTERS, COUNTER),
         "_pages": PART,
         "_stats": PART,
+        "_diagnosed": Many(uint(16), longest=len(numbers.ROWS)),
         "_held": Maybe(CHAINS),
     }
 
@@ -109,28 +87,32 @@ class Balloon(VirtioDevice):
         name: str = "balloon0",
         features: int = DEFAULT_FEATURES,
         queue_size: int = 128,
+        numbering: Numbering = "offered",
+        stats_format: str = "final",
     ) -> None:
         if features & ~SUPPORTED_FEATURES:
             unknown = ", ".join(spec.feature_names(features & ~SUPPORTED_FEATURES, self.device_id))
             raise ValueError(f"{name}: the balloon does not support {unknown}")
-        super().__init__(memory, name, features, _offered_queues(features, queue_size))
-        self.num_pages = 0
-        self.actual = 0
-        self.inflated_pages = self.deflated_pages = self.discarded_bytes = 0
-        self.oom_deflated_pages = self.reported_pages = 0
-        self.bad_pfns = self.stray_pages = self.ignored_bytes = self.failed_discards = 0
+        super().__init__(memory, name, features, numbers.queue_specs(numbering, features, queue_size))
+        self.config = config_space(features)
+        self.numbering: Numbering = numbering
+        self.num_pages = self.actual = self._told_actual = self.poison_val = 0
+        self.inflated_pages = self.deflated_pages = self.oom_deflated_pages = 0
+        self.reported_pages = self.poisoned_pages = 0
+        self.bad_pfns = self.stray_pages = self.failed_discards = 0
         self._ram_pages = memory.size_bytes >> PAGE_SHIFT
         # More entries than RAM has pages repeat themselves: a batch that has more is no list of pages.
         self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
         self._reader = PfnReader(memory)
         self._pages = BalloonPages(memory)
-        self._stats = StatsConversation()
+        self._stats = StatsConversation(FORMATS[stats_format])
         self._held: Chains | None = None
-        self._told_actual = 0
+        self._diagnosed: list[int] = []
         self._handlers = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
             "statsq": self._take_stats,
+            "free_page_vq": self._take_hints,
             "reporting_vq": self._take_reports,
         }
         self._stats_queue = next((queue for queue in self.queues if queue.name == "statsq"), None)
@@ -210,7 +192,7 @@ class Balloon(VirtioDevice):
     def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
         """The pages that all arrays of a batch name, and what is wrong with the rest."""
         payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
-        self.spend(len(payload) // (_PFN_BYTES * _PFNS_PER_DESCRIPTOR))
+        self.spend(len(payload) // (_PFN_BYTES * PAGES_PER_DESCRIPTOR))
         pages = self._reader.read(payload)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
@@ -242,12 +224,16 @@ class Balloon(VirtioDevice):
     def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
         free = free_pages(chains)
-        self.spend(free.pages // _PFNS_PER_DESCRIPTOR)
+        self.spend(free.pages // PAGES_PER_DESCRIPTOR)
         self.reported_pages += free.pages
         told = NO_NOTIFICATIONS
         if free.ignored_bytes:
             self.ignored_bytes += free.ignored_bytes
             told |= self.event("ignored-bytes", f"{queue.name}: {free.ignored_bytes} bytes are in no whole free page")
+        if free.pages and self.poison_val:
+            self.poisoned_pages += free.pages
+            text = f"{free.pages} reported pages stay, since they must hold {self.poison_val:#x}"
+            return told | self.event("poisoned", text) | self.complete(queue, chains)
         if free.pages:
             told |= self._discard(free) | self.event("reported", f"the driver reported {free.pages} free pages")
         return told | self.complete(queue, chains)
@@ -260,14 +246,19 @@ class Balloon(VirtioDevice):
         for index in range(len(chains) - 1):
             told |= self.complete(queue, chains.only(index))
         self._held = chains.only(len(chains) - 1)
-        sent_bytes = self._held.readable_bytes()[0]
-        payload = self._held.gather_readable(self.memory, stats.MAX_ENTRIES * stats.ENTRY_BYTES)
-        report = stats.parse(payload, sent_bytes)
+        told |= Notifications(deadline=True) | self._read_stats(self._held, now_ns)
+        return told | self._ask_for_stats(now_ns)
+
+    def _read_stats(self, buffer: Chains, now_ns: int) -> Notifications:
+        if self._stats.is_primed():
+            self._stats.received(None, now_ns)
+            return self.event("stats", "the driver's first buffer holds no statistics yet")
+        layout = self._stats.layout
+        payload = buffer.gather_readable(self.memory, MAX_ENTRIES * layout.entry_bytes)
+        report = parse(payload, buffer.readable_bytes()[0], layout)
         self.ignored_bytes += report.ignored_bytes
         self._stats.received(report, now_ns)
-        told |= Notifications(deadline=True)
-        told |= self.event("stats", f"the driver reported {len(report.raw)} statistics")
-        return told | self._ask_for_stats(now_ns)
+        return self.event("stats", f"the driver reported {len(report.raw)} statistics")
 
     def _ask_for_stats(self, now_ns: int) -> Notifications:
         """Return the held buffer if statistics are wanted now."""
@@ -278,14 +269,35 @@ class Balloon(VirtioDevice):
         self._stats.asked()
         return self.complete(queue, held) | Notifications(deadline=True)
 
+    # -- queue numbers -----------------------------------------------------------------------------------------------
+
+    def has_queue(self, queue: Queue) -> bool:
+        offered = queue.feature is None or bool(self.device_features >> queue.feature & 1)
+        return offered and super().has_queue(queue)
+
+    def queues_with(self, features: int | None) -> list[Queue]:
+        return numbers.ordered(self.queues, self.numbering, features)
+
+    def missing_queue(self, index: int) -> Notifications:
+        """Say once for each number what another numbering would make of it."""
+        if index in self._diagnosed or not self.status & spec.Status.FEATURES_OK:
+            return NO_NOTIFICATIONS
+        text = numbers.diagnosis(index, self.numbering, self.device_features, self.driver_features)
+        if not text:
+            return NO_NOTIFICATIONS
+        self._diagnosed.append(index)
+        return self.event("queue-numbering", text)
+
     # -- the device's life -----------------------------------------------------------------------------------------
 
     def live(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
 
     def lost(self) -> None:
-        self.actual = self._told_actual = 0
+        self.actual = self._told_actual = self.poison_val = 0
         self._pages.clear()
+        self._hinting.driver_lost()
+        self._diagnosed.clear()
         self._held = None
         self._stats.driver_lost()
 
@@ -295,6 +307,12 @@ class Balloon(VirtioDevice):
 
     def deadline_reached(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
+
+    def write_poison_val(self, value: int, now_ns: int) -> Effects:
+        """§5.5.6.6: only a driver that negotiated the feature has one."""
+        if self.has_feature(spec.VIRTIO_BALLOON_F_PAGE_POISON):
+            self.poison_val = value
+        return NOTHING
 
     def config_written(self, now_ns: int) -> Notifications:
         if self.actual == self._told_actual:
@@ -314,10 +332,13 @@ class Balloon(VirtioDevice):
             return
         place = f"{where}.held"
         chain = require_list(place, saved["held"], 1)[0]
-        ring = None if self._stats_queue is None else saved["queues"][self._stats_queue.index]["ring"]
+        features = status.negotiated(saved["status"], saved["driver_features"])
+        order = self.queues_with(features if saved["status"] & spec.Status.FEATURES_OK else None)
+        ring = None if self._stats_queue is None else saved["queues"][order.index(self._stats_queue)]["ring"]
         if ring is None or not any(ring["in_flight"][chain["head"] : chain["head"] + 1]):
             raise refuse(place, "a chain in flight in statsq", f"the head {chain['head']}")
 
     def settings(self) -> tuple[object, ...]:
         held = None if self._held is None else self._held.head.tolist()
-        return self.num_pages, self.actual, self._pages, held, self._stats.settings()
+        driver = self.actual, self.poison_val, self._pages, held
+        return self.num_pages, self.numbering, driver, self._stats.settings(), self._hinting.settings()

@@ -162,10 +162,8 @@ class VirtioPciModern(PciFunction):
     def _notify(self, inside: int, size: int, now_ns: int) -> Effects:
         """§4.1.5.2: notify each queue both of whose bytes are among the `size` at `inside`."""
         effects = NOTHING
-        first = -(-inside // NOTIFY_OFF_MULTIPLIER)
-        for queue in range(first, len(self.device.queues)):
-            if queue * NOTIFY_OFF_MULTIPLIER + 2 > inside + size:
-                break
+        first, last = -(-inside // NOTIFY_OFF_MULTIPLIER), (inside + size - 2) // NOTIFY_OFF_MULTIPLIER
+        for queue in range(first, last + 1):  # the device knows which of them it has
             effects |= self.signal(self.device.notify(queue, now_ns))
         return effects
 
@@ -255,8 +253,8 @@ class VirtioPciModern(PciFunction):
         return queues[self.queue_select] if self.queue_select < len(queues) else None
 
     def _write_queue(self, field: str, value: int, now_ns: int) -> Effects:
-        if self._queue() is None:
-            return NOTHING
+        if self._queue() is None and field != "enabled":
+            return NOTHING  # what a driver wants of a queue that is not there the device may have a word on
         return self.signal(self.device.write_queue(self.queue_select, field, value, now_ns))
 
     @property
