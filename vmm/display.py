@@ -31,7 +31,7 @@ ESSENTIAL_REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     *("rflags", "cr0", "cr2", "cr3", "cr4"),
 )
-_UNIT_OF = {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
+_UNIT_OF = {"stat-anonymous-memory": "bytes"} | {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
 
 
 class TextOut(Protocol):
