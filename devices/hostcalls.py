@@ -302,7 +302,12 @@ def watch_writes(fd: int, address: int, length: int) -> None:
     fcntl.ioctl(fd, _UFFDIO_WRITEPROTECT, bytearray(struct.pack("=3Q", address, length, 1)))
 
 
-def unwritten_runs(address: int, length: int) -> NDArray[np.uint64]:
+def open_pagemap() -> int:
+    """A descriptor for `unwritten_runs`.  OSError where there is no /proc."""
+    return os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def unwritten_runs(pagemap: int, address: int, length: int) -> NDArray[np.uint64]:
     """(start, end) addresses, shape (n, 2), ascending, of the pages that are proved unwritten since `watch_writes`.
     OSError where the kernel cannot tell.
 
@@ -312,12 +317,11 @@ def unwritten_runs(address: int, length: int) -> NDArray[np.uint64]:
     wanted = _PAGE_IS_WPALLOWED | _PAGE_IS_WRITTEN
     there = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED  # an entry without a page counts as swapped
     found, end = [], address + length
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        while address < end:
-            head = (_PAGEMAP_SCAN_ARGUMENTS.size, 0, address, end, 0, vector.ctypes.data, len(vector), 0)
-            arguments = bytearray(_PAGEMAP_SCAN_ARGUMENTS.pack(*head, _PAGE_IS_WRITTEN, wanted, there, wanted))
-            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
-            found.append(vector[:count, :2].copy())
-            # A full vector is not all of it.  Its own end counts: the one that Linux 6.18 reports can be a smaller one.
-            address = int(vector[-1, 1]) if count == len(vector) else end
+    while address < end:
+        head = (_PAGEMAP_SCAN_ARGUMENTS.size, 0, address, end, 0, vector.ctypes.data, len(vector), 0)
+        arguments = bytearray(_PAGEMAP_SCAN_ARGUMENTS.pack(*head, _PAGE_IS_WRITTEN, wanted, there, wanted))
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
+        found.append(vector[:count, :2].copy())
+        # A full vector is not all of it.  Its own end counts: the one that Linux 6.18 reports can be a smaller one.
+        address = int(vector[-1, 1]) if count == len(vector) else end
     return np.concatenate(found) if found else np.empty((0, 2), np.uint64)

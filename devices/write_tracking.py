@@ -44,25 +44,25 @@ class WriteTracking:
     def __init__(self, regions: Sequence[Region]) -> None:
         self._regions = regions
         self._end_pages = regions[-1].end >> _PAGE_SHIFT
-        self._close: Callable[[], object] | None = None
+        self._close: tuple[Callable[[], object], ...] = ()
+        self._pagemap = -1
         self._written_before: NDArray[np.bool_] | None = None
 
     @property
     def active(self) -> bool:
-        return self._close is not None
+        return bool(self._close)
 
     def start(self) -> str:
         """Watch from now on; what was known before is forgotten.  "" or, where the host cannot, why in one clause."""
         self.stop()
         try:
-            fd = hostcalls.open_write_watch()
-        except OSError as error:
-            return f"the host does not tell which pages are written: {error.strerror} {_NEEDED}"
-        self._close = weakref.finalize(self, os.close, fd)
-        try:
+            watch = hostcalls.open_write_watch()
+            self._close = (weakref.finalize(self, os.close, watch),)
+            self._pagemap = hostcalls.open_pagemap()
+            self._close += (weakref.finalize(self, os.close, self._pagemap),)
             for region in self._regions:
-                hostcalls.watch_writes(fd, region.address, region.size)
-            hostcalls.unwritten_runs(self._regions[0].address, hostcalls.PAGE_BYTES)
+                hostcalls.watch_writes(watch, region.address, region.size)
+            hostcalls.unwritten_runs(self._pagemap, self._regions[0].address, hostcalls.PAGE_BYTES)
         except OSError as error:
             self.stop()
             return f"the host does not tell which pages of guest RAM are written: {error.strerror} {_NEEDED}"
@@ -70,9 +70,11 @@ class WriteTracking:
 
     def stop(self) -> None:
         """Watch no longer; a second time is no error."""
-        if self._close is not None:
-            self._close()
-        self._close = self._written_before = None
+        for close in self._close:
+            close()
+        self._close = ()
+        self._pagemap = -1
+        self._written_before = None
 
     def unwritten(self, starts: U64, counts: U64) -> tuple[U64, U64]:
         """Of runs of pages in RAM, ascending, first page frame numbers and counts of shape (n,): the runs of those that
@@ -95,7 +97,7 @@ class WriteTracking:
             if gpa >= end:
                 continue
             try:
-                runs = hostcalls.unwritten_runs(region.address + gpa - region.gpa, end - gpa)
+                runs = hostcalls.unwritten_runs(self._pagemap, region.address + gpa - region.gpa, end - gpa)
             except OSError:  # it worked when it was tried
                 continue
             pages = (runs - np.uint64(region.address) + np.uint64(region.gpa)) >> _SHIFT

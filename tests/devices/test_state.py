@@ -109,7 +109,7 @@ BUILT: dict[type, str] = {
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "layout",
     FreePageHinting: "_memory",
-    WriteTracking: "_regions _end_pages _close _written_before",
+    WriteTracking: "_regions _end_pages _close _pagemap _written_before",
     BalloonPages: "_size _bytes _inside count",
     WriteLog: "",
     SeededEntropy: "seed",

@@ -159,7 +159,7 @@ def test_nothing_of_it_is_left_open(memory: GuestMemory) -> None:
     tracking = memory.track_writes()
     tracking.start()
     tracking.start()
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before + 2
     del tracking
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -224,7 +224,7 @@ def test_a_host_that_does_not_track_writes_counts_and_says_so(
 
 @needs_tracking
 def test_a_host_that_cannot_scan_counts_and_says_so(balloon: BalloonMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_address: int, _length: int) -> None:
+    def refuse(*_arguments: int) -> None:
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
     monkeypatch.setattr(hostcalls, "unwritten_runs", refuse)
