@@ -110,7 +110,10 @@ BALLOON = GuestRow(
         ("check=0", "gives pages away without looking at them first, so that inflating can be timed"),
         _INTX,
         ("report=1", "reports its free pages at the start and after each target (device: free-page-reporting=on)"),
-        ("hint=1", "hints its free pages when the host asks (--hint TIME); hint=2 writes to every other one meanwhile"),
+        (
+            "hint=2",
+            "writes to every other page that it hints (--hint TIME) before the host knows; hint=0 hints nothing",
+        ),
         ("poison=N", "fills free pages with the number N, and expects it in what it reported (PAGE_POISON)"),
     ),
     prints=(

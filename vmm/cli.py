@@ -56,6 +56,7 @@ Examples:
   vmm boot                                  the stats guest and its demonstration
   vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
   vmm boot balloon --target balloon=16M --for 2s --json
+  vmm boot balloon --hint 1s --for 2s       free memory goes to the host, nothing is lost
   vmm boot ./mine.elf --param "two words" --serial file:console.txt
   vmm boot -kernel vmlinuz -initrd initrd.img -append console=ttyS0 --serial stdio
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin

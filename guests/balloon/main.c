@@ -5,8 +5,8 @@
  * would be somebody else's data.  The guest sleeps between two changes; "targets=N" ends it after the N-th target
  * reached, "check=0" gives pages away without looking at them first, so that inflating can be timed, and "intx=1" uses the
  * device's interrupt line instead of MSI-X.  With "report=1" it reports its free pages at the start and after each target;
- * then a free page may also hold zeros.  With "hint=1" it hints them when the host asks; with "hint=2" it uses every other
- * one again, before the host has seen the hint: that one must keep what was written.  "poison=N" fills free pages with
+ * then a free page may also hold zeros.  It hints them when the host asks; with "hint=2" it uses every other one again,
+ * before the host has seen the hint: that one must keep what was written; "hint=0" declines.  "poison=N" fills free pages with
  * the number N instead of the pattern and says so: a page that was reported must then hold N.
  */
 #include "../lib/apic.h"
@@ -140,7 +140,7 @@ int guest_main(const struct boot_info *boot_info)
     hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
     reporting = parameter_u64((const char *)boot_info->cmdline, "report", 0);
     hooks.reports_free_pages = reporting != 0;
-    hinting = parameter_u64((const char *)boot_info->cmdline, "hint", 0);
+    hinting = parameter_u64((const char *)boot_info->cmdline, "hint", 1);
     hooks.hints_free_pages = hinting != 0;
     hooks.after_hint = use_again;
     poison = parameter_u64((const char *)boot_info->cmdline, "poison", ~0ul);

@@ -148,6 +148,11 @@ static void start_arena(void)
 /* Goes towards the target until it is reached or out of reach, and says so once. */
 static void follow(struct balloon *balloon)
 {
+    /* Nothing is ever expected in a free page, so it does not matter which of them hold zeros afterwards. */
+    u64 hinted = balloon_hint_free_pages(balloon);
+    if (hinted)
+        print("stats: hinted %lu free pages\n", hinted);
+
     static u32 said_target; /* a balloon begins with 0, and has reached it */
     static enum balloon_state said_state = BALLOON_REACHED;
     enum balloon_state state;
@@ -164,7 +169,8 @@ static void follow(struct balloon *balloon)
 int guest_main(const struct boot_info *boot_info)
 {
     static struct balloon balloon;
-    static struct balloon_guest hooks = {.reserved_pages = RESERVED, .reclaim = arena_reclaim, .collect = collect};
+    static struct balloon_guest hooks = {.reserved_pages = RESERVED, .reclaim = arena_reclaim, .collect = collect,
+                                         .hints_free_pages = 1};
     u64 ticks = parameter_u64((const char *)boot_info->cmdline, "ticks", ~0ul);
     hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
     if (parameter_u64((const char *)boot_info->cmdline, "v2", 0))

@@ -39,9 +39,7 @@ def hinted(machine: Machine) -> list[tuple[int, int, int]]:
 
 @needs_tracking
 def test_free_memory_goes_back_to_the_host_when_it_asks() -> None:
-    with vmm.boot(
-        "balloon", memory="32M", parameter="hint=1", hints="1s,3s", devices=HINTING, duration="4s"
-    ) as machine:
+    with vmm.boot("balloon", memory="32M", hints="1s,3s", devices=HINTING, duration="4s") as machine:
         machine.run("900ms")
         before = machine.memory.backed_bytes()
         machine.run(lambda machine: machine.balloon.hint_command_id == 1)
@@ -74,7 +72,7 @@ def test_a_host_that_does_not_track_writes_takes_nothing(monkeypatch: pytest.Mon
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(hostcalls, "open_write_watch", refuse)
-    with vmm.boot("balloon", memory="16M", parameter="hint=1", hints="1s", devices=HINTING, duration="2s") as machine:
+    with vmm.boot("balloon", memory="16M", hints="1s", devices=HINTING, duration="2s") as machine:
         machine.run()
         ((count, _, zeros),) = hinted(machine)
         assert count > 3000 and zeros == 0
@@ -83,7 +81,7 @@ def test_a_host_that_does_not_track_writes_takes_nothing(monkeypatch: pytest.Mon
 
 @needs_tracking
 def test_the_host_decides_when_the_pages_are_the_guests_again() -> None:
-    with vmm.boot("balloon", memory="16M", parameter="hint=1", devices=HINTING) as machine:
+    with vmm.boot("balloon", memory="16M", devices=HINTING) as machine:
         machine.run("1s")
         machine.balloon.start_hinting(acknowledge=False)
         machine.run("1s")
@@ -116,12 +114,24 @@ def test_a_run_cut_in_the_middle_of_a_round_goes_on_to_the_same_end() -> None:
 def test_without_hinting_nobody_can_ask() -> None:
     with pytest.raises(ConfigError, match=r"^Asking for hints needs a balloon with free-page-hint=on"):
         vmm.boot("balloon", hints="1s")
-    with vmm.boot("balloon", memory="16M", devices=HINTING) as machine:
-        with pytest.raises(ConfigError, match=r"^Hinting cannot be started: the guest's driver is not ready\.$"):
-            machine.balloon.start_hinting()
-        machine.run("1s")
+    not_ready = r"^Hinting cannot be started: the guest's driver is not ready\.$"
+    with vmm.boot("balloon", memory="16M", devices=HINTING) as machine, pytest.raises(ConfigError, match=not_ready):
+        machine.balloon.start_hinting()
+    with vmm.boot("balloon", memory="16M", parameter="hint=0", hints="1s", devices=HINTING) as machine:
+        machine.run("2s")  # a schedule goes on without
+        assert machine.outcome is None
         with pytest.raises(ConfigError, match=r"the guest's driver has not accepted free page hinting\.$"):
             machine.balloon.start_hinting()
+
+
+@needs_tracking
+def test_the_guest_that_works_hints_too() -> None:
+    """In its free memory nothing is expected; the memory it works with is checked by itself."""
+    with vmm.boot("stats", memory="32M", hints="1s,2s", devices=HINTING, duration="3s") as machine:
+        machine.run()
+    assert outcome(machine) == ("deadline", 0)
+    assert 4000 < machine.balloon.hint_discarded_pages <= machine.balloon.hinted_pages
+    assert len(re.findall(r"stats: hinted \d+ free pages", machine.console.decode())) == 2
 
 
 # -- poison ------------------------------------------------------------------------------------------------------------
