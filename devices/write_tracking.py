@@ -9,8 +9,8 @@ and then the watching begins anew.
 
 - A page counts as unwritten only where that is proved.  Whatever is unknown counts as written: a page paged out, a
   state that came from a host without the capability.
-- Watching costs the guest one fault of the host, about 1 µs, for the first write to each page; not watching costs
-  nothing.  `start` itself takes some 17 ms per GiB.
+- Watching costs one fault of the host, about 1 µs, for the first write to each page, and once more after `stop`; not
+  watching costs nothing.  `start` itself takes some 20 ms per GiB.
 - The answer is true when it is given.  One thread runs the CPU and the devices here, so it still is when a page is
   given back in the same call.  A device whose guest runs beside it would have to stop the guest in between.
 """
