@@ -4,6 +4,7 @@ Here the CPU stores to guest RAM by itself, and the host's page tables must noti
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -13,6 +14,7 @@ import vmm
 from devices import hostcalls
 from devices.errors import ConfigError
 from tests.guests.test_runs import lines, outcome
+from vmm.cli import main
 from vmm.machine import Machine
 
 PAGE = 4096
@@ -190,3 +192,17 @@ def test_its_first_buffer_is_not_taken_for_statistics() -> None:
         assert machine.stats.reason == "ok"
         assert 0 < machine.stats.values["stat-free-memory"] <= 16 << 20
     assert "panic" not in "\n".join(lines(machine))
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+@needs_tracking
+def test_the_command_asks_and_its_report_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", "balloon", "-m", "16M", "--hint", "1s,500ms", "--for", "2s", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "VIRTIO_BALLOON_F_FREE_PAGE_HINT" in report["features"]["negotiated"]
+    assert report["balloon"]["hinted_pages"] == report["balloon"]["hint_discarded_pages"] > 7000
+    assert main(["boot", "balloon", "-m", "16M", "--hint", "1s", "--for", "2s", "--param", "hint=0"]) == 0
+    out = capsys.readouterr().out
+    assert "hinting cannot be started: the guest's driver has not accepted free page hinting" in out
