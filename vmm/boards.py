@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, cast
 
 import firmware
 from devices import fw_cfg, fw_cfg_dma
@@ -40,13 +40,20 @@ from devices.virtio import spec
 from devices.virtio.balloon import Balloon, Numbering
 from devices.virtio.device import VirtioDevice
 from devices.virtio.rng import Rng
+from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
+from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
+from devices.virtio.transport.pci_function import VirtioPciFunction
+from devices.virtio.transport.pci_legacy import VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
+from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 
 if TYPE_CHECKING:
     from vmm.cpu import Cpu, Platform
+
+Transport: TypeAlias = VirtioPciFunction | VirtioMmio
 
 CONVENTIONAL_END = 0xA0000
 EXTENDED_BASE = 0x100000
@@ -56,6 +63,7 @@ SHADOW_BASE, SHADOW_BYTES = 0xC0000, 0x40000
 ROM_SHADOW_BASE = 0xF0000
 ECAM_BASE = PCI_HOLE_BASE  # the 256 MiB behind the last RAM below 4 GiB; firmware places BARs above them
 IO_APIC_BASE = 0xFEC00000
+MMIO_BASE, MMIO_STEP = 0xFEC10000, 0x1000  # virtio-mmio, behind what firmware hands out to PCI
 INTERRUPT_BASE, INTERRUPT_BYTES = 0xFEE00000, 0x100000
 PCI_MEMORY_BASE = ECAM_BASE + WINDOW_BYTES  # up to the I/O APIC
 PM_BASE = 0x600
@@ -66,7 +74,8 @@ PVPANIC = 0x505
 FW_CFG, FW_CFG_DMA = 0x510, 0x514
 
 # Interrupt lines.  Lines 0 to 15 are the inputs of the 8259 pair; PIRQ 0 to 3 are A to D.
-ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9}
+MMIO_LINES = ("isa12", "isa14", "isa15", "isa6")
+ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9, "isa12": 12, "isa14": 14, "isa15": 15, "isa6": 6}
 PCI_LINES = {f"00:{slot:02x}.0 INTA": (slot - 1) % 4 for slot in range(1, 32)}
 PIRQ_INPUTS = (5, 10, 11)  # inputs of the 8259 pair that no ISA device has
 E820_USABLE, E820_RESERVED = 1, 2
@@ -114,7 +123,14 @@ def platform(config: MachineConfig) -> acpi.Platform:
         first_pirq_pin=FIRST_PIRQ_PIN,
         timer_pin=TIMER_PIN,
         sci_line=ISA_LINES["isa9"],
-        pci_pins=tuple(acpi.PciPin(d.slot, 0, PCI_LINES[f"00:{d.slot:02x}.0 INTA"]) for d in config.devices),
+        pci_pins=tuple(
+            acpi.PciPin(d.slot, 0, PCI_LINES[f"00:{d.slot:02x}.0 INTA"]) for d in config.devices if d.bus == "pci"
+        ),
+        virtio_mmio=tuple(
+            acpi.MmioDevice(d.slot, mmio_base(d), BLOCK_BYTES, ISA_LINES[MMIO_LINES[d.slot]])
+            for d in config.devices
+            if d.bus == "mmio"
+        ),
         isa_bridge_slot=SOUTH_BRIDGE_SLOT,
         pirq_register=PIRQRC,
         pirq_inputs=PIRQ_INPUTS,
@@ -130,6 +146,20 @@ def platform(config: MachineConfig) -> acpi.Platform:
         firmware_files=acpi.IsaDevice(FW_CFG, fw_cfg_ports),
         trigger_ports=acpi.IsaDevice(ELCR, ELCR_PORTS),
     )
+
+
+def mmio_base(device: DeviceConfig) -> int:
+    """Where the registers of a virtio-mmio device are."""
+    return MMIO_BASE + MMIO_STEP * device.slot
+
+
+def _transport(device: VirtioDevice, place: DeviceConfig) -> Transport:
+    """`device` behind the interfaces that its properties ask for."""
+    if place.bus == "mmio":
+        return (VirtioMmioLegacy if place.flag("force-legacy") else VirtioMmio)(device, MMIO_LINES[place.slot])
+    if place.flag("disable-legacy"):
+        return VirtioPciModern(device, place.slot)
+    return (VirtioPciLegacy if place.flag("disable-modern") else VirtioPciTransitional)(device, place.slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +214,7 @@ class Board(Stateful):
         **dict.fromkeys(("lapic", "interrupts", "timer", "rtc", "serial", "debug_port", "keyboard", "port_92"), PART),
         **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "fw_cfg_dma", "host_bridge"), PART),
         "entropy": Many(PART),
+        "mmio_transports": Many(PART),
     }
 
     def __init__(self, config: MachineConfig) -> None:
@@ -206,7 +237,7 @@ class Board(Stateful):
             return None
         modules = loader.read_modules(config.modules)
         boot = loader.BootData(config.parameter_bytes, modules, self.memory_map)
-        return loader.load(loader.read_image(config.guest), self.memory, boot)
+        return loader.load(loader.read_image(config.guest)._replace(name=config.name), self.memory, boot)
 
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)
@@ -229,8 +260,13 @@ class Board(Stateful):
         self._claim()
         self.host_bridge = HostBridge(self.ports, self.mmio, self.memory)
         self.mmio.add(ECAM_BASE, WINDOW_BYTES, Ecam(self.host_bridge), "PCI configuration")
-        self.transports = [VirtioPciModern(self._make_device(device), device.slot) for device in config.devices]
-        for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *self.transports):
+        self.transports = [_transport(self._make_device(device), device) for device in config.devices]
+        self.mmio_transports = [each for each in self.transports if isinstance(each, VirtioMmio)]
+        for place, transport in zip(config.devices, self.transports, strict=True):
+            if isinstance(transport, VirtioMmio):
+                self.mmio.add(mmio_base(place), BLOCK_BYTES, transport, place.id)
+        functions = [each for each in self.transports if isinstance(each, VirtioPciFunction)]
+        for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *functions):
             self.host_bridge.plug(function)
         self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
 
@@ -288,18 +324,18 @@ class Board(Stateful):
 
     @property
     def virtio_devices(self) -> list[VirtioDevice]:
-        """The virtio devices in the order of their slots."""
+        """The virtio devices in the order in which they were asked for."""
         return [transport.device for transport in self.transports]
 
     @property
-    def balloon(self) -> tuple[VirtioPciModern, Balloon] | None:
+    def balloon(self) -> tuple[Transport, Balloon] | None:
         """The first balloon with its transport."""
         for transport in self.transports:
             if isinstance(transport.device, Balloon):
                 return transport, transport.device
         return None
 
-    def need_balloon(self) -> tuple[VirtioPciModern, Balloon]:
+    def need_balloon(self) -> tuple[Transport, Balloon]:
         """The balloon; ConfigError when the machine has none."""
         found = self.balloon
         if found is None:
@@ -336,9 +372,16 @@ def _fw_cfg_items(config: MachineConfig) -> dict[int, bytes]:
     }
 
 
-_FEATURE_OF = {
+_RING_FEATURE_OF = {
     "indirect_desc": spec.VIRTIO_F_INDIRECT_DESC,
     "event_idx": spec.VIRTIO_F_EVENT_IDX,
+    "packed": spec.VIRTIO_F_RING_PACKED,
+    "in_order": spec.VIRTIO_F_IN_ORDER,
+    "queue_reset": spec.VIRTIO_F_RING_RESET,
+    "notification-data": spec.VIRTIO_F_NOTIFICATION_DATA,
+}
+_FEATURE_OF = {
+    **_RING_FEATURE_OF,
     "must-tell-host": spec.VIRTIO_BALLOON_F_MUST_TELL_HOST,
     "stats-vq": spec.VIRTIO_BALLOON_F_STATS_VQ,
     "deflate-on-oom": spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
@@ -368,11 +411,11 @@ def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
     if board.config.clock == "virtual":
         board.entropy.append(SeededEntropy(device.id))
         entropy = board.entropy[-1]
-    features = _features(device, ("indirect_desc", "event_idx"))
+    features = _features(device, _RING_FEATURE_OF)
     return Rng(board.memory, entropy, name=device.id, features=features)
 
 
 _MAKERS: dict[str, Callable[[Board, DeviceConfig], VirtioDevice]] = {
-    "virtio-balloon-pci": _make_balloon,
-    "virtio-rng-pci": _make_rng,
+    **dict.fromkeys(("virtio-balloon-pci", "virtio-balloon-device"), _make_balloon),
+    **dict.fromkeys(("virtio-rng-pci", "virtio-rng-device"), _make_rng),
 }

@@ -86,9 +86,10 @@ class MachineConfig:
     `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  It may be "none":
     the guest, a Linux or PVH kernel, is then started without any firmware.  `modules` are files
     for a Multiboot kernel, each with the words that go with it.  `parameter` reaches the guest as its command line.
-    `targets` are in the order of their times, `hints_ns` the times at which the balloon's driver is
-    asked for hints of free pages; the power button is pressed at `powerdown_ns`.  ConfigError when a field
-    cannot be, or two of them cannot be together.
+    `targets` are in the order of their times, `hints_ns` the times at which the balloon's driver is asked for
+    hints of free pages; the power button is pressed at `powerdown_ns`.  `title` is what to call
+    the guest where its file's name means nothing to the user; `reset_status` is the exit status where a reset of the
+    machine ends the run.  ConfigError when a field cannot be, or two of them cannot be together.
     """
 
     guest: str
@@ -103,6 +104,8 @@ class MachineConfig:
     bios: str = ""
     modules: tuple[str, ...] = ()
     devices: tuple[DeviceConfig, ...] = field(default_factory=lambda: parse_devices((DEFAULT_DEVICE,)))
+    title: str = ""
+    reset_status: int = 0
 
     def __post_init__(self) -> None:
         if not self.guest and self.bios in ("", NO_FIRMWARE):
@@ -156,15 +159,15 @@ class MachineConfig:
     @property
     def name(self) -> str:
         """What runs: the guest, or else the firmware."""
-        return self.guest or self.bios
+        return self.title or self.guest or self.bios
 
     @property
     def has_balloon(self) -> bool:
-        return any(device.driver == "virtio-balloon-pci" for device in self.devices)
+        return any(device.is_balloon for device in self.devices)
 
     @property
     def has_hinting(self) -> bool:
-        balloons = (device for device in self.devices if device.driver == "virtio-balloon-pci")
+        balloons = (device for device in self.devices if device.is_balloon)
         return any(device.flag("free-page-hint") for device in balloons)
 
 

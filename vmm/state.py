@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
 
 SCHEMA = "balloon-vmm machine"
-VERSION = 5
+VERSION = 6
 UNBOUNDED = 1 << 40
 _SIZE = Maybe(COUNTER)
 TIMES = Many(TIME_NS, longest=UNBOUNDED)

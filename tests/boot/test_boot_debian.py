@@ -80,8 +80,15 @@ def test_a_shell_on_a_terminal_is_left_with_its_key_and_leaves_the_terminal_as_i
     words = [sys.executable, "-m", "vmm", "boot", "debian", "--shell"]
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     try:
-        shown = b""
-        for until, keys in ((b"# ", b"echo $((6*7))\r"), (b"\n42\r", b""), (b"# ", b"\x01x")):
+        shown = b""  # a Ctrl-C that comes before there is a shell must not end what prepares it
+        for until, keys in (
+            (b"entering the guest", b"\x03"),
+            (b"# ", b"echo started; sleep 1000\r"),
+            (b"\nstarted\r", b"\x03"),
+            (b"# ", b"echo $((6*7))\r"),
+            (b"\n42\r", b""),
+            (b"# ", b"\x01x"),
+        ):
             shown = _read_until(ours, until, shown)
             os.write(ours, keys)
         status = process.wait(PATIENCE_S)

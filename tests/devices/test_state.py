@@ -49,17 +49,24 @@ from devices.state import (
     uint,
 )
 from devices.timer import Counter, Timer8254
+from devices.virtio import spec
 from devices.virtio.balloon import Balloon
 from devices.virtio.balloon.hinting import FreePageHinting
 from devices.virtio.balloon.pages import BalloonPages
+from devices.virtio.balloon.sliced import SlicedBatch
 from devices.virtio.balloon.stats import StatsConversation
+from devices.virtio.packed import PackedQueue
 from devices.virtio.queue import Queue
 from devices.virtio.rng import Rng
 from devices.virtio.split import SplitQueue
+from devices.virtio.transport.mmio import VirtioMmio
+from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
+from devices.virtio.transport.pci_legacy import LegacyRegisters, VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
+from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from devices.write_tracking import WriteTracking
 from devices.writes import WriteLog
-from tests.support import BalloonMachine
+from tests.support import BalloonMachine, Way, build_with
 from vmm.boards import Board, SeededEntropy
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
@@ -67,7 +74,9 @@ from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
 from vmm.platform import BoardPlatform
+from vmm.transcript import Transcript
 
+OTHER_TRANSPORTS: tuple[Way, ...] = ("transitional", "legacy", "mmio", "mmio-legacy")
 FIT = "The saved state does not fit this machine: "
 
 
@@ -101,11 +110,20 @@ BUILT: dict[type, str] = {
     DebugPort: "",
     ShadowMemory: "_engine _changed _rom _hidden _mapping _window _address",
     VirtioPciModern: f"{FUNCTION} table _window_data",
+    VirtioPciLegacy: f"{FUNCTION} table",
+    VirtioPciTransitional: f"{FUNCTION} table _window_data",
+    LegacyRegisters: "_function",
+    VirtioMmio: "line",
+    VirtioMmioLegacy: "line",
     HostBridge: "_spaces _ram _mapped functions",
-    Queue: "index name max_size feature ring",
-    SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
-    "_used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _stats_queue",
+    Queue: "index name max_size feature ring paused",
+    PackedQueue: "size _memory _event_idx _in_order _walker _bytes _words _driver_event _device_event _records "
+    "_ring_gpa _device_gpa _round _ids_in_flight",
+    SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _walker _available _available_ring _used "
+    "_used_bytes _used_ring _used_gpa _heads_in_flight",
+    Balloon: f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues "
+    "_stats_queue",
+    SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "layout",
     FreePageHinting: "_memory",
@@ -117,11 +135,12 @@ BUILT: dict[type, str] = {
     RealtimeClock: "_start_ns",
     Board: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
     BoardPlatform: "attentive cpu _board _clock _memory",
+    Transcript: "",
     Machine: "config observers debug_sinks typist _interrupted board memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
-the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` of the
-machine, `cpu` of its platform)."""
+the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,
+`memory` of the machine, `cpu` of its platform)."""
 
 
 def attributes(thing: object) -> set[str]:
@@ -150,12 +169,17 @@ def everything() -> dict[type, Any]:
     machine.driver.start()
     full = Machine(make_config("hello", memory="4M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
     assert isinstance(full.platform.cpu, UnicornCpu)
-    rings = machine.balloon.queues[0].ring, full.memory.writes
+    packed = BalloonMachine(build=build_with(spec.VIRTIO_F_RING_PACKED))
+    packed.driver.start()
+    rings = machine.balloon.queues[0].ring, packed.balloon.queues[0].ring, full.memory.writes
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
-    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow):
+    others = [BalloonMachine(way) for way in OTHER_TRANSPORTS]
+    functions = [other.function for other in others]
+    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow, *functions):
         walk(thing)
     full.close()
-    machine.close()
+    for made in (machine, packed, *others):
+        made.close()
     return found
 
 
@@ -176,7 +200,7 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "VirtioDevice", "HintedDevice"}
+    abstract = {"Stateful", "VirtioDevice", "VirtioPciFunction", "HintedDevice"}
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 
 from devices.effects import Effects
+from devices.virtio.transport.pci_modern import VirtioPciModern
 from vmm.boards import Board
 from vmm.config import make_config
 from vmm.testing import BalloonDriver, BenchBus, PageAllocator, PciTransport
@@ -166,6 +167,7 @@ def test_an_interrupt_that_the_command_register_disables_waits_in_the_status(ben
         assert scenario(bench)["steps"] == [True, True, False, True, True]
         return
     transport, device = bench.bus.board.need_balloon()
+    assert isinstance(transport, VirtioPciModern)
     bench.driver.start()
     bench.take_interrupts()
     command = transport.config["command"]

@@ -6,14 +6,17 @@ protocols of `vmm.testing.protocols`.
 """
 
 from vmm.testing.balloon import BalloonDriver
-from vmm.testing.bench import BenchBus, DirectBench, PciBench
+from vmm.testing.bench import BenchBus, BusBench, DirectBench
 from vmm.testing.direct import DirectTransport
 from vmm.testing.driver import Driver, FeaturesRefused
 from vmm.testing.layout import Descriptor
+from vmm.testing.legacy_pci import LegacyPciTransport
+from vmm.testing.mmio import LegacyMmioTransport, MmioTransport
+from vmm.testing.packed_ring import PackedQueue
 from vmm.testing.pages import OutOfPages, PageAllocator
 from vmm.testing.pci import Msix, PciBus
 from vmm.testing.protocols import ANY_QUEUE, Bus, Interrupts, Memory, Transport
-from vmm.testing.raw import RawQueue
+from vmm.testing.raw import RawPackedQueue, RawQueue
 from vmm.testing.ring import DeviceViolation, RingFull, SplitQueue, Used
 from vmm.testing.virtio_pci import PciTransport
 
@@ -22,6 +25,7 @@ __all__ = [
     "BalloonDriver",
     "BenchBus",
     "Bus",
+    "BusBench",
     "Descriptor",
     "DeviceViolation",
     "DirectBench",
@@ -29,13 +33,17 @@ __all__ = [
     "Driver",
     "FeaturesRefused",
     "Interrupts",
+    "LegacyMmioTransport",
+    "LegacyPciTransport",
     "Memory",
+    "MmioTransport",
     "Msix",
     "OutOfPages",
+    "PackedQueue",
     "PageAllocator",
-    "PciBench",
     "PciBus",
     "PciTransport",
+    "RawPackedQueue",
     "RawQueue",
     "RingFull",
     "SplitQueue",

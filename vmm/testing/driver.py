@@ -1,5 +1,8 @@
 """A virtio driver for any device type: initialisation in the order of §3.1.1, queues, configuration, interrupts.
 
+Over a legacy interface it is a transitional driver (§3.1.2): 32 feature bits and no FEATURES_OK, queues in one piece
+each, and a configuration without a generation.
+
 It behaves as the specification asks a driver to; `vmm.testing.raw` is the way to misbehave.  Everything it does to the
 device goes through a `Transport`, so the same test drives a device directly and over PCI.
 
@@ -13,15 +16,22 @@ device goes through a `Transport`, so the same test drives a device directly and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from devices.virtio import spec
 from devices.virtio.spec import Status
+from vmm.testing.packed_ring import PackedQueue
 from vmm.testing.protocols import Interrupts, Memory, PageSource, Transport
-from vmm.testing.ring import DeviceViolation, Readable, SplitQueue, Used, Writable
+from vmm.testing.ring import DeviceViolation, Queue, Readable, SplitQueue, Used, Writable
 
 EVENT_IDX = 1 << spec.VIRTIO_F_EVENT_IDX
 INDIRECT_DESC = 1 << spec.VIRTIO_F_INDIRECT_DESC
 VERSION_1 = 1 << spec.VIRTIO_F_VERSION_1
+ANY_LAYOUT = 1 << spec.VIRTIO_F_ANY_LAYOUT
+RING_PACKED = 1 << spec.VIRTIO_F_RING_PACKED
+IN_ORDER = 1 << spec.VIRTIO_F_IN_ORDER
+NOTIFICATION_DATA = 1 << spec.VIRTIO_F_NOTIFICATION_DATA
+RING_RESET = 1 << spec.VIRTIO_F_RING_RESET
 
 _CONFIG_ATTEMPTS = 16
 
@@ -33,12 +43,14 @@ class FeaturesRefused(RuntimeError):
 class Driver:
     """The driver of one device.  `supported` is the mask of features that it understands."""
 
-    supported = EVENT_IDX | INDIRECT_DESC | VERSION_1
+    supported = (
+        EVENT_IDX | INDIRECT_DESC | VERSION_1 | ANY_LAYOUT | RING_PACKED | IN_ORDER | NOTIFICATION_DATA | RING_RESET
+    )
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.features = 0
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, Queue[Any]] = {}
 
     @property
     def memory(self) -> Memory:
@@ -47,6 +59,11 @@ class Driver:
     @property
     def pages(self) -> PageSource:
         return self.transport.pages
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether the device is reached through a legacy interface."""
+        return self.transport.legacy_align > 0
 
     @property
     def status(self) -> Status:
@@ -85,13 +102,14 @@ class Driver:
         self.add_status(Status.DRIVER)
 
     def negotiate(self, features: int | None = None) -> None:
-        """Steps 4 to 6: accept features and see whether the device keeps FEATURES_OK."""
+        """Steps 4 to 6: accept features and see whether the device keeps FEATURES_OK, which legacy ones do not know."""
         if features is None:
             features = self.transport.read_device_features() & self.supported
         self.transport.write_driver_features(features)
-        self.add_status(Status.FEATURES_OK)
-        if Status.FEATURES_OK not in self.status:
-            raise FeaturesRefused(f"the device refused the features {features:#x}")
+        if not self.is_legacy:
+            self.add_status(Status.FEATURES_OK)
+            if Status.FEATURES_OK not in self.status:
+                raise FeaturesRefused(f"the device refused the features {features:#x}")
         self.features = features
 
     def set_up_queues(self, sizes: int | Mapping[int, int] | None = None) -> None:
@@ -109,16 +127,34 @@ class Driver:
         """Whether the negotiated features leave queue `index` in existence; a device type may say otherwise."""
         return True
 
-    def set_up_queue(self, index: int, size: int) -> SplitQueue:
+    def set_up_queue(self, index: int, size: int) -> Queue[Any]:
         """Rings of `size` entries for one queue, known to the device and enabled."""
+        make: type[Queue[Any]] = PackedQueue if self.features & RING_PACKED else SplitQueue
         event_idx, indirect = bool(self.features & EVENT_IDX), bool(self.features & INDIRECT_DESC)
-        queue = SplitQueue(self.memory, self.pages, index, size, event_idx=event_idx, indirect=indirect)
+        in_order, align = bool(self.features & IN_ORDER), self.transport.legacy_align
+        queue = make(
+            self.memory,
+            self.pages,
+            index,
+            size,
+            event_idx=event_idx,
+            indirect=indirect,
+            in_order=in_order,
+            legacy_align=align,
+        )
         place = queue.layout
         self.transport.set_up_queue(index, size, place.desc_gpa, place.driver_gpa, place.device_gpa)
         if not self.transport.queue_enabled(index):
             raise DeviceViolation(f"queue {index} did not become enabled (§4.1.4.3)")
         self.queues[index] = queue
         return queue
+
+    def reset_queue(self, index: int) -> None:
+        """§2.6.1, with RING_RESET: one queue is forgotten, with what is in flight; `set_up_queue` makes a new one."""
+        self.transport.reset_queue(index)
+        if self.transport.queue_enabled(index):
+            raise DeviceViolation(f"queue {index} is enabled after its reset (§4.1.4.3.1)")
+        self.queues.pop(index).release()
 
     def driver_ok(self) -> None:
         """Step 8: the device is live."""
@@ -146,8 +182,15 @@ class Driver:
         self.queues[queue].publish()
         wanted = self.queues[queue].must_notify()
         if wanted or force:
-            self.transport.notify(queue)
+            self.notify(queue)
         return wanted or force
+
+    def notify(self, queue: int) -> None:
+        """Notify the device (§2.9), with data where that was negotiated."""
+        if self.features & NOTIFICATION_DATA:
+            self.transport.notify(queue, queue | self.queues[queue].notification_data() << 16)
+        else:
+            self.transport.notify(queue)
 
     def collect(self, queue: int = 0) -> list[Used]:
         """The buffers that came back since the last call."""
@@ -164,14 +207,19 @@ class Driver:
     # -- configuration and interrupts ----------------------------------------------------------------------------------
 
     def read_config(self, offset: int, size: int) -> int:
-        """`size` bytes of device configuration as one value that was true at one moment (§2.5.1: generation retry)."""
+        """`size` bytes of device configuration as one value that was true at one moment (§2.5.1: generation retry; a
+        legacy driver reads until it gets the same twice, §2.5.4)."""
         for _ in range(_CONFIG_ATTEMPTS):
             before = self.transport.read_config_generation()
-            step = min(size, 4)
-            parts = [self.transport.read_config(offset + i, step) << 8 * i for i in range(0, size, step)]
-            if self.transport.read_config_generation() == before:
-                return sum(parts)
+            value = self._read_config_once(offset, size)
+            still = self.transport.read_config_generation() == before
+            if still and (not self.is_legacy or self._read_config_once(offset, size) == value):
+                return value
         raise DeviceViolation(f"config_generation never stood still over {_CONFIG_ATTEMPTS} reads (§2.5.3)")
+
+    def _read_config_once(self, offset: int, size: int) -> int:
+        step = min(size, 4)
+        return sum(self.transport.read_config(offset + i, step) << 8 * i for i in range(0, size, step))
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         self.transport.write_config(offset, size, value)

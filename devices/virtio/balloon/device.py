@@ -7,9 +7,13 @@ are `stats`', the ranges of reports are `reporting`'s, what belongs to hints is 
 A wrong *payload* is no broken ring: a page that is not RAM, an array that ends within an entry, an unknown tag are
 skipped, counted and reported, and the request is completed.  Resetting the device for them would leave a driver waiting
 for ever.  All discards of a batch happen before it is acknowledged, never afterwards: from then on the driver may use
-the pages again.
+the pages again.  A batch of very many pages is worked off in slices, and acknowledged with the last; until then
+nothing more is taken from its queue, and the other queues have their turn between two slices.
 
 A report is no inflation: its pages are not in the balloon, and nobody says when they are used again.
+
+Of a legacy driver (§5.5.6, §5.5.6.3) `actual` counts when its last byte is written, and the first statistics buffer
+after a reset says nothing: drivers used to post it without writing anything into it.
 
 With PAGE_POISON negotiated a reported page must hold `poison_val` or what it held (§5.5.6.7.2).  A discarded page holds
 zeros, so reports are discarded only if the value is 0; otherwise the pages stay, and are counted.  Inflated and hinted
@@ -25,23 +29,30 @@ from typing import Any, ClassVar, Final
 
 from devices.effects import NOTHING, Effects
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
-from devices.state import COUNTER, PART, Many, Maybe, Table, refuse, require_list, uint
-from devices.virtio import spec, status
+from devices.state import COUNTER, FLAG, PART, Many, Maybe, Table, refuse, require_list, uint
+from devices.virtio import spec
 from devices.virtio.balloon import numbering as numbers
 from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES, config_space
-from devices.virtio.balloon.hinted import PAGES_PER_DESCRIPTOR, HintedDevice
+from devices.virtio.balloon.hinted import HintedDevice
 from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
 from devices.virtio.balloon.reporting import FreePages, free_pages
+from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.balloon.stats_formats import FORMATS, MAX_ENTRIES, parse
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
+from devices.virtio.queue import is_in_flight
 
 __all__ = ["DEFAULT_FEATURES", "SUPPORTED_FEATURES", "Balloon"]
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
+_SLICED_FROM_BYTES = SLICED_FROM * _PFN_BYTES
+_LATER: Final = PageSet(0, 0, None)  # stands for pages that are dealt with in slices
+_WORK_PER_ENTRY = 2
+"""An entry counts as two descriptors towards the work of a call, since it may cost a discard of its own: no two of the
+largest batches follow each other in one call.  A page of a report, most of which are in long runs, counts as one."""
 
 _COUNTERS: Final = (
     "inflated_pages",
@@ -78,6 +89,8 @@ class Balloon(HintedDevice):
         "_stats": PART,
         "_diagnosed": Many(uint(16), longest=len(numbers.ROWS)),
         "_held": Maybe(CHAINS),
+        "_sliced": Many(PART),
+        "_stats_came": FLAG,
     }
 
     def __init__(
@@ -107,6 +120,7 @@ class Balloon(HintedDevice):
         self._pages = BalloonPages(memory)
         self._stats = StatsConversation(FORMATS[stats_format])
         self._held: Chains | None = None
+        self._stats_came = False
         self._diagnosed: list[int] = []
         self._handlers = {
             "inflateq": self._inflate,
@@ -115,6 +129,10 @@ class Balloon(HintedDevice):
             "free_page_vq": self._take_hints,
             "reporting_vq": self._take_reports,
         }
+        # What the slices of each queue's batches do with their pages.
+        self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
+        self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]
+        self._sliced = [SlicedBatch(memory, self._reader, self._payload_limit) for _ in self._page_queues]
         self._stats_queue = next((queue for queue in self.queues if queue.name == "statsq"), None)
 
     # -- the host's side -------------------------------------------------------------------------------------------
@@ -127,7 +145,7 @@ class Balloon(HintedDevice):
     @property
     def actual_pages(self) -> int:
         """Pages in the balloon, as the driver says."""
-        return self.actual
+        return self._told_actual
 
     @property
     def balloon_pages(self) -> int:
@@ -176,34 +194,54 @@ class Balloon(HintedDevice):
 
     def _inflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
-        self.inflated_pages += self._pages.move(pages, inside=True)
-        if pages.pages and (refused := self._discard(pages)) is not NO_NOTIFICATIONS:
+        if pages is _LATER:
+            return told
+        if (refused := self._put_in(pages)) is not NO_NOTIFICATIONS:
             told |= refused
         done = self.complete(queue, chains)
         return done if told is NO_NOTIFICATIONS else told | done
 
     def _deflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
+        if pages is _LATER:
+            return told
+        self._take_out(pages)
+        return told | self.complete(queue, chains)
+
+    def _put_in(self, pages: PageSet) -> Notifications:
+        self.inflated_pages += self._pages.move(pages, inside=True)
+        return self._discard(pages) if pages.pages else NO_NOTIFICATIONS
+
+    def _take_out(self, pages: PageSet) -> Notifications:
         removed = self._pages.move(pages, inside=False)
         self.deflated_pages += removed
         self.stray_pages += pages.pages - removed
-        return told | self.complete(queue, chains)
+        return NO_NOTIFICATIONS
 
     def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
-        """The pages that all arrays of a batch name, and what is wrong with the rest."""
+        """The pages that all arrays of a batch name, and what is wrong with the rest.
+
+        `_LATER` where they are so many that slices are begun with them."""
         payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
-        self.spend(len(payload) // (_PFN_BYTES * PAGES_PER_DESCRIPTOR))
+        self.spend(len(payload) * _WORK_PER_ENTRY // _PFN_BYTES)
+        if len(payload) > _SLICED_FROM_BYTES:
+            self._begin_slices(queue).begin(chains, payload)
+            return _LATER, self._wrong_entries(queue, 0, ignored)
         pages = self._reader.read(payload)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
-        self.bad_pfns += pages.bad
-        self.ignored_bytes += ignored
+        return pages, self._wrong_entries(queue, pages.bad, ignored)
+
+    def _wrong_entries(self, queue: Queue, bad: int, ignored_bytes: int) -> Notifications:
+        self.bad_pfns += bad
+        self.ignored_bytes += ignored_bytes
         told = NO_NOTIFICATIONS
-        if pages.bad:
-            told |= self.event("bad-pfns", f"{queue.name}: {pages.bad} page frame numbers are outside guest RAM")
-        if ignored:
-            told |= self.event("ignored-bytes", f"{queue.name}: {ignored} bytes are no page frame numbers, or too many")
-        return pages, told
+        if bad:
+            told |= self.event("bad-pfns", f"{queue.name}: {bad} page frame numbers are outside guest RAM")
+        if ignored_bytes:
+            text = f"{queue.name}: {ignored_bytes} bytes are no page frame numbers, or too many"
+            told |= self.event("ignored-bytes", text)
+        return told
 
     def _discard(self, pages: PageSet | FreePages) -> Notifications:
         try:
@@ -224,7 +262,7 @@ class Balloon(HintedDevice):
     def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
         free = free_pages(chains)
-        self.spend(free.pages // PAGES_PER_DESCRIPTOR)
+        self.spend(free.pages)
         self.reported_pages += free.pages
         told = NO_NOTIFICATIONS
         if free.ignored_bytes:
@@ -234,9 +272,13 @@ class Balloon(HintedDevice):
             self.poisoned_pages += free.pages
             text = f"{free.pages} reported pages stay, since they must hold {self.poison_val:#x}"
             return told | self.event("poisoned", text) | self.complete(queue, chains)
+        if free.pages > SLICED_FROM:
+            self._begin_slices(queue).begin_runs(chains, free.runs())
+        elif free.pages:
+            told |= self._discard(free)
         if free.pages:
-            told |= self._discard(free) | self.event("reported", f"the driver reported {free.pages} free pages")
-        return told | self.complete(queue, chains)
+            told |= self.event("reported", f"the driver reported {free.pages} free pages")
+        return told if queue.paused else told | self.complete(queue, chains)
 
     def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""
@@ -246,13 +288,16 @@ class Balloon(HintedDevice):
         for index in range(len(chains) - 1):
             told |= self.complete(queue, chains.only(index))
         self._held = chains.only(len(chains) - 1)
-        told |= Notifications(deadline=True) | self._read_stats(self._held, now_ns)
+        primes = (self.legacy or self._stats.layout.primed) and not self._stats_came and len(chains) == 1
+        self._stats_came = True
+        told |= Notifications(deadline=True)
+        if primes:
+            told |= self.event("stats-ignored", "the driver's first statistics say nothing")
+        else:
+            told |= self._read_stats(self._held, now_ns)
         return told | self._ask_for_stats(now_ns)
 
     def _read_stats(self, buffer: Chains, now_ns: int) -> Notifications:
-        if self._stats.is_primed():
-            self._stats.received(None, now_ns)
-            return self.event("stats", "the driver's first buffer holds no statistics yet")
         layout = self._stats.layout
         payload = buffer.gather_readable(self.memory, MAX_ENTRIES * layout.entry_bytes)
         report = parse(payload, buffer.readable_bytes()[0], layout)
@@ -280,7 +325,7 @@ class Balloon(HintedDevice):
 
     def missing_queue(self, index: int) -> Notifications:
         """Say once for each number what another numbering would make of it."""
-        if index in self._diagnosed or not self.status & spec.Status.FEATURES_OK:
+        if index in self._diagnosed or not self.features_fixed:
             return NO_NOTIFICATIONS
         text = numbers.diagnosis(index, self.numbering, self.device_features, self.driver_features)
         if not text:
@@ -288,10 +333,46 @@ class Balloon(HintedDevice):
         self._diagnosed.append(index)
         return self.event("queue-numbering", text)
 
+    # -- batches in slices -----------------------------------------------------------------------------------------
+
+    def _begin_slices(self, queue: Queue) -> SlicedBatch:
+        """Take nothing more from `queue` until the batch that is put into the result is done."""
+        queue.paused = True
+        self.work_is_left()
+        return self._sliced[self._page_queues.index(queue)]
+
+    def carry_on(self, now_ns: int) -> Notifications:
+        """One slice for each queue that has a batch in slices."""
+        told = NO_NOTIFICATIONS
+        for queue, batch in zip(self._page_queues, self._sliced, strict=True):
+            if batch.chains is not None:
+                told |= self._next_slice(queue, batch, batch.chains)
+        return told
+
+    def _next_slice(self, queue: Queue, batch: SlicedBatch, chains: Chains) -> Notifications:
+        told = NO_NOTIFICATIONS
+        deal_with = self._page_handlers[queue.name]
+        for pages in batch.next_slice():
+            refused = deal_with(pages)
+            if refused is not NO_NOTIFICATIONS and not batch.refused:
+                batch.refused = True  # it is said once a batch
+                told |= refused
+        if not batch.is_done:
+            self.work_is_left()
+            return told
+        told |= self._wrong_entries(queue, batch.bad, 0)
+        batch.clear()
+        queue.paused = False
+        return told | self.complete(queue, chains)
+
     # -- the device's life -----------------------------------------------------------------------------------------
 
     def live(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
+
+    def queue_lost(self, queue: Queue) -> None:
+        if queue is self._stats_queue:
+            self._held = None
 
     def lost(self) -> None:
         self.actual = self._told_actual = self.poison_val = 0
@@ -299,6 +380,10 @@ class Balloon(HintedDevice):
         self._hinting.driver_lost()
         self._diagnosed.clear()
         self._held = None
+        for batch in self._sliced:
+            if batch.chains is not None:
+                batch.clear()
+        self._stats_came = False
         self._stats.driver_lost()
 
     def deadline_ns(self) -> int | None:
@@ -308,9 +393,17 @@ class Balloon(HintedDevice):
     def deadline_reached(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
 
+    def write_config(self, offset: int, size: int, value: int, now_ns: int) -> Notifications:
+        actual, end = self.config.find("actual"), offset + size
+        if self.legacy and actual.offset < end < actual.offset + actual.size:
+            self.config.write(self, offset, size, value)
+            return NO_NOTIFICATIONS
+        return super().write_config(offset, size, value, now_ns)
+
     def write_poison_val(self, value: int, now_ns: int) -> Effects:
         """§5.5.6.6: only a driver that negotiated the feature has one."""
-        if self.has_feature(spec.VIRTIO_BALLOON_F_PAGE_POISON):
+        features = self.driver_features if self.legacy else self.negotiated_features
+        if features >> spec.VIRTIO_BALLOON_F_PAGE_POISON & 1:
             self.poison_val = value
         return NOTHING
 
@@ -328,17 +421,33 @@ class Balloon(HintedDevice):
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        if saved["held"] is None:
-            return
-        place = f"{where}.held"
-        chain = require_list(place, saved["held"], 1)[0]
-        features = status.negotiated(saved["status"], saved["driver_features"])
-        order = self.queues_with(features if saved["status"] & spec.Status.FEATURES_OK else None)
-        ring = None if self._stats_queue is None else saved["queues"][order.index(self._stats_queue)]["ring"]
-        if ring is None or not any(ring["in_flight"][chain["head"] : chain["head"] + 1]):
-            raise refuse(place, "a chain in flight in statsq", f"the head {chain['head']}")
+        if saved["held"] is not None:
+            require_list(f"{where}.held", saved["held"], 1)
+            self._check_in_flight(self._stats_queue, saved["held"], saved, f"{where}.held")
+        for number, (queue, batch) in enumerate(zip(self._page_queues, saved["sliced"], strict=True)):
+            if batch["chains"] is not None:
+                self._check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
+                if saved["carry_on_ns"] is None:
+                    raise refuse(f"{where}.carry_on_ns", "a time, since a batch is worked off in slices", None)
+
+    def _check_in_flight(self, queue: Queue | None, chains: Any, saved: Any, where: str) -> None:
+        """Each of the saved `chains` must be in flight in `queue`, once."""
+        seen: set[int] = set()
+        entry = None if queue is None else saved["queues"][self.saved_queues(saved).index(queue)]
+        for chain in chains:
+            flying = entry is not None and is_in_flight(entry, chain)
+            if not flying or chain["buffer_id"] in seen:
+                name = "statsq" if queue is None else queue.name
+                raise refuse(where, f"a chain in flight in {name}", f"the head {chain['head']}")
+            seen.add(chain["buffer_id"])
+
+    def restore_state(self, saved: Any) -> None:
+        super().restore_state(saved)
+        for queue, batch in zip(self._page_queues, self._sliced, strict=True):
+            queue.paused = batch.chains is not None
 
     def settings(self) -> tuple[object, ...]:
-        held = None if self._held is None else self._held.head.tolist()
-        driver = self.actual, self.poison_val, self._pages, held
+        held = None if self._held is None else (self._held.head.tolist(), self._held.buffer_id.tolist())
+        told = self._told_actual, self._stats_came
+        driver = self.actual, *told, self.poison_val, self._pages, held, self._sliced
         return self.num_pages, self.numbering, driver, self._stats.settings(), self._hinting.settings()

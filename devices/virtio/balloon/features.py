@@ -10,6 +10,7 @@ from typing import Final
 
 from devices.registers import Register, RegisterMap
 from devices.virtio import spec
+from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES
 
 SUPPORTED_FEATURES: Final = (
     1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
@@ -18,14 +19,16 @@ SUPPORTED_FEATURES: Final = (
     | 1 << spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT
     | 1 << spec.VIRTIO_BALLOON_F_PAGE_POISON
     | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
-    | 1 << spec.VIRTIO_F_INDIRECT_DESC
-    | 1 << spec.VIRTIO_F_EVENT_IDX
+    | RING_FEATURES
+    | LEGACY_RING_FEATURES
     | 1 << spec.VIRTIO_F_VERSION_1
 )
-DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(
-    1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
-    | 1 << spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT
-    | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
+DEFAULT_FEATURES: Final = (
+    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
+    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
+    | 1 << spec.VIRTIO_BALLOON_F_PAGE_POISON
+    | DEFAULT_RING_FEATURES
+    | 1 << spec.VIRTIO_F_VERSION_1
 )
 """QEMU's.  Whether the guest may take back what the host asked for, and whether free memory leaves it unasked, are
 decisions of who runs it."""

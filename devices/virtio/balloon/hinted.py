@@ -18,10 +18,6 @@ from devices.virtio.balloon.reporting import FreePages
 from devices.virtio.chains import Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
 
-PAGES_PER_DESCRIPTOR = 16
-"""So many pages of a report, of hints or of an array count as one descriptor towards the work of a call: no discard of
-all RAM follows another."""
-
 _COUNTERS = ("hinted_pages", "hint_discarded_pages", "stale_hint_pages", "ignored_bytes", "discarded_bytes")
 
 
@@ -92,7 +88,7 @@ class HintedDevice(VirtioDevice):
     def _take_hints(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """§5.5.6.5: discard what may be, then acknowledge; nothing is stored, and the used length is 0."""
         hints = self._hinting.take(chains)
-        self.spend(hints.hinted.pages // PAGES_PER_DESCRIPTOR)
+        self.spend(hints.hinted.pages)
         self.hinted_pages += hints.hinted.pages
         self.stale_hint_pages += hints.stale_pages
         self.ignored_bytes += hints.ignored_bytes

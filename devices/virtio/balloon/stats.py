@@ -47,7 +47,7 @@ class StatsConversation(Stateful):
         **dict.fromkeys(("interval_ns", "next_poll_ns", "_last_ns"), TIME_NS),
         "reports": COUNTER,
         "_last": Maybe(Record(report_of, raw=_RAW, ignored_bytes=COUNTER, format=TEXT)),
-        **dict.fromkeys(("wanted", "under_way", "_outdated", "_heard"), FLAG),
+        **dict.fromkeys(("wanted", "under_way", "_outdated"), FLAG),
     }
 
     def __init__(self, layout: StatsFormat = FINAL) -> None:
@@ -64,7 +64,6 @@ class StatsConversation(Stateful):
         self.next_poll_ns = 0
         self.wanted = False
         self.under_way = False
-        self._heard = False
         self._outdated = self._last is not None
 
     def set_interval(self, interval_ns: int) -> None:
@@ -72,19 +71,11 @@ class StatsConversation(Stateful):
         self.interval_ns = interval_ns
         self.next_poll_ns = 0
 
-    def is_primed(self) -> bool:
-        """Whether the next buffer is the first one of a driver that posts it before it has stored anything there."""
-        return self.layout.primed and not self._heard
-
-    def received(self, report: Report | None, now_ns: int) -> None:
-        """A buffer arrived; None if it says nothing.  A reply re-arms the poll; the first buffer of all is nobody's
-        reply."""
+    def received(self, report: Report, now_ns: int) -> None:
+        """A buffer arrived.  A reply re-arms the poll; the first buffer of all is nobody's reply."""
         if self.under_way:
             self.next_poll_ns = now_ns + self.interval_ns
         self.under_way = False
-        self._heard = True
-        if report is None:
-            return
         self.reports += 1
         self._last, self._last_ns, self._outdated = report, now_ns, False
 
@@ -99,7 +90,7 @@ class StatsConversation(Stateful):
 
     def settings(self) -> tuple[object, ...]:
         """What decides how it goes on."""
-        return self.interval_ns, self.next_poll_ns, self.wanted, self.under_way, self._heard
+        return self.interval_ns, self.next_poll_ns, self.wanted, self.under_way
 
     def statistics(self, exists: bool, driver_ready: bool, now_ns: int) -> Statistics:
         """What is known now.  `exists` tells whether the driver negotiated the queue, `driver_ready` whether it has set
