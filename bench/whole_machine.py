@@ -17,6 +17,7 @@ from bench.measure import PASSES, Times, alternate, timed_ns
 from bench.rig import MIB, REQUEST_PAGES, Pfns, Rig, backed_by
 from devices.memory import PAGE_BYTES
 from devices.virtio.balloon.pages import PFN, PageSet, PfnReader
+from devices.virtio.spec import ByteOrder
 from vmm.machine import Machine
 
 GUEST_BYTES, BALLOON_BYTES = 128 * MIB, 64 * MIB
@@ -80,9 +81,9 @@ def _requests_of(machine: Machine) -> list[list[Pfns]]:
     payloads: list[Pfns] = []
 
     class Listening(PfnReader):
-        def read(self, payload: bytes) -> PageSet:
+        def read(self, payload: bytes, order: ByteOrder = "<") -> PageSet:
             payloads.append(np.frombuffer(payload, PFN))
-            return super().read(payload)
+            return super().read(payload, order)
 
     device = machine.board.need_balloon()[1]
     with mock.patch.object(device, "_reader", Listening(device.memory)):

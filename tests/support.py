@@ -93,8 +93,8 @@ _FUNCTIONS: dict[Way, Callable[[Balloon, int], VirtioPciFunction]] = {
 class BalloonMachine:
     """A balloon and its driver on `layout`'s RAM; the driver takes its pages from 1 MiB on.
 
-    `way` is how the driver reaches the device, and by which kind of ring; "packed" is the direct way.
-    Nothing is initialised until `driver.start()`.
+    `way` is how the driver reaches the device, and by which kind of ring ("packed" is the direct way); `processor` is
+    the byte order of its processor.  Nothing is initialised until `driver.start()`.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class BalloonMachine:
         *,
         memory: GuestMemory | None = None,
         build: Callable[[GuestMemory], Balloon] = Balloon,
+        processor: spec.ByteOrder = "<",
     ) -> None:
         self.way = way
         self.memory = memory if memory is not None else GuestMemory(RAM_LAYOUT)
@@ -110,15 +111,16 @@ class BalloonMachine:
         self.balloon = build(self.memory)
         if way in PACKED_WAYS:
             self.balloon.device_features |= 1 << spec.VIRTIO_F_RING_PACKED
+        self.balloon.driver_order = processor
         self.bench: DirectBench | BusBench[Notifications]
         if way in ("direct", "packed"):
             direct = DirectTransport(self.balloon, self.memory, self.pages)
             self.bench = DirectBench(direct, self.balloon)
-            self.driver = BalloonDriver(direct)
+            self.driver = BalloonDriver(direct, processor=processor)
         else:
             transport = self._plug(way)
             self.bench = BusBench(self.bus, transport, self.function)
-            self.driver = BalloonDriver(transport)
+            self.driver = BalloonDriver(transport, processor=processor)
 
     def _plug(self, way: Way) -> Transport:
         ports, mmio = AddressSpace("port", 16), AddressSpace("memory", 52)

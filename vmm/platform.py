@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from devices.effects import NOTHING, Effects, Event, Message, Stop
 from devices.state import COUNTER, Stateful, Table
-from vmm.boards import Board
+from vmm.boards import SILENT_PORTS, Board
 from vmm.clock import Clock
 from vmm.cpu import ClosedCpu, Cpu
 from vmm.state import EVENTS, STOP
@@ -56,15 +56,13 @@ class BoardPlatform(Stateful):
 
     def port_read(self, port: int, size: int) -> int:
         value, effects = self._board.ports.read(port, size, self.now_ns)
-        self._after_access(effects)
-        self.refresh_irq()  # a poll of the 8259 pair acknowledges
+        self._after_port_access(port, effects)  # a poll of the 8259 pair acknowledges
         return value
 
     def port_write(self, port: int, size: int, value: int) -> None:
-        self._after_access(self._board.ports.write(port, size, value, self.now_ns))
+        self._after_port_access(port, self._board.ports.write(port, size, value, self.now_ns))
         if self._board.serial.output.endswith(b"\n"):
             self.cpu.request_exit()  # observers hear of a line when it is written, not when the slice ends
-        self.refresh_irq()  # the 8259 pair sits here
 
     def mmio_read(self, gpa: int, size: int) -> int:
         value, effects = self._board.mmio.read(gpa, size, self.now_ns)
@@ -81,11 +79,21 @@ class BoardPlatform(Stateful):
         """The time-stamp counter: 1 GHz."""
         return self.now_ns
 
+    def tsc_of_blocks(self) -> tuple[int, int] | None:
+        """The same as a function of the block count, while nobody sets the clock."""
+        return self._clock.ns_of_blocks()
+
     def acknowledge_irq(self) -> int:
         """The vector that the CPU delivers now."""
         vector = self._board.interrupts.acknowledge()
         self.refresh_irq()
         return vector
+
+    def _after_port_access(self, port: int, effects: Effects) -> None:
+        """Most ports change no interrupt: a console writes one character with two accesses."""
+        self._after_access(effects)
+        if effects is not NOTHING or port in SILENT_PORTS:
+            self.refresh_irq()
 
     def _after_access(self, effects: Effects) -> None:
         self._carry_out(effects)

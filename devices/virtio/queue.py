@@ -78,15 +78,16 @@ class Queue(Stateful):
             raise ValueError(f"the size of {self.name} must be a power of two up to 32768, not {self.max_size}")
         self.size = self.max_size
 
-    def set_up(self, memory: GuestMemory, features: int) -> None:
-        """Enable it with the parts that the driver named; `features` were negotiated.  DriverError as for a ring."""
-        self.ring = _ring(memory, features, self.size, self.desc_gpa, self.driver_gpa, self.device_gpa)
+    def set_up(self, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
+        """Enable it with the parts that the driver named, in its byte `order`; `features` were negotiated.  DriverError
+        as for a ring."""
+        self.ring = _ring(memory, features, order, self.size, self.desc_gpa, self.driver_gpa, self.device_gpa)
         self.enabled = True
 
     def save_state(self) -> State:
         return {**Stateful.save_state(self), "ring": None if self.ring is None else self.ring.save_state()}
 
-    def check_queue(self, saved: Any, where: str, memory: GuestMemory, features: int) -> None:
+    def check_queue(self, saved: Any, where: str, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
         """ConfigError unless `restore_queue` can take `saved`: its ring must be one in `memory`."""
         Stateful.check_state(self, saved, where)
         if not _is_size(saved["size"], self.max_size, features):
@@ -96,17 +97,17 @@ class Queue(Stateful):
             raise refuse(f"{where}.ring", "there exactly if the queue is enabled", saved["ring"])
         if saved["enabled"]:
             try:
-                ring = _ring(memory, features, saved["size"], *(saved[name] for name in _ADDRESSES))
+                ring = _ring(memory, features, order, saved["size"], *(saved[name] for name in _ADDRESSES))
             except DriverError as error:
                 raise refuse(f"{where}.ring", "in this machine's RAM", error.detail) from error
             ring.check_state(saved["ring"], f"{where}.ring")
 
-    def restore_queue(self, saved: Any, memory: GuestMemory, features: int) -> None:
+    def restore_queue(self, saved: Any, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
         """Take over what `check_queue` has accepted."""
         self.reset()
         Stateful.restore_state(self, saved)
         if saved["enabled"]:
-            self.set_up(memory, features)
+            self.set_up(memory, features, order)
         if self.ring is not None:
             self.ring.restore_state(saved["ring"])
 
@@ -155,7 +156,15 @@ def _is_packed(features: int) -> bool:
     return bool(features >> spec.VIRTIO_F_RING_PACKED & 1)
 
 
-def _ring(memory: GuestMemory, features: int, size: int, desc_gpa: int, driver_gpa: int, device_gpa: int) -> Ring:
+def _ring(
+    memory: GuestMemory,
+    features: int,
+    order: spec.ByteOrder,
+    size: int,
+    desc_gpa: int,
+    driver_gpa: int,
+    device_gpa: int,
+) -> Ring:
     indirect, event_idx, in_order, on_empty = (
         bool(features >> bit & 1)
         for bit in (
@@ -170,7 +179,14 @@ def _ring(memory: GuestMemory, features: int, size: int, desc_gpa: int, driver_g
         return PackedQueue(memory, size, *parts, indirect=indirect, event_idx=event_idx, in_order=in_order)
     on_empty = on_empty and not features >> spec.VIRTIO_F_VERSION_1 & 1
     return SplitQueue(
-        memory, size, *parts, indirect=indirect, event_idx=event_idx, in_order=in_order, notify_on_empty=on_empty
+        memory,
+        size,
+        *parts,
+        indirect=indirect,
+        event_idx=event_idx,
+        in_order=in_order,
+        notify_on_empty=on_empty,
+        order=order,
     )
 
 

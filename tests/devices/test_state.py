@@ -82,7 +82,7 @@ FIT = "The saved state does not fit this machine: "
 
 # -- completeness --------------------------------------------------------------------------------------------------
 
-VIRTIO = "memory name device_features queues _used _budget"
+VIRTIO = "memory name device_features driver_order queues _used _budget"
 FUNCTION = "slot devfn name address bars"
 BUILT: dict[type, str] = {
     LocalApic: "name",
@@ -119,8 +119,8 @@ BUILT: dict[type, str] = {
     Queue: "index name max_size feature ring paused",
     PackedQueue: "size _memory _event_idx _in_order _walker _bytes _words _driver_event _device_event _records "
     "_ring_gpa _device_gpa _round _ids_in_flight",
-    SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _walker _available _available_ring _used "
-    "_used_bytes _used_ring _used_gpa _heads_in_flight",
+    SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _used_elem _walker _available _available_ring "
+    "_used _used_bytes _used_ring _used_gpa _heads_in_flight",
     Balloon: f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues "
     "_stats_queue",
     SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
@@ -200,7 +200,7 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "VirtioDevice", "VirtioPciFunction", "HintedDevice"}
+    abstract = {"Stateful", "Negotiation", "VirtioDevice", "VirtioPciFunction", "HintedDevice"}
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import initialize
 
 from tests.devices.virtio.balloons import tiny_slices
 from tests.hostile.test_balloon_model import BalloonModel
+from tests.support import Way
 
 
 class SlicedModel(BalloonModel):
     """The device has had the time it needs whenever something is expected of it."""
 
-    @initialize()
-    def build(self) -> None:
+    @initialize(way=st.sampled_from(["pci", "packed-pci"]))
+    def build(self, way: Way) -> None:
         self.tiny = tiny_slices()
         self.tiny.__enter__()
-        super().build()
+        super().build(way)
 
     def teardown(self) -> None:
         super().teardown()

@@ -301,3 +301,39 @@ def test_6_3_without_the_feature_it_does_not(legacy_ring: RawRing) -> None:
     assert chains is not None
     queue.put_used(chains)
     assert not queue.needs_notification()
+
+
+# -- sizes (§2.7, §2.8) ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ways("direct", "packed")
+@pytest.mark.parametrize("size", [1, 1024, 32768])
+def test_2_6_a_queue_has_any_size_up_to_32768(make_machine: MakeMachine, way: Way, size: int) -> None:
+    """As large as the device offers it: filled to the last descriptor, emptied, and filled once more."""
+    machine = make_machine(way, build=build_with(spec.VIRTIO_F_IN_ORDER, queue_size=size))
+    driver = machine.driver
+    driver.start(queue_sizes={DEFLATEQ: 1, STATSQ: 1})
+    queue = driver.queues[INFLATEQ]
+    assert queue.size == size == machine.balloon.queues[INFLATEQ].max_size
+    (pfn,) = machine.filled_pfns(1)
+    gpa = machine.pages.take()
+    machine.memory.write(gpa, pfn_bytes([pfn]))
+    for _ in range(2):
+        for _ in range(size):
+            queue.offer([(gpa, 4)])
+        assert queue.free_descriptors == 0
+        driver.kick(INFLATEQ)
+        machine.bench.advance(1_000_000)  # so many requests may take the device more than one turn
+        assert len(driver.collect(INFLATEQ)) == size
+    assert machine.balloon.queues[INFLATEQ].requests == 2 * size
+    assert machine.are_zero([pfn]) and not driver.needs_reset
+
+
+def test_6_3_it_means_nothing_to_a_modern_driver(make_machine: MakeMachine) -> None:
+    """The bit is reserved for legacy interfaces: a driver that takes it with VERSION_1 keeps its silence."""
+    machine = make_machine("direct", build=build_with(spec.VIRTIO_F_NOTIFY_ON_EMPTY))
+    machine.driver.start(machine.driver.transport.read_device_features())
+    assert machine.driver.features & 1 << spec.VIRTIO_F_NOTIFY_ON_EMPTY
+    machine.driver.queues[INFLATEQ].suppress_notifications()
+    machine.driver.inflate(machine.filled_pfns(2), per_buffer=1)
+    assert machine.driver.take_interrupts().used == {}

@@ -41,14 +41,18 @@ class FeaturesRefused(RuntimeError):
 
 
 class Driver:
-    """The driver of one device.  `supported` is the mask of features that it understands."""
+    """The driver of one device.  `supported` is the mask of features that it understands.
+
+    `processor` is the byte order of the processor that it plays, `order` the one in which it writes rings and payloads:
+    the same on a legacy interface, little-endian on a modern one (§2.7.3)."""
 
     supported = (
         EVENT_IDX | INDIRECT_DESC | VERSION_1 | ANY_LAYOUT | RING_PACKED | IN_ORDER | NOTIFICATION_DATA | RING_RESET
     )
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, processor: spec.ByteOrder = "<") -> None:
         self.transport = transport
+        self.order: spec.ByteOrder = processor if self.is_legacy else "<"
         self.features = 0
         self.queues: dict[int, Queue[Any]] = {}
 
@@ -141,6 +145,7 @@ class Driver:
             indirect=indirect,
             in_order=in_order,
             legacy_align=align,
+            order=self.order,
         )
         place = queue.layout
         self.transport.set_up_queue(index, size, place.desc_gpa, place.driver_gpa, place.device_gpa)

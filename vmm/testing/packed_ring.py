@@ -68,9 +68,10 @@ class PackedQueue(Queue[PackedLayout]):
         indirect: bool = False,
         in_order: bool = False,
         legacy_align: int = 0,
+        order: spec.ByteOrder = "<",
     ) -> None:
         features = {"event_idx": event_idx, "indirect": indirect, "in_order": in_order}
-        super().__init__(memory, pages, index, size, **features, legacy_align=legacy_align)
+        super().__init__(memory, pages, index, size, **features, legacy_align=legacy_align, order=order)
         self.layout = PackedLayout.at(self.ring_gpa, size)
         self.next_free = Place(size)
         self.next_used = Place(size)

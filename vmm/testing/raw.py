@@ -9,6 +9,7 @@ it mean nothing until the device was reset and the queue set up again; `heads_re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from devices.virtio import spec
 from vmm.testing.driver import Driver
@@ -30,10 +31,6 @@ class _Raw:
         self.index = index
         self.size = driver.queues[index].size
 
-    def table(self, entries: Sequence[Descriptor | PackedDescriptor]) -> int:
-        """Write an indirect table into pages of its own; its guest-physical address."""
-        return self.buffer(b"".join(entry.pack() for entry in entries))
-
     def buffer(self, data: bytes) -> int:
         """Put bytes into pages of their own; their guest-physical address."""
         gpa = self.driver.pages.take(max(1, -(-len(data) // PAGE_BYTES)))
@@ -44,9 +41,6 @@ class _Raw:
         """Notify the device, wanted or not."""
         self.driver.transport.notify(self.index)
 
-    def _put16(self, gpa: int, value: int) -> None:
-        self.driver.memory.write(gpa, (value % 2**16).to_bytes(2, "little"))
-
 
 class RawQueue(_Raw):
     """Queue `index` of a started driver, a split one, as bytes in memory."""
@@ -56,6 +50,8 @@ class RawQueue(_Raw):
         queue = driver.queues[index]
         assert isinstance(queue, SplitQueue)
         self.layout = queue.layout
+        self.order = queue.order
+        self._byteorder: Literal["little", "big"] = "little" if queue.order == "<" else "big"
         self.avail_idx = queue.published_idx
         self.used_before = queue.last_used_idx
         self.offered: list[int] = []
@@ -64,7 +60,13 @@ class RawQueue(_Raw):
 
     def descriptor(self, slot: int, addr: int, length: int, flags: int = 0, following: int = 0) -> None:
         """Write one entry of the descriptor table."""
-        self.driver.memory.write(self.layout.descriptor(slot), Descriptor(addr, length, flags, following).pack())
+        self.driver.memory.write(
+            self.layout.descriptor(slot), Descriptor(addr, length, flags, following).pack(self.order)
+        )
+
+    def table(self, entries: Sequence[Descriptor]) -> int:
+        """Write an indirect table into pages of its own; its guest-physical address."""
+        return self.buffer(b"".join(entry.pack(self.order) for entry in entries))
 
     def available(self, *heads: int) -> None:
         """Put heads into the available ring and publish them."""
@@ -83,13 +85,16 @@ class RawQueue(_Raw):
 
     @property
     def used_idx(self) -> int:
-        return int.from_bytes(self.driver.memory.read(self.layout.used_idx, 2), "little")
+        return int.from_bytes(self.driver.memory.read(self.layout.used_idx, 2), self._byteorder)
 
     def heads_returned(self) -> list[int]:
         """The ids in the used ring since this object was made, at most a ring full."""
         count = (self.used_idx - self.used_before) % 2**16
         places = [self.layout.used_ring(self.used_before + i) for i in range(min(count, self.size))]
-        return [int.from_bytes(self.driver.memory.read(gpa, 4), "little") for gpa in places]
+        return [int.from_bytes(self.driver.memory.read(gpa, 4), self._byteorder) for gpa in places]
+
+    def _put16(self, gpa: int, value: int) -> None:
+        self.driver.memory.write(gpa, (value % 2**16).to_bytes(2, self._byteorder))
 
 
 class RawPackedQueue(_Raw):
@@ -113,6 +118,10 @@ class RawPackedQueue(_Raw):
         self.driver.memory.write(self.layout.descriptor(place), entry.pack())
         self.next.advance(1)
         return place
+
+    def table(self, entries: Sequence[PackedDescriptor]) -> int:
+        """Write an indirect table into pages of its own; its guest-physical address."""
+        return self.buffer(b"".join(entry.pack() for entry in entries))
 
     def ids_returned(self, slots: int = 1) -> list[int]:
         """The ids of used descriptors since this object was made, `slots` descriptors to a chain, at most a ring."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from devices.virtio import spec
 from vmm.testing.layout import DESCRIPTOR_BYTES, PackedLayout, Piece, RingLayout, chain, indirect_table
@@ -58,8 +58,9 @@ class InFlight:
 class Queue(ABC, Generic[Layout]):
     """One queue of `size` descriptors with its rings in freshly taken, zeroed pages.
 
-    `event_idx`, `indirect` and `in_order` say which features were negotiated; `legacy_align` is
-    the alignment of a legacy queue (§2.7.2), 0 for a modern one."""
+    `event_idx`, `indirect` and `in_order` say which features were negotiated; `legacy_align` is the alignment of a
+    legacy queue (§2.7.2), 0 for a modern one; `order` is the byte order of the driver's processor, which such a queue
+    is in (§2.7.3)."""
 
     layout: Layout
     section: str
@@ -76,6 +77,7 @@ class Queue(ABC, Generic[Layout]):
         indirect: bool = False,
         in_order: bool = False,
         legacy_align: int = 0,
+        order: spec.ByteOrder = "<",
     ) -> None:
         self.memory = memory
         self.pages = pages
@@ -85,6 +87,8 @@ class Queue(ABC, Generic[Layout]):
         self.indirect = indirect
         self.in_order = in_order
         self.legacy_align = legacy_align
+        self.order = order
+        self._byteorder: Literal["little", "big"] = "little" if order == "<" else "big"
         self.suppressed = False
         self.ring_pages = -(-self.bytes_needed() // PAGE_BYTES)
         self.ring_gpa = pages.take(self.ring_pages)
@@ -235,10 +239,10 @@ class Queue(ABC, Generic[Layout]):
         return self.memory.read(self.layout.desc_gpa, DESCRIPTOR_BYTES * self.size)
 
     def _get16(self, gpa: int) -> int:
-        return int.from_bytes(self.memory.read(gpa, 2), "little")
+        return int.from_bytes(self.memory.read(gpa, 2), self._byteorder)
 
     def _put16(self, gpa: int, value: int) -> None:
-        self.memory.write(gpa, (value % 2**16).to_bytes(2, "little"))
+        self.memory.write(gpa, (value % 2**16).to_bytes(2, self._byteorder))
 
 
 class SplitQueue(Queue[RingLayout]):
@@ -257,9 +261,10 @@ class SplitQueue(Queue[RingLayout]):
         indirect: bool = False,
         in_order: bool = False,
         legacy_align: int = 0,
+        order: spec.ByteOrder = "<",
     ) -> None:
         features = {"event_idx": event_idx, "indirect": indirect, "in_order": in_order}
-        super().__init__(memory, pages, index, size, **features, legacy_align=legacy_align)
+        super().__init__(memory, pages, index, size, **features, legacy_align=legacy_align, order=order)
         self.layout = RingLayout.at(self.ring_gpa, size, legacy_align)
         self.avail_idx = 0  # free-running, as the driver counts
         self.published_idx = 0  # what the device can see
@@ -271,14 +276,14 @@ class SplitQueue(Queue[RingLayout]):
         return RingLayout.bytes_needed(self.size, self.legacy_align)
 
     def _table(self, pieces: list[Piece]) -> bytes:
-        return indirect_table(pieces)
+        return indirect_table(pieces, self.order)
 
     def _place(self, pieces: list[Piece], flags: int, buffer: InFlight) -> int:
         buffer.slots = [self._free.pop(0) for _ in pieces]
         head = buffer.slots[0]
         for slot, entry in chain(pieces, buffer.slots).items():
             entry = entry._replace(flags=entry.flags | (flags if slot == head else 0))
-            self.memory.write(self.layout.descriptor(slot), entry.pack())
+            self.memory.write(self.layout.descriptor(slot), entry.pack(self.order))
         self._in_flight[head] = buffer
         self._put16(self.layout.avail_ring(self.avail_idx), head)
         self.avail_idx = (self.avail_idx + 1) % 2**16
@@ -331,7 +336,7 @@ class SplitQueue(Queue[RingLayout]):
 
     def _collect_entry(self, position: int) -> list[Used]:
         entry = self.memory.read(self.layout.used_ring(position), 8)
-        head, length = int.from_bytes(entry[:4], "little"), int.from_bytes(entry[4:], "little")
+        head, length = (int.from_bytes(part, self._byteorder) for part in (entry[:4], entry[4:]))
         *skipped, last = self._batch(head)
         return [*(self._take_back(each, None) for each in skipped), self._take_back(last, length)]
 

@@ -35,7 +35,7 @@ from devices.virtio.balloon import numbering as numbers
 from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES, config_space
 from devices.virtio.balloon.hinted import HintedDevice
 from devices.virtio.balloon.numbering import Numbering
-from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
+from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.stats import Statistics, StatsConversation
@@ -225,9 +225,9 @@ class Balloon(HintedDevice):
         payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
         self.spend(len(payload) * _WORK_PER_ENTRY // _PFN_BYTES)
         if len(payload) > _SLICED_FROM_BYTES:
-            self._begin_slices(queue).begin(chains, payload)
+            self._begin_slices(queue).begin(chains, little_endian(payload, self.order))
             return _LATER, self._wrong_entries(queue, 0, ignored)
-        pages = self._reader.read(payload)
+        pages = self._reader.read(payload, self.order)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
         return pages, self._wrong_entries(queue, pages.bad, ignored)
@@ -300,7 +300,7 @@ class Balloon(HintedDevice):
     def _read_stats(self, buffer: Chains, now_ns: int) -> Notifications:
         layout = self._stats.layout
         payload = buffer.gather_readable(self.memory, MAX_ENTRIES * layout.entry_bytes)
-        report = parse(payload, buffer.readable_bytes()[0], layout)
+        report = parse(payload, buffer.readable_bytes()[0], layout, self.order)
         self.ignored_bytes += report.ignored_bytes
         self._stats.received(report, now_ns)
         return self.event("stats", f"the driver reported {len(report.raw)} statistics")

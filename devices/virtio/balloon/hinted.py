@@ -87,7 +87,7 @@ class HintedDevice(VirtioDevice):
 
     def _take_hints(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """§5.5.6.5: discard what may be, then acknowledge; nothing is stored, and the used length is 0."""
-        hints = self._hinting.take(chains)
+        hints = self._hinting.take(chains, self.order)
         self.spend(hints.hinted.pages)
         self.hinted_pages += hints.hinted.pages
         self.stale_hint_pages += hints.stale_pages

@@ -23,7 +23,7 @@ modified since the id was issued, whenever the hint itself comes:
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class FreePageHinting(Stateful):
 
     # -- what the driver says ----------------------------------------------------------------------------------------
 
-    def take(self, chains: Chains, order: Literal["little", "big"] = "little") -> Hints:
+    def take(self, chains: Chains, order: spec.ByteOrder = "<") -> Hints:
         """Read a batch, its ids in the driver's byte `order`.  A STOP in it counts from its place on.
 
         The caller discards, and then tells by `discarded` how much it was and ends the round if it has ended."""
@@ -126,7 +126,7 @@ class FreePageHinting(Stateful):
         self.hinted_pages += hinted.pages
         return Hints(hinted, free, stale_pages, ignored_bytes + hinted.ignored_bytes, ended)
 
-    def _accepted(self, chains: Chains, order: Literal["little", "big"]) -> tuple[Flags, int, bool]:
+    def _accepted(self, chains: Chains, order: spec.ByteOrder) -> tuple[Flags, int, bool]:
         """For each buffer whether the id said before it is the current one; bytes that are no id; whether a STOP ended
         the round."""
         borders, states, ignored_bytes, ended = [0], [self._answered], 0, False
@@ -135,7 +135,8 @@ class FreePageHinting(Stateful):
                 continue
             value = None
             if size == ID_BYTES:
-                value = int.from_bytes(chains.only(index).gather_readable(self._memory, ID_BYTES), order)
+                said = chains.only(index).gather_readable(self._memory, ID_BYTES)
+                value = int.from_bytes(said, "little" if order == "<" else "big")
             else:
                 ignored_bytes += size
             if value == STOP:

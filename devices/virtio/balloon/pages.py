@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.state import State, refuse, require_fields, require_list
+from devices.virtio import spec
 
 Pfns = NDArray[np.unsignedinteger[Any]]
 
@@ -84,6 +85,11 @@ class PageSet:
         return list(map(Run, self.starts.tolist(), self.counts.tolist()))
 
 
+def little_endian(payload: bytes, order: spec.ByteOrder) -> bytes:
+    """An array of page frame numbers in byte `order` as one of le32."""
+    return payload if order == "<" else np.frombuffer(payload, PFN.newbyteorder(order)).astype(PFN).tobytes()
+
+
 class PfnReader:
     """Finds the pages of `memory` that an array of page frame numbers names.
 
@@ -95,9 +101,10 @@ class PfnReader:
         self._ready_pages = min(memory.regions[-1].end >> PAGE_SHIFT, _READY_PAGES)
         self._ascending = b""
 
-    def read(self, payload: bytes) -> PageSet:
-        """The pages that `payload` names, a whole number of le32 entries: in any order, repeated, and outside RAM as
-        the driver likes."""
+    def read(self, payload: bytes, order: spec.ByteOrder = "<") -> PageSet:
+        """The pages that `payload` names, a whole number of 32-bit entries in byte `order`: in any order, repeated, and
+        outside RAM as the driver likes."""
+        payload = little_endian(payload, order)
         count = len(payload) // _PFN_BYTES
         if not count:
             return PageSet(0, 0, None)

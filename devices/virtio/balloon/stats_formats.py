@@ -14,13 +14,13 @@ otherwise, has a name of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from devices.virtio import spec
+from devices.virtio.spec import ByteOrder
 
-ByteOrder = Literal["<", ">"]
 MAX_ENTRIES = 1024
 """More entries of one buffer are not looked at; Linux sends 16."""
 

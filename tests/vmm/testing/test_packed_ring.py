@@ -20,8 +20,10 @@ def memory() -> Iterator[GuestMemory]:
         yield ram
 
 
-def make(memory: GuestMemory, size: int = 4, **features: bool) -> PackedQueue:
-    return PackedQueue(memory, PageAllocator(0x10000, 0x80000), 0, size, **features)
+def make(memory: GuestMemory, size: int = 4, *, event_idx: bool = False, **others: bool) -> PackedQueue:
+    indirect, in_order = others.get("indirect", False), others.get("in_order", False)
+    pages = PageAllocator(0x10000, 0x80000)
+    return PackedQueue(memory, pages, 0, size, event_idx=event_idx, indirect=indirect, in_order=in_order)
 
 
 def ring(queue: PackedQueue) -> list[tuple[int, int, int, int]]:

@@ -190,5 +190,6 @@ def place(field: str) -> tuple[int, int]:
         "queue_desc": (0x20, 8),
         "queue_driver": (0x28, 8),
         "queue_device": (0x30, 8),
+        "queue_reset": (0x3A, 2),
     }
     return offsets[field]
