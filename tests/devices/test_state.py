@@ -200,7 +200,15 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "Negotiation", "VirtioDevice", "VirtioPciFunction", "HintedDevice"}
+    abstract = {
+        "Stateful",
+        "Negotiation",
+        "VirtioDevice",
+        "VirtioPciFunction",
+        "NumberedDevice",
+        "HintedDevice",
+        "StatsDevice",
+    }
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 

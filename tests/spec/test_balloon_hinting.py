@@ -480,3 +480,21 @@ def test_the_other_queues_are_untouched_by_it(balloon: BalloonMachine) -> None:
     assert balloon.driver.features & STATS_VQ and STATSQ in balloon.driver.queues
     assert balloon.balloon.inflated_pages == balloon.balloon.deflated_pages == 2
     assert balloon.balloon.queues[INFLATEQ].requests == 1
+
+
+@pytest.mark.ways("direct", "pci", "packed-pci")
+def test_after_its_queue_was_reset_hints_need_the_id_again(balloon: BalloonMachine) -> None:
+    """Nobody knows what was on its way over the old one (RING_RESET)."""
+    pfns = balloon.filled_pfns(2)
+    cmd_id = start(balloon)
+    driver, queue = balloon.driver, balloon.driver.free_page_vq
+    driver.send_id(cmd_id)
+    size = driver.queues[queue].size
+    driver.reset_queue(queue)
+    driver.set_up_queue(queue, size)
+    driver.hint(ranges(pfns[:1]))
+    assert balloon.balloon.stale_hint_pages == 1
+    driver.send_id(cmd_id)
+    driver.hint(ranges(pfns[1:]))
+    assert balloon.balloon.hinted_pages == 1
+    assert balloon.are_filled(pfns[:1])

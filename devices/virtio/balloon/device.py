@@ -1,8 +1,8 @@
 """The balloon device: inflate, deflate, statistics, free page hinting and reporting, the target (virtio 1.3 §5.5).
 
-Owns the balloon's queues and registers and what the host may ask of it.  Page arithmetic is `pages`', the statistics
-are `stats`', the ranges of reports are `reporting`'s, what belongs to hints is `hinted`'s, the queues' numbers are
-`numbering`'s.
+Owns the balloon's registers, its target, and what is done with pages.  Page arithmetic is `pages`', what belongs to
+statsq is `statsq`'s, to free_page_vq `hinted`'s, the ranges of reports are `reporting`'s, the queues' numbers are
+`numbered`'s.
 
 A wrong *payload* is no broken ring: a page that is not RAM, an array that ends within an entry, an unknown tag are
 skipped, counted and reported, and the request is completed.  Resetting the device for them would leave a driver waiting
@@ -29,20 +29,16 @@ from typing import Any, ClassVar, Final
 
 from devices.effects import NOTHING, Effects
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
-from devices.state import COUNTER, FLAG, PART, Many, Maybe, Table, refuse, require_list, uint
+from devices.state import COUNTER, PART, Many, Table, refuse, uint
 from devices.virtio import spec
-from devices.virtio.balloon import numbering as numbers
 from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES, config_space
-from devices.virtio.balloon.hinted import HintedDevice
 from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
-from devices.virtio.balloon.stats import Statistics, StatsConversation
-from devices.virtio.balloon.stats_formats import FORMATS, MAX_ENTRIES, parse
-from devices.virtio.chains import CHAINS, Chains
+from devices.virtio.balloon.statsq import StatsDevice
+from devices.virtio.chains import Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
-from devices.virtio.queue import is_in_flight
 
 __all__ = ["DEFAULT_FEATURES", "SUPPORTED_FEATURES", "Balloon"]
 
@@ -66,7 +62,7 @@ _COUNTERS: Final = (
 )
 
 
-class Balloon(HintedDevice):
+class Balloon(StatsDevice):
     """A balloon for `memory`.  ValueError when `features` has a bit that is not supported.
 
     Its queues have `queue_size` entries; reporting_vq never fewer than 32.  `numbering` says how they are counted,
@@ -82,15 +78,11 @@ class Balloon(HintedDevice):
 
     device_id = spec.DeviceId.BALLOON
     STATE: ClassVar[Table] = {
-        **HintedDevice.STATE,
+        **StatsDevice.STATE,
         **dict.fromkeys(("num_pages", "actual", "_told_actual", "poison_val"), uint(32)),
         **dict.fromkeys(_COUNTERS, COUNTER),
         "_pages": PART,
-        "_stats": PART,
-        "_diagnosed": Many(uint(16), longest=len(numbers.ROWS)),
-        "_held": Maybe(CHAINS),
         "_sliced": Many(PART),
-        "_stats_came": FLAG,
     }
 
     def __init__(
@@ -106,9 +98,8 @@ class Balloon(HintedDevice):
         if features & ~SUPPORTED_FEATURES:
             unknown = ", ".join(spec.feature_names(features & ~SUPPORTED_FEATURES, self.device_id))
             raise ValueError(f"{name}: the balloon does not support {unknown}")
-        super().__init__(memory, name, features, numbers.queue_specs(numbering, features, queue_size))
+        super().__init__(memory, name, features, numbering, queue_size, stats_format)
         self.config = config_space(features)
-        self.numbering: Numbering = numbering
         self.num_pages = self.actual = self._told_actual = self.poison_val = 0
         self.inflated_pages = self.deflated_pages = self.oom_deflated_pages = 0
         self.reported_pages = self.poisoned_pages = 0
@@ -118,10 +109,6 @@ class Balloon(HintedDevice):
         self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
         self._reader = PfnReader(memory)
         self._pages = BalloonPages(memory)
-        self._stats = StatsConversation(FORMATS[stats_format])
-        self._held: Chains | None = None
-        self._stats_came = False
-        self._diagnosed: list[int] = []
         self._handlers = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
@@ -133,7 +120,6 @@ class Balloon(HintedDevice):
         self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
         self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]
         self._sliced = [SlicedBatch(memory, self._reader, self._payload_limit) for _ in self._page_queues]
-        self._stats_queue = next((queue for queue in self.queues if queue.name == "statsq"), None)
 
     # -- the host's side -------------------------------------------------------------------------------------------
 
@@ -152,16 +138,6 @@ class Balloon(HintedDevice):
         """Pages in the balloon, as inflate and deflate requests made it; a reset empties it."""
         return self._pages.count
 
-    @property
-    def stats_reports(self) -> int:
-        """Statistics buffers ever received."""
-        return self._stats.reports
-
-    @property
-    def polling_interval_ns(self) -> int:
-        """0 when statistics are not polled."""
-        return self._stats.interval_ns
-
     def set_target(self, pages: int, now_ns: int) -> Notifications:
         """Ask for `pages` in the balloon, at most all of RAM.  It survives a reset."""
         wanted = min(max(pages, 0), self._ram_pages)
@@ -169,23 +145,6 @@ class Balloon(HintedDevice):
             return NO_NOTIFICATIONS
         self.num_pages = wanted
         return self.config_changed() | self.event("target", f"the balloon shall have {wanted} pages")
-
-    def request_stats(self, now_ns: int) -> Notifications:
-        """Ask the driver for statistics.  If no buffer is held the request waits for the next; if one is under way
-        already, its reply is the answer."""
-        if not self._stats.under_way:
-            self._stats.wanted = True
-        return self._ask_for_stats(now_ns)
-
-    def set_polling_interval(self, interval_ns: int, now_ns: int) -> Notifications:
-        """Ask for statistics every `interval_ns`, the first time at once; 0 stops.  It survives a reset."""
-        self._stats.set_interval(max(interval_ns, 0))
-        return self._ask_for_stats(now_ns) | Notifications(deadline=True)
-
-    def statistics(self, now_ns: int) -> Statistics:
-        """The latest statistics, or why there are none."""
-        exists = self._stats_queue is not None and self.has_feature(spec.VIRTIO_BALLOON_F_STATS_VQ)
-        return self._stats.statistics(exists, self.is_ready, now_ns)
 
     # -- the driver's side -----------------------------------------------------------------------------------------
 
@@ -280,59 +239,6 @@ class Balloon(HintedDevice):
             told |= self.event("reported", f"the driver reported {free.pages} free pages")
         return told if queue.paused else told | self.complete(queue, chains)
 
-    def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
-        """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""
-        told = NO_NOTIFICATIONS
-        if self._held is not None:
-            told |= self.complete(queue, self._held)
-        for index in range(len(chains) - 1):
-            told |= self.complete(queue, chains.only(index))
-        self._held = chains.only(len(chains) - 1)
-        primes = (self.legacy or self._stats.layout.primed) and not self._stats_came and len(chains) == 1
-        self._stats_came = True
-        told |= Notifications(deadline=True)
-        if primes:
-            told |= self.event("stats-ignored", "the driver's first statistics say nothing")
-        else:
-            told |= self._read_stats(self._held, now_ns)
-        return told | self._ask_for_stats(now_ns)
-
-    def _read_stats(self, buffer: Chains, now_ns: int) -> Notifications:
-        layout = self._stats.layout
-        payload = buffer.gather_readable(self.memory, MAX_ENTRIES * layout.entry_bytes)
-        report = parse(payload, buffer.readable_bytes()[0], layout, self.order)
-        self.ignored_bytes += report.ignored_bytes
-        self._stats.received(report, now_ns)
-        return self.event("stats", f"the driver reported {len(report.raw)} statistics")
-
-    def _ask_for_stats(self, now_ns: int) -> Notifications:
-        """Return the held buffer if statistics are wanted now."""
-        held, queue = self._held, self._stats_queue
-        if held is None or queue is None or not self.is_live or not self._stats.should_ask(now_ns):
-            return NO_NOTIFICATIONS
-        self._held = None
-        self._stats.asked()
-        return self.complete(queue, held) | Notifications(deadline=True)
-
-    # -- queue numbers -----------------------------------------------------------------------------------------------
-
-    def has_queue(self, queue: Queue) -> bool:
-        offered = queue.feature is None or bool(self.device_features >> queue.feature & 1)
-        return offered and super().has_queue(queue)
-
-    def queues_with(self, features: int | None) -> list[Queue]:
-        return numbers.ordered(self.queues, self.numbering, features)
-
-    def missing_queue(self, index: int) -> Notifications:
-        """Say once for each number what another numbering would make of it."""
-        if index in self._diagnosed or not self.features_fixed:
-            return NO_NOTIFICATIONS
-        text = numbers.diagnosis(index, self.numbering, self.device_features, self.driver_features)
-        if not text:
-            return NO_NOTIFICATIONS
-        self._diagnosed.append(index)
-        return self.event("queue-numbering", text)
-
     # -- batches in slices -----------------------------------------------------------------------------------------
 
     def _begin_slices(self, queue: Queue) -> SlicedBatch:
@@ -367,31 +273,13 @@ class Balloon(HintedDevice):
 
     # -- the device's life -----------------------------------------------------------------------------------------
 
-    def live(self, now_ns: int) -> Notifications:
-        return self._ask_for_stats(now_ns)
-
-    def queue_lost(self, queue: Queue) -> None:
-        if queue is self._stats_queue:
-            self._held = None
-
     def lost(self) -> None:
         self.actual = self._told_actual = self.poison_val = 0
         self._pages.clear()
-        self._hinting.driver_lost()
-        self._diagnosed.clear()
-        self._held = None
         for batch in self._sliced:
             if batch.chains is not None:
                 batch.clear()
-        self._stats_came = False
-        self._stats.driver_lost()
-
-    def deadline_ns(self) -> int | None:
-        polling = self._held is not None and self._stats.interval_ns > 0
-        return self._stats.next_poll_ns if polling else None
-
-    def deadline_reached(self, now_ns: int) -> Notifications:
-        return self._ask_for_stats(now_ns)
+        super().lost()
 
     def write_config(self, offset: int, size: int, value: int, now_ns: int) -> Notifications:
         actual, end = self.config.find("actual"), offset + size
@@ -421,25 +309,11 @@ class Balloon(HintedDevice):
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        if saved["held"] is not None:
-            require_list(f"{where}.held", saved["held"], 1)
-            self._check_in_flight(self._stats_queue, saved["held"], saved, f"{where}.held")
         for number, (queue, batch) in enumerate(zip(self._page_queues, saved["sliced"], strict=True)):
             if batch["chains"] is not None:
-                self._check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
+                self.check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
                 if saved["carry_on_ns"] is None:
                     raise refuse(f"{where}.carry_on_ns", "a time, since a batch is worked off in slices", None)
-
-    def _check_in_flight(self, queue: Queue | None, chains: Any, saved: Any, where: str) -> None:
-        """Each of the saved `chains` must be in flight in `queue`, once."""
-        seen: set[int] = set()
-        entry = None if queue is None else saved["queues"][self.saved_queues(saved).index(queue)]
-        for chain in chains:
-            flying = entry is not None and is_in_flight(entry, chain)
-            if not flying or chain["buffer_id"] in seen:
-                name = "statsq" if queue is None else queue.name
-                raise refuse(where, f"a chain in flight in {name}", f"the head {chain['head']}")
-            seen.add(chain["buffer_id"])
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
@@ -447,7 +321,5 @@ class Balloon(HintedDevice):
             queue.paused = batch.chains is not None
 
     def settings(self) -> tuple[object, ...]:
-        held = None if self._held is None else (self._held.head.tolist(), self._held.buffer_id.tolist())
-        told = self._told_actual, self._stats_came
-        driver = self.actual, *told, self.poison_val, self._pages, held, self._sliced
-        return self.num_pages, self.numbering, driver, self._stats.settings(), self._hinting.settings()
+        driver = self.actual, self._told_actual, self.poison_val, self._pages, self._sliced
+        return self.num_pages, driver, *super().settings()

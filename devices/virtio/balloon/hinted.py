@@ -7,34 +7,35 @@ themselves, and which page may be discarded, are `hinting`'s; how a page is disc
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 from devices.memory import PAGE_SHIFT, GuestMemory
 from devices.state import COUNTER, PART, Table
 from devices.virtio import spec
 from devices.virtio.balloon.hinting import DONE, STOP, FreePageHinting
+from devices.virtio.balloon.numbered import NumberedDevice
+from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.reporting import FreePages
 from devices.virtio.chains import Chains
-from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
 
 _COUNTERS = ("hinted_pages", "hint_discarded_pages", "stale_hint_pages", "ignored_bytes", "discarded_bytes")
 
 
-class HintedDevice(VirtioDevice):
+class HintedDevice(NumberedDevice):
     """A device with a free_page_vq.  Counters run on over resets: `hinted_pages` pages hinted under the current id,
     `hint_discarded_pages` those of them that were given back (the others were written since, or nobody knows),
     `stale_hint_pages` pages hinted under no current id, `ignored_bytes` parts of any request that meant nothing,
     `discarded_bytes` what was given back to the host by any request."""
 
     STATE: ClassVar[Table] = {
-        **VirtioDevice.STATE,
+        **NumberedDevice.STATE,
         **dict.fromkeys(_COUNTERS, COUNTER),
         "_hinting": PART,
     }
 
-    def __init__(self, memory: GuestMemory, name: str, features: int, queues: Sequence[QueueSpec]) -> None:
-        super().__init__(memory, name, features, queues)
+    def __init__(self, memory: GuestMemory, name: str, features: int, numbering: Numbering, queue_size: int) -> None:
+        super().__init__(memory, name, features, numbering, queue_size)
         self._hinting = FreePageHinting(memory)
         self.hinted_pages = self.hint_discarded_pages = self.stale_hint_pages = 0
         self.ignored_bytes = self.discarded_bytes = 0
@@ -110,3 +111,17 @@ class HintedDevice(VirtioDevice):
         hinted, discarded = self._hinting.hinted_pages, self._hinting.discarded_pages
         told = self.event("hinted", f"the driver hinted {hinted} free pages, {discarded} of them were given back")
         return told | self._end_hinting(DONE) if self._hinting.acknowledges else told
+
+    # -- the device's life -----------------------------------------------------------------------------------------
+
+    def queue_lost(self, queue: Queue) -> None:
+        super().queue_lost(queue)
+        if queue.name == "free_page_vq":
+            self._hinting.queue_lost()
+
+    def lost(self) -> None:
+        super().lost()
+        self._hinting.driver_lost()
+
+    def settings(self) -> tuple[object, ...]:
+        return *super().settings(), self._hinting.settings()

@@ -101,6 +101,10 @@ class FreePageHinting(Stateful):
         self._tracking.stop()
         return changed
 
+    def queue_lost(self) -> None:
+        """The queue was reset: whatever comes over the new one needs the id once more."""
+        self._answered = False
+
     def driver_lost(self) -> None:
         """The driver is gone, and what it hinted is its own again."""
         self.cmd_id = STOP
