@@ -56,6 +56,7 @@ Examples:
   vmm boot                                  the stats guest and its demonstration
   vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
   vmm boot balloon --target balloon=16M --for 2s --json
+  vmm boot balloon --hint 1s --for 2s       free memory goes to the host, nothing is lost
   vmm boot ./mine.elf --param "two words" --serial file:console.txt
   vmm boot -kernel vmlinuz -initrd initrd.img -append console=ttyS0 --serial stdio
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
@@ -166,8 +167,8 @@ def describe_device(driver: str) -> str:
     model = find_model(driver)
     lines = [f"{model.driver}: {model.summary}"]
     for prop in model.properties:
-        values = {"flag": "on|off", "fixed": prop.default}.get(prop.kind, "VALUE")
-        default = f" (default: {prop.default})" if prop.kind == "flag" else ""
+        values = {"flag": "on|off", "fixed": prop.default, "choice": "|".join(prop.choices)}.get(prop.kind, "VALUE")
+        default = f" (default: {prop.default})" if prop.kind in ("flag", "choice") else ""
         what = f"{prop.help}: only this value in this version" if prop.kind == "fixed" else prop.help
         lines.append(f"  {prop.name + '=' + values:<28} {what}{default}")
     return "\n".join(lines)

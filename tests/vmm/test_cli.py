@@ -195,7 +195,15 @@ def test_devices_are_listed_with_their_properties(capsys: pytest.CaptureFixture[
     assert main(["boot", "-device", "virtio-balloon-pci,help"]) == 0
     one = capsys.readouterr().out
     assert one in whole
-    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=on|off", "page-poison=off"):
+    names = (
+        "id=",
+        "addr=",
+        "must-tell-host=on|off",
+        "page-poison=on|off",
+        "iommu_platform=off",
+        "stats-format=final|v2",
+    )
+    for name in names:
         assert name in one
     assert main(["boot", "-device", "help"]) == 0
     assert capsys.readouterr().out == whole
@@ -267,7 +275,8 @@ FIELDS = {
     "balloon": dict.fromkeys(
         (
             *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
-            *("reported_pages", "reported_bytes", "discarded_bytes", "bad_pfns"),
+            *("reported_pages", "reported_bytes", "poisoned_pages", "hinted_pages", "hint_discarded_pages"),
+            *("stale_hint_pages", "discarded_bytes", "bad_pfns"),
         ),
         int,
     ),
