@@ -19,6 +19,7 @@ from vmm import __version__
 from vmm.boot_debian import NAME as DEBIAN
 from vmm.boot_debian import boot_debian, check_options
 from vmm.boot_options import WORDS, BootOptions
+from vmm.conformance.command import CONFORMANCE_EPILOG, CONFORMANCE_HELP, conformance_command
 from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
 from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from guests import GuestRow
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-COMMANDS = ("boot", "guests", "devices", "initramfs")
+COMMANDS = ("boot", "guests", "devices", "initramfs", "conformance")
 NOT_COMMANDS = {"run": "boot", "start": "boot", "list": "guests"}  # what other programs call them
 
 EXIT_STATUSES = (
@@ -122,6 +123,7 @@ def devices_command() -> None:
 
 
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
+app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)
 
 
 # -- what the words mean -------------------------------------------------------------------------------------------
@@ -222,7 +224,9 @@ def _dispatch(words: list[str]) -> int:
     # The parser writes its help itself, and to a full disk as well.
     with guarded() if "--help" in words else nullcontext():
         result = app(words, prog_name="vmm", standalone_mode=False)
-    return boot(result) if isinstance(result, BootOptions) else 0
+    if isinstance(result, BootOptions):
+        return boot(result)
+    return result if isinstance(result, int) else 0
 
 
 def _rewrite(words: list[str]) -> list[str]:

@@ -29,6 +29,7 @@ from vmm.cli import EXIT_STATUSES, main
 
 ROOT = Path(__file__).resolve().parents[2]
 VMM = [sys.executable, "-m", "vmm"]
+KNOWN = "boot, guests, devices, initramfs, conformance"
 POWER_OFF = bytes.fromhex("66ba0406 66b80020 66ef f4")  # mov dx, 604h; mov ax, 2000h; out dx, ax; hlt
 QUIT_WITH_7 = bytes.fromhex("66baf405 b807000000 ef f4")  # mov dx, 5F4h; mov eax, 7; out dx, eax; hlt
 PANIC = bytes.fromhex("66ba0505 b001 ee f4")  # mov dx, 505h; mov al, 1; out dx, al; hlt
@@ -86,9 +87,12 @@ def flat(folder: Path, code: bytes) -> str:
         ("boot --serial file:/", "The serial file / cannot be written: Is a directory."),
         ("boot stats hello", "There can be one guest only, not 'stats' and 'hello'."),
         ("stats", "There is no command 'stats'; did you mean 'vmm boot stats'?"),
-        ("bot", "There is no command 'bot', only boot, guests, devices, initramfs; did you mean 'boot'?"),
-        ("run hello", "There is no command 'run', only boot, guests, devices, initramfs; did you mean 'boot'?"),
-        ("foo", "There is no command 'foo', only boot, guests, devices, initramfs."),
+        ("bot", "There is no command 'bot', only boot, guests, devices, initramfs, conformance; did you mean 'boot'?"),
+        (
+            "run hello",
+            "There is no command 'run', only boot, guests, devices, initramfs, conformance; did you mean 'boot'?",
+        ),
+        ("foo", "There is no command 'foo', only boot, guests, devices, initramfs, conformance."),
         ("-m 64M", "A command must come first: vmm boot -m 64M"),
         ("guests --all", "No such option: --all."),
     ],
