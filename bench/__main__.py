@@ -15,6 +15,7 @@ from bench.table import Row, machine, render
 
 OWN_COST_BOUND_US = 20.0
 END_TO_END_BOUND = 0.6
+RING_BOUND = 0.9
 
 
 def say(text: str) -> None:
@@ -46,6 +47,15 @@ def request_rows() -> list[Row]:
     return rows
 
 
+def ring_rows() -> list[Row]:
+    say("packed rings beside split ones")
+    rows = []
+    for chains, name in ((1, "one chain a kick"), (64, "64 chains a kick")):
+        values = {backing: device_path.packed_over_split(backing, chains) for backing in BACKINGS}
+        rows.append(Row(f"packed ring over split ring, {name}", "times", values, dict.fromkeys(BACKINGS, RING_BOUND)))
+    return rows
+
+
 def machine_rows(folder: Path) -> list[Row]:
     speeds, ratios, latencies = {}, {}, {}
     for backing in BACKINGS:
@@ -69,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         say("compiling the C loops")
-        rows = [*device_rows(Loops(folder)), *request_rows(), *machine_rows(folder)]
+        rows = [*device_rows(Loops(folder)), *request_rows(), *ring_rows(), *machine_rows(folder)]
     say("done")
     print(machine())
     print(render(rows))

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from bench.loops import Loops, PreparedBatch
 from bench.measure import Times, alternate, gib_per_second, paired_difference_ns, paired_ratio, timed_ns
-from bench.rig import PATTERNS, REQUEST_PAGES, Pfns, Rig, pfns_of
+from bench.rig import PATTERNS, REQUEST_PAGES, PackedRig, Pfns, Rig, pfns_of
 from bench.table import Row
 from devices import hostcalls
 from devices.memory import PAGE_BYTES, PAGE_SHIFT
@@ -31,6 +32,7 @@ from devices.virtio.chains import OneBuffer
 REQUESTS = 64
 PAGES = REQUESTS * REQUEST_PAGES
 PAIRED_PASSES = 40  # of 32 pairs each
+RING_KICKS, RING_PASSES = 100, 30
 SMALL_PASSES = 600  # of a single request, which takes a tenth of a millisecond
 
 LOOPS = {
@@ -94,6 +96,32 @@ def throughput_rows(measured: dict[tuple[str, str], Times]) -> list[Row]:
         ratio("random: 64 requests over C, sort and merge", "random", "many", "batch", {"anonymous": 1.3}, no_vector),
         ratio("random: a kick for each over C, sort and merge", "random", "one", "sort", {"anonymous": 1.3}, no_vector),
     ]
+
+
+# -- the two kinds of ring --------------------------------------------------------------------------------------------
+
+
+def packed_over_split(backing: str, chains: int) -> float:
+    """How many times as fast as a split ring a packed one is, with so many chains of 8 pages a kick.
+
+    The pages are not backed, so that it is the rings that count and not the host's calls."""
+    rigs, pfns = {"split": Rig(backing), "packed": PackedRig(backing)}, pfns_of("ascending", 8 * chains)
+    for rig in rigs.values():
+        rig.place(np.split(pfns, chains))
+
+    def kicks(rig: Rig) -> int:
+        spent = 0
+        for _ in range(RING_KICKS):
+            rig.offer(*range(chains))
+            spent += timed_ns(rig.kick)
+        return spent
+
+    times = alternate({name: partial(kicks, rig) for name, rig in rigs.items()}, lambda: None, RING_PASSES)
+    for rig in rigs.values():
+        if rig.used_index() % 65536 != rig.available_index % 65536:
+            raise RuntimeError("a request did not come back")
+        rig.close()
+    return paired_ratio(times, "packed", "split")
 
 
 # -- a single request --------------------------------------------------------------------------------------------------

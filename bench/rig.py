@@ -17,6 +17,7 @@ from devices import hostcalls
 from devices.memory import PAGE_SHIFT, GuestMemory
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
+from devices.virtio.balloon.device import DEFAULT_FEATURES
 
 MIB = 1 << 20
 BACKINGS = ("memfd", "anonymous")
@@ -58,16 +59,19 @@ def pfns_of(pattern: str, count: int) -> Pfns:
 
 
 class Rig:
-    """The balloon at `device`, all its queues enabled, with RAM of its own in `memory`."""
+    """The balloon at `device`, its inflateq enabled with a split ring, with RAM of its own in `memory`."""
+
+    ring_features = 1 << spec.VIRTIO_F_EVENT_IDX
 
     def __init__(self, backing: str = "memfd") -> None:
         with backed_by(backing):
             self.memory = GuestMemory(((0, 0xA0000), (RAM_START, RAM_BYTES - RAM_START)))
         self.available_index = 0
-        self.device = device = Balloon(self.memory, queue_size=QUEUE_SIZE)
+        features = 1 << spec.VIRTIO_F_VERSION_1 | self.ring_features
+        self.device = device = Balloon(self.memory, queue_size=QUEUE_SIZE, features=DEFAULT_FEATURES | features)
         device.set_dma_enabled(True, 0)
         device.write_status(3, 0)
-        device.write_driver_features(1 << spec.VIRTIO_F_VERSION_1 | 1 << spec.VIRTIO_F_EVENT_IDX)
+        device.write_driver_features(features)
         device.write_status(11, 0)
         for field, value in (("desc_gpa", DESC), ("driver_gpa", AVAILABLE), ("device_gpa", USED), ("enabled", 1)):
             device.write_queue(0, field, value, 0)
@@ -110,3 +114,34 @@ class Rig:
 
     def close(self) -> None:
         self.memory.close()
+
+
+class PackedRig(Rig):
+    """The same with a packed ring; chains are written into it when they are offered."""
+
+    ring_features = 1 << spec.VIRTIO_F_EVENT_IDX | 1 << spec.VIRTIO_F_RING_PACKED
+
+    def place(self, arrays: Sequence[Pfns]) -> list[int]:
+        gpas, gpa = [], BUFFERS
+        for pfns in arrays:
+            self.memory.write(gpa, pfns.tobytes())
+            gpas.append(gpa)
+            gpa += 4 * len(pfns)
+        self._buffers = [(start, 4 * len(pfns)) for start, pfns in zip(gpas, arrays, strict=True)]
+        self._ring = self.memory.view(DESC, 16 * QUEUE_SIZE).view(spec.pvirtq_desc)
+        return gpas
+
+    def offer(self, *heads: int) -> None:
+        for head in heads:
+            place, round_ = self.available_index % QUEUE_SIZE, self.available_index // QUEUE_SIZE % 2
+            marks = spec.VIRTQ_DESC_F_USED if round_ else spec.VIRTQ_DESC_F_AVAIL
+            self._ring[place] = (*self._buffers[head], head, marks)
+            self.available_index += 1
+        self.memory.take_writes()
+
+    def used_index(self) -> int:
+        """All that were offered, if the last of them was used."""
+        last = self.available_index - 1
+        both = spec.VIRTQ_DESC_F_USED | spec.VIRTQ_DESC_F_AVAIL
+        used = 0 if last // QUEUE_SIZE % 2 else both
+        return last + (int(self._ring["flags"][last % QUEUE_SIZE]) & both == used)

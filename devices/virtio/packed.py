@@ -230,36 +230,39 @@ class PackedQueue(Stateful):
             end = self._put_many(position, chains, written)
         self._next_used = end if end < self._round else end - self._round
 
-    def _use(self, position: int, buffer_id: int, length: int) -> None:
+    def _use(self, position: int, buffer_id: int, length: int, slots: int = 1) -> None:
         """Write one used descriptor, which is visible from then on (§2.8.1, §2.8.3): both marks match the wrap counter,
-        and WRITE says that the length means something."""
+        and WRITE says that the length means something.  With it so many `slots` are named as written."""
         place, flags = (position, _BOTH) if position < self.size else (position - self.size, 0)
         offset = _DESC_BYTES * place + 8
         _USED.pack_into(self._bytes, offset, length, buffer_id)
         self._words[_WORDS * place + _FLAGS_WORD] = flags | _WRITE if length else flags
-        self._memory.writes.add(self._ring_gpa + offset, 8)
+        if slots == 1:
+            self._memory.writes.add(self._ring_gpa + offset, 8)
+        else:
+            self._wrote(place, slots)
 
     def _put_few(self, position: int, chains: Chains, written: int | Sequence[int]) -> int:
         """Put in a loop; returns the position behind, not yet brought back below the end of the round.
 
         The driver looks at the first descriptor and then at the ones behind it: those may be written in any way."""
-        first, *others = chains.names_and_slots()
-        length = written if isinstance(written, int) else 0
-        at = position + first[1]
-        for index, (buffer_id, slots) in enumerate(others, 1):
-            if not isinstance(written, int):
-                length = written[index]
+        ring, size, in_flight = self._bytes, self.size, self._in_flight
+        lengths = [written] * chains.count if isinstance(written, int) else written
+        places = zip(chains.names_and_slots(), lengths, strict=True)
+        (first, slots), length = next(places)
+        at = position + slots
+        for (buffer_id, slots), other in places:
+            flags = _WRITE if other else 0
             where = at if at < self._round else at - self._round
-            place, flags = (where, _BOTH) if where < self.size else (where - self.size, 0)
-            _WHOLE_USED.pack_into(
-                self._bytes, _DESC_BYTES * place + 8, length, buffer_id, flags | _WRITE if length else flags
-            )
-            self._in_flight[buffer_id] = 0
+            if where < size:
+                _WHOLE_USED.pack_into(ring, _DESC_BYTES * where + 8, other, buffer_id, flags | _BOTH)
+            else:
+                _WHOLE_USED.pack_into(ring, _DESC_BYTES * (where - size) + 8, other, buffer_id, flags)
+            in_flight[buffer_id] = 0
             at += slots
-        self._wrote(position, at - position)
+        in_flight[first] = 0
         self._memory.fence()
-        self._in_flight[first[0]] = 0
-        self._use(position, first[0], written if isinstance(written, int) else written[0])
+        self._use(position, first, length, at - position)
         return at
 
     def _put_many(self, position: int, chains: Chains, written: int | Sequence[int]) -> int:
@@ -277,16 +280,16 @@ class PackedQueue(Stateful):
         self._memory.fence()
         self._words[_WORDS * int(places[0]) + _FLAGS_WORD] = int(flags[0])
         end = int(ends[-1])
-        self._wrote(position, end - position)
+        self._wrote(int(places[0]), end - position)
         return end
 
-    def _wrote(self, position: int, slots: int) -> None:
-        """Name `slots` descriptors from `position` on as written."""
-        place = position % self.size
-        upper = min(slots, self.size - place)
-        self._memory.writes.add(self._ring_gpa + _DESC_BYTES * place, _DESC_BYTES * upper)
-        if slots > upper:
-            self._memory.writes.add(self._ring_gpa, _DESC_BYTES * (slots - upper))
+    def _wrote(self, place: int, slots: int) -> None:
+        """Name `slots` descriptors from `place` on as written."""
+        over = place + slots - self.size
+        if over > 0:
+            self._memory.writes.add(self._ring_gpa, _DESC_BYTES * over)
+            slots -= over
+        self._memory.writes.add(self._ring_gpa + _DESC_BYTES * place, _DESC_BYTES * slots)
 
     def needs_notification(self) -> bool:
         """Whether the driver wants to hear of what was put since the last call (§2.8.10)."""
