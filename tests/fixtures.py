@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pytest
 
-from tests.support import BalloonMachine, Way, build_reporting
+from tests.support import PACKED_WAYS, BalloonMachine, Way, build_reporting
 
 
 class MakeMachine(Protocol):
@@ -16,16 +16,21 @@ class MakeMachine(Protocol):
     def __call__(self, way: Way = "direct", **options: Any) -> BalloonMachine: ...
 
 
-SPLIT_WAYS: tuple[Way, ...] = ("direct", "pci", "pci-intx")
-PACKED_WAYS: tuple[Way, ...] = ("packed", "packed-pci")
-ON_SPLIT_RINGS = pytest.mark.parametrize("way", SPLIT_WAYS)
-"""For a single test that is about split rings, or writes into one."""
+def parametrize_ways(metafunc: pytest.Metafunc, usual: Sequence[Way]) -> None:
+    """One test for each of the `usual` ways to the device, or for those that the mark `ways` names.
+
+    With the mark `split` the test is about split rings, or writes into one."""
+    if "way" not in metafunc.fixturenames:
+        return
+    named = metafunc.definition.get_closest_marker("ways")
+    split = metafunc.definition.get_closest_marker("split")
+    ways: Sequence[Way] = named.args if named is not None else usual
+    metafunc.parametrize("way", [way for way in ways if split is None or way not in PACKED_WAYS], indirect=True)
 
 
-@pytest.fixture(params=[*SPLIT_WAYS, "packed-pci"])
+@pytest.fixture
 def way(request: pytest.FixtureRequest) -> Way:
-    """How the driver reaches its device: by its contract methods, or over a PCI bus with MSI-X or with INTx; in the
-    last with packed rings.  A module about one kind of ring has a fixture of that name of its own."""
+    """How the driver reaches its device: every way there is, but for what the marks `ways` and `split` leave out."""
     value: Way = request.param
     return value
 

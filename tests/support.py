@@ -24,6 +24,9 @@ from vmm.testing.protocols import EventLike
 
 MIB = 1 << 20
 Way = Literal["direct", "pci", "pci-intx", "packed", "packed-pci"]
+"""How a driver reaches its device: by contract methods, or over PCI with MSI-X or INTx; two with packed rings."""
+MODERN_WAYS: tuple[Way, ...] = ("direct", "pci", "pci-intx")
+PACKED_WAYS: tuple[Way, ...] = ("packed", "packed-pci")
 
 RAM_LAYOUT = ((0, 0xA0000), (0x100000, 3 * MIB), (1 << 32, MIB))
 """Low RAM with the PC's hole above it, RAM above the hole, and some beyond 4 GiB."""

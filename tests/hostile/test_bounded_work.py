@@ -7,23 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from devices.memory import GuestMemory
-from tests.fixtures import SPLIT_WAYS
 from tests.support import MIB, BalloonMachine, CountingMemory, Way
 from vmm.testing import Descriptor, RawQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ
 from vmm.testing.raw import INDIRECT, NEXT
 
+pytestmark = pytest.mark.split
+
 GIB = 1 << 30
 RAM_PAGES = 0x4A0  # what RAM_LAYOUT has
 ENOUGH_PFNS = 65536 + RAM_PAGES
 """No device of this size needs to read more page frame numbers than this at once, however often they repeat."""
-
-
-@pytest.fixture(params=SPLIT_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """The rings written to here are split ones."""
-    value: Way = request.param
-    return value
 
 
 @pytest.fixture

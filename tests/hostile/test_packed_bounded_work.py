@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fixtures import PACKED_WAYS
-from tests.support import MIB, BalloonMachine, CountingMemory, Way
+from tests.support import MIB, PACKED_WAYS, BalloonMachine, CountingMemory, Way
 from vmm.testing import RawPackedQueue
 from vmm.testing.balloon import INFLATEQ
 from vmm.testing.layout import PackedDescriptor

@@ -8,21 +8,16 @@ import pytest
 
 from devices.virtio import device
 from devices.virtio.spec import Status
-from tests.fixtures import PACKED_WAYS, MakeMachine
-from tests.support import BalloonMachine, Way
+from tests.fixtures import MakeMachine
+from tests.support import PACKED_WAYS, BalloonMachine, Way
 from vmm.testing import PackedQueue, RawPackedQueue, RawQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX
 from vmm.testing.packed_mistakes import PACKED_MISTAKES, PackedMistake
 
+pytestmark = pytest.mark.ways(*PACKED_WAYS)
+
 EVERY_MISTAKE = pytest.mark.parametrize("mistake", PACKED_MISTAKES, ids=lambda mistake: mistake.name)
-
-
-@pytest.fixture(params=PACKED_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """Packed rings only."""
-    value: Way = request.param
-    return value
 
 
 def start(machine: BalloonMachine, mistake: PackedMistake, *, without: int = 0) -> None:
@@ -221,7 +216,7 @@ def test_parts_may_overlap_each_other_without_harm(machine: BalloonMachine) -> N
 # -- availability that never ends --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["direct", "packed"])
+@pytest.mark.ways("direct", "packed")
 def test_regression_a_ring_that_is_never_empty(
     make_machine: MakeMachine, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:

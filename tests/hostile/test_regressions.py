@@ -11,12 +11,14 @@ import ast
 import pytest
 
 from devices.memory import PAGE_BYTES
-from tests.fixtures import SPLIT_WAYS, MakeMachine
+from tests.fixtures import MakeMachine
 from tests.layers import ROOT, tree
 from tests.support import MIB, BalloonMachine, CountingMemory, Way
 from vmm.testing import Descriptor, RawQueue
 from vmm.testing.balloon import INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
+
+pytestmark = pytest.mark.split
 
 SEEDS = (
     "CVE-2011-2212",
@@ -38,13 +40,6 @@ SEEDS = (
     "MSI-X vector bounds",
     "punching past a region",
 )
-
-
-@pytest.fixture(params=SPLIT_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """The rings written to here are split ones."""
-    value: Way = request.param
-    return value
 
 
 def regression_tests() -> dict[str, str]:

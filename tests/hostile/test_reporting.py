@@ -9,24 +9,19 @@ import pytest
 
 from devices.memory import GuestMemory
 from devices.virtio.spec import Status
-from tests.fixtures import SPLIT_WAYS, MakeMachine
+from tests.fixtures import MakeMachine
 from tests.support import MIB, BalloonMachine, CountingMemory, Way, build_reporting
 from vmm.testing import Descriptor, RawQueue
 from vmm.testing.driver import EVENT_IDX
 from vmm.testing.mistakes import RANGE_MISTAKES, RING_MISTAKES, Mistake
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
 
+pytestmark = pytest.mark.split
+
 GIB = 1 << 30
 PAGE = 4096
 
 EVERY_MISTAKE = pytest.mark.parametrize("mistake", [*RING_MISTAKES, *RANGE_MISTAKES], ids=lambda mistake: mistake.name)
-
-
-@pytest.fixture(params=SPLIT_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """The rings written to here are split ones."""
-    value: Way = request.param
-    return value
 
 
 def start(make_machine: MakeMachine, way: Way, without: int) -> BalloonMachine:

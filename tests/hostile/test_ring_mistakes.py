@@ -7,21 +7,16 @@ import re
 import pytest
 
 from devices.virtio.spec import Status
-from tests.fixtures import SPLIT_WAYS, MakeMachine
+from tests.fixtures import MakeMachine
 from tests.support import BalloonMachine, Way
 from vmm.testing import RawQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX
 from vmm.testing.mistakes import HEAD, RING_MISTAKES, Mistake
 
+pytestmark = pytest.mark.split
+
 EVERY_MISTAKE = pytest.mark.parametrize("mistake", RING_MISTAKES, ids=lambda mistake: mistake.name)
-
-
-@pytest.fixture(params=SPLIT_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """The rings written to here are split ones."""
-    value: Way = request.param
-    return value
 
 
 def start(machine: BalloonMachine, mistake: Mistake, *, without: int = 0) -> None:

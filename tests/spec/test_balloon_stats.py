@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from devices.virtio.spec import BALLOON_STATS
-from tests.fixtures import ON_SPLIT_RINGS
 from tests.support import BalloonMachine
 from vmm.testing import RawQueue
 from vmm.testing.balloon import STATS_VQ, STATSQ
@@ -151,7 +150,7 @@ def test_5_5_5_the_first_buffer_may_be_empty_and_asks_for_nothing(started: Ballo
     assert started.statistics().values == {"stat-free-memory": 3}
 
 
-@ON_SPLIT_RINGS
+@pytest.mark.split
 def test_2_7_5_an_empty_buffer_is_no_descriptor_without_a_byte(started: BalloonMachine) -> None:
     """That is a broken ring on statsq as on any other queue."""
     raw = RawQueue(started.driver, STATSQ)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fixtures import SPLIT_WAYS
-from tests.support import BalloonMachine, Way
+from tests.support import BalloonMachine
 from vmm.testing import RawQueue, SplitQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ
 from vmm.testing.driver import EVENT_IDX
 
+pytestmark = pytest.mark.split
+
 PAYLOAD = (0x8000, 4)
 """Four zero bytes: page frame number 0, which lies in RAM and matters to nobody here."""
-
-
-@pytest.fixture(params=SPLIT_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """The rings written to here are split ones."""
-    value: Way = request.param
-    return value
 
 
 @pytest.fixture

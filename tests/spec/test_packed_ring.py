@@ -8,14 +8,15 @@ from __future__ import annotations
 import pytest
 
 from devices.virtio import spec
-from tests.fixtures import PACKED_WAYS
-from tests.support import BalloonMachine, Way
+from tests.support import PACKED_WAYS, BalloonMachine
 from vmm.testing import PackedQueue, RawPackedQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC, RING_PACKED, VERSION_1
 from vmm.testing.layout import PackedDescriptor
 from vmm.testing.packed_ring import AVAIL, USED
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
+
+pytestmark = pytest.mark.ways(*PACKED_WAYS)
 
 RING_FEATURES = {
     "plain": VERSION_1 | RING_PACKED,
@@ -25,13 +26,6 @@ RING_FEATURES = {
 }
 PAYLOAD = (0x8000, 4)
 """Four zero bytes: page frame number 0, which lies in RAM and matters to nobody here."""
-
-
-@pytest.fixture(params=PACKED_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """Packed rings only."""
-    value: Way = request.param
-    return value
 
 
 @pytest.fixture(params=RING_FEATURES)

@@ -19,15 +19,10 @@ from vmm.testing import PciTransport
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.driver import IN_ORDER, INDIRECT_DESC, NOTIFICATION_DATA, RING_PACKED, RING_RESET
 
+pytestmark = pytest.mark.ways("direct", "pci", "packed", "packed-pci")
+
 EVERYTHING = build_with(spec.VIRTIO_F_IN_ORDER, spec.VIRTIO_F_NOTIFICATION_DATA, spec.VIRTIO_BALLOON_F_PAGE_REPORTING)
 NO_VECTOR = spec.VIRTIO_MSI_NO_VECTOR
-
-
-@pytest.fixture(params=["direct", "pci", "packed", "packed-pci"])
-def way(request: pytest.FixtureRequest) -> Way:
-    """Both rings, directly and over PCI."""
-    value: Way = request.param
-    return value
 
 
 @pytest.fixture
@@ -311,7 +306,7 @@ def test_6_3_without_the_feature_it_does_not(legacy_ring: RawRing) -> None:
 # -- sizes (§2.7, §2.8) ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["direct", "packed"])
+@pytest.mark.ways("direct", "packed")
 @pytest.mark.parametrize("size", [1, 1024, 32768])
 def test_2_6_a_queue_has_any_size_up_to_32768(make_machine: MakeMachine, way: Way, size: int) -> None:
     """As large as the device offers it: filled to the last descriptor, emptied, and filled once more."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fixtures import SPLIT_WAYS
-from tests.support import BalloonMachine, Way
+from tests.support import BalloonMachine
 from vmm.testing import Descriptor, RawQueue
 from vmm.testing.balloon import INFLATEQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
+
+pytestmark = pytest.mark.split
 
 RING_FEATURES = {
     "plain": VERSION_1,
@@ -20,13 +21,6 @@ RING_FEATURES = {
     "indirect": VERSION_1 | INDIRECT_DESC,
     "both": VERSION_1 | EVENT_IDX | INDIRECT_DESC,
 }
-
-
-@pytest.fixture(params=SPLIT_WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    """The rings written to here are split ones."""
-    value: Way = request.param
-    return value
 
 
 @pytest.fixture(params=RING_FEATURES)

@@ -6,7 +6,7 @@ import pytest
 
 from devices.virtio import spec
 from devices.virtio.spec import Status
-from tests.fixtures import ON_SPLIT_RINGS, MakeMachine
+from tests.fixtures import MakeMachine
 from tests.support import BalloonMachine, Way
 from vmm.testing import ANY_QUEUE, FeaturesRefused, SplitQueue
 from vmm.testing.balloon import INFLATEQ, MUST_TELL_HOST, STATS_VQ, STATSQ, pfn_bytes, stats_bytes
@@ -70,7 +70,7 @@ def test_2_1_2_what_was_offered_without_a_kick_is_found_at_driver_ok(machine: Ba
     assert machine.statistics().values == {"stat-free-memory": 77}
 
 
-@ON_SPLIT_RINGS
+@pytest.mark.split
 def test_2_1_2_needs_reset_comes_with_a_configuration_notification(started: BalloonMachine) -> None:
     queue = started.driver.queues[INFLATEQ]
     started.memory.write_int(queue.layout.avail_idx, 2, queue.size + 1)
@@ -79,7 +79,7 @@ def test_2_1_2_needs_reset_comes_with_a_configuration_notification(started: Ball
     assert started.driver.take_interrupts().config == 1
 
 
-@ON_SPLIT_RINGS
+@pytest.mark.split
 def test_2_1_2_needs_reset_before_driver_ok_sends_no_notification(machine: BalloonMachine) -> None:
     """The notification is due only if DRIVER_OK is set, and nothing is even looked at before."""
     prepare(machine)
