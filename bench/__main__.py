@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import device_path, whole_machine
+from bench import batches, device_path, whole_machine
 from bench.loops import Loops
 from bench.measure import gib_per_second, paired_ratio
 from bench.rig import BACKINGS, PATTERNS
@@ -53,7 +53,8 @@ def ring_rows() -> list[Row]:
     for chains, name in ((1, "one chain a kick"), (64, "64 chains a kick")):
         values = {backing: device_path.packed_over_split(backing, chains) for backing in BACKINGS}
         rows.append(Row(f"packed ring over split ring, {name}", "times", values, dict.fromkeys(BACKINGS, RING_BOUND)))
-    return rows
+    say("reports, hints and large batches")
+    return [*rows, *batches.rows()]
 
 
 def machine_rows(folder: Path) -> list[Row]:
