@@ -53,6 +53,7 @@ def test_the_demonstration_comes_to_the_same_over_both(name: str) -> None:
     assert results(line) == results(messages)
     assert "INTx" in line.console.decode() and "MSI-X" in messages.console.decode()
     transport = line.board.need_balloon()[0]
+    assert isinstance(transport, VirtioPciModern)
     assert not transport.table.enabled and transport.isr_status == 0
 
 

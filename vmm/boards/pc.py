@@ -1,7 +1,6 @@
-"""The board: which device sits at which address, on which line and in which slot, as tables.
+"""The PC: which device sits at which address, on which line and in which slot, as tables.
 
-Only this module and `vmm.machine` name concrete devices.  A `Board` is built from a configuration: RAM with the guest's
-image in it, both address spaces, and the devices; it has no CPU and no clock of its own.
+Everything about an x86 board is here: ports beside memory, PCI, fw_cfg and ACPI for the firmware, interrupt messages.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import firmware
 from devices import fw_cfg, fw_cfg_dma
@@ -20,7 +19,6 @@ from devices.acpi import PmEvents, PmTimer
 from devices.bus import AddressSpace, Handler
 from devices.debug_port import DebugPort
 from devices.effects import NOTHING, Effects
-from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
 from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.lapic import LocalApic
@@ -43,10 +41,11 @@ from devices.virtio.rng import Rng
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from firmware import acpi
 from vmm import loader
+from vmm.boards.board import Board
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 
 if TYPE_CHECKING:
-    from vmm.cpu import Cpu, Platform
+    from vmm.cpu.x86 import X86Cpu, X86Platform
 
 CONVENTIONAL_END = 0xA0000
 EXTENDED_BASE = 0x100000
@@ -145,14 +144,6 @@ class Rom:
         return NOTHING
 
 
-class Timed(Protocol):
-    """Something with deadlines in guest time."""
-
-    def next_deadline_ns(self) -> int | None: ...
-
-    def advance(self, now_ns: int) -> Effects: ...
-
-
 class SeededEntropy(Stateful):
     """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
 
@@ -174,7 +165,7 @@ class SeededEntropy(Stateful):
         return hashlib.blake2b(self.seed.encode() + index.to_bytes(8, "little")).digest()
 
 
-class Board(Stateful):
+class PcBoard(Board):
     """Everything that `config` asks for, wired and at power-on.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
@@ -185,6 +176,8 @@ class Board(Stateful):
         **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "fw_cfg_dma", "host_bridge"), PART),
         "entropy": Many(PART),
     }
+    balloon_driver = "virtio-balloon-pci"
+    interrupts: InterruptWiring
 
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
@@ -229,10 +222,11 @@ class Board(Stateful):
         self._claim()
         self.host_bridge = HostBridge(self.ports, self.mmio, self.memory)
         self.mmio.add(ECAM_BASE, WINDOW_BYTES, Ecam(self.host_bridge), "PCI configuration")
-        self.transports = [VirtioPciModern(self._make_device(device), device.slot) for device in config.devices]
-        for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *self.transports):
+        transports = [VirtioPciModern(self._make_device(device), device.slot) for device in config.devices]
+        self.transports = transports
+        for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *transports):
             self.host_bridge.plug(function)
-        self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
+        self.timed = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
 
     def _fw_cfg_files(self, layout: list[tuple[int, int]]) -> dict[str, bytes]:
         files = {"etc/e820": e820(layout, len(self.rom)), **self.acpi_files}
@@ -286,27 +280,13 @@ class Board(Stateful):
 
     # -- what the machine asks -----------------------------------------------------------------------------------------
 
-    @property
-    def virtio_devices(self) -> list[VirtioDevice]:
-        """The virtio devices in the order of their slots."""
-        return [transport.device for transport in self.transports]
+    def press_power_button(self, now_ns: int) -> Effects:
+        return self.pm_events.press_power_button(now_ns)
 
-    @property
-    def balloon(self) -> tuple[VirtioPciModern, Balloon] | None:
-        """The first balloon with its transport."""
-        for transport in self.transports:
-            if isinstance(transport.device, Balloon):
-                return transport, transport.device
-        return None
+    def take_debug_output(self) -> bytes:
+        return self.debug_port.take_output()
 
-    def need_balloon(self) -> tuple[VirtioPciModern, Balloon]:
-        """The balloon; ConfigError when the machine has none."""
-        found = self.balloon
-        if found is None:
-            raise ConfigError("This machine has no balloon; add one with -device virtio-balloon-pci.")
-        return found
-
-    def make_cpu(self, platform: Platform) -> Cpu:
+    def make_cpu(self, platform: X86Platform) -> X86Cpu:
         """A CPU at the reset vector of our firmware."""
         from vmm.cpu.unicorn_cpu import UnicornCpu
 
@@ -351,11 +331,11 @@ def _features(device: DeviceConfig, names: Iterable[str]) -> int:
     return sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
 
 
-def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
+def _make_balloon(board: PcBoard, device: DeviceConfig) -> VirtioDevice:
     return Balloon(board.memory, name=device.id, features=_features(device, _FEATURE_OF))
 
 
-def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
+def _make_rng(board: PcBoard, device: DeviceConfig) -> VirtioDevice:
     entropy: Callable[[int], bytes] = os.urandom
     if board.config.clock == "virtual":
         board.entropy.append(SeededEntropy(device.id))
@@ -364,7 +344,7 @@ def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
     return Rng(board.memory, entropy, name=device.id, features=features)
 
 
-_MAKERS: dict[str, Callable[[Board, DeviceConfig], VirtioDevice]] = {
+_MAKERS: dict[str, Callable[[PcBoard, DeviceConfig], VirtioDevice]] = {
     "virtio-balloon-pci": _make_balloon,
     "virtio-rng-pci": _make_rng,
 }
