@@ -5,8 +5,9 @@ exists only where reading has a side effect or the value is computed (it returns
 `Effects`); a `write_NAME(value, now_ns)` method only where writing does (it returns `Effects`).
 An access may have any width and alignment: it is cut at register borders, and each register it touches is read or
 written once, in ascending order.  A partial write merges with the attribute NAME, never with what `read_NAME` gives,
-since reading may have a side effect; where there is no such attribute the other bytes are zero.  Gaps and whatever
-lies outside the block read as zero and ignore writes.
+since reading may have a side effect; where there is no such attribute the other bytes are zero.  A register that acts
+on what is written, and for which half a value would be a wrong one, is `whole`: a write that covers only a part of it
+is ignored.  Gaps and whatever lies outside the block read as zero and ignore writes.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ Access = Literal["ro", "rw", "wo"]
 
 
 class Register(NamedTuple):
-    """`size` bytes at `offset`; "ro" ignores writes, "wo" reads as zero."""
+    """`size` bytes at `offset`; "ro" ignores writes, "wo" reads as zero, a `whole` one ignores partial writes."""
 
     offset: int
     size: int
     name: str
     access: Access
+    whole: bool = False
 
 
 class RegisterMap:
@@ -51,6 +53,13 @@ class RegisterMap:
             self._at.update(dict.fromkeys(range(register.offset, end), entry))
             self._exact[register.offset, register.size] = entry
 
+    def find(self, name: str) -> Register:
+        """The register called `name`; KeyError when there is none."""
+        for register in self.registers:
+            if register.name == name:
+                return register
+        raise KeyError(name)
+
     def read(self, owner: object, offset: int, size: int, now_ns: int = 0) -> tuple[int, Effects]:
         """The little-endian value of `size` bytes at `offset` of `owner`'s registers, and the effects of reading."""
         exact = self._exact.get((offset, size))
@@ -72,6 +81,8 @@ class RegisterMap:
         for entry, skip, take, shift in self._pieces(offset, size):
             part = value >> shift & (1 << 8 * take) - 1
             if take != entry.size:
+                if entry.whole:
+                    continue
                 old = int(getattr(owner, entry.name, 0)) & entry.mask
                 part = old & ~((1 << 8 * take) - 1 << 8 * skip) | part << 8 * skip
             effects |= entry.write(owner, part, now_ns)
@@ -98,6 +109,7 @@ class _Entry(NamedTuple):
     size: int
     name: str
     access: Access
+    whole: bool
     reader: str
     writer: str
     mask: int

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pytest
 
-from tests.support import BalloonMachine, Way, build_reporting
+from tests.support import MODERN_WAYS, BalloonMachine, Way, build_reporting
 
 
 class MakeMachine(Protocol):
@@ -16,9 +16,21 @@ class MakeMachine(Protocol):
     def __call__(self, way: Way = "direct", **options: Any) -> BalloonMachine: ...
 
 
-@pytest.fixture(params=["direct", "pci", "pci-intx"])
+def parametrize_ways(metafunc: pytest.Metafunc, usual: Sequence[Way]) -> None:
+    """One test for each of the `usual` ways to the device, or for those that the mark `ways` names.
+
+    With the mark `modern` the test is about what a legacy interface does not have."""
+    if "way" not in metafunc.fixturenames:
+        return
+    named = metafunc.definition.get_closest_marker("ways")
+    modern = metafunc.definition.get_closest_marker("modern")
+    ways: Sequence[Way] = named.args if named is not None else usual
+    metafunc.parametrize("way", [way for way in ways if modern is None or way in MODERN_WAYS], indirect=True)
+
+
+@pytest.fixture
 def way(request: pytest.FixtureRequest) -> Way:
-    """How the driver reaches its device: by its contract methods, or over a PCI bus with MSI-X or with INTx."""
+    """How the driver reaches its device: every way there is, but for what the marks `ways` and `modern` leave out."""
     value: Way = request.param
     return value
 

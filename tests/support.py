@@ -18,12 +18,39 @@ from devices.virtio import spec
 from devices.virtio.balloon import Balloon, Statistics
 from devices.virtio.balloon.device import DEFAULT_FEATURES
 from devices.virtio.device import Notifications
+from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
+from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
+from devices.virtio.transport.pci_function import VirtioPciFunction
+from devices.virtio.transport.pci_legacy import VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
-from vmm.testing import BalloonDriver, BenchBus, DirectBench, DirectTransport, PageAllocator, PciBench, PciTransport
-from vmm.testing.protocols import EventLike
+from devices.virtio.transport.pci_transitional import VirtioPciTransitional
+from vmm.testing import (
+    BalloonDriver,
+    BenchBus,
+    BusBench,
+    DirectBench,
+    DirectTransport,
+    LegacyMmioTransport,
+    LegacyPciTransport,
+    MmioTransport,
+    PageAllocator,
+    PciTransport,
+)
+from vmm.testing.protocols import EventLike, Transport
 
 MIB = 1 << 20
-Way = Literal["direct", "pci", "pci-intx"]
+Way = Literal[
+    "direct", "pci", "pci-intx", "transitional", "mmio", "legacy", "legacy-intx", "transitional-legacy", "mmio-legacy"
+]
+"""How a driver reaches its device: by contract methods; over PCI with MSI-X, or with INTx, the modern function or the
+legacy one; over a transitional function's modern or legacy face; over virtio-mmio version 2 or 1."""
+MODERN_WAYS: tuple[Way, ...] = ("direct", "pci", "pci-intx", "transitional", "mmio")
+LEGACY_WAYS: tuple[Way, ...] = ("legacy", "legacy-intx", "transitional-legacy", "mmio-legacy")
+ONE_LINE_WAYS: tuple[Way, ...] = ("pci-intx", "mmio", "legacy-intx", "mmio-legacy")
+"""Where a line tells that there is an interrupt, and not of which queue."""
+SIZED_WAYS: tuple[Way, ...] = (*MODERN_WAYS, "mmio-legacy")
+"""Where the driver chooses the size of a queue; over legacy PCI it cannot (§4.1.5.1.3.1)."""
+MMIO_BASE, MMIO_LINE = 0xFEB00000, "isa12"
 
 RAM_LAYOUT = ((0, 0xA0000), (0x100000, 3 * MIB), (1 << 32, MIB))
 """Low RAM with the PC's hole above it, RAM above the hole, and some beyond 4 GiB."""
@@ -39,6 +66,15 @@ def build_with(*bits: int, without: int = 0, queue_size: int = 128) -> Callable[
 
 build_reporting = build_with(spec.VIRTIO_BALLOON_F_PAGE_REPORTING, spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
 """A balloon with everything that this device can offer."""
+
+_FUNCTIONS: dict[Way, Callable[[Balloon, int], VirtioPciFunction]] = {
+    "pci": VirtioPciModern,
+    "pci-intx": VirtioPciModern,
+    "transitional": VirtioPciTransitional,
+    "transitional-legacy": VirtioPciTransitional,
+    "legacy": VirtioPciLegacy,
+    "legacy-intx": VirtioPciLegacy,
+}
 
 
 class BalloonMachine:
@@ -58,28 +94,35 @@ class BalloonMachine:
         self.memory = memory if memory is not None else GuestMemory(RAM_LAYOUT)
         self.pages = PageAllocator(*DRIVER_RAM)
         self.balloon = build(self.memory)
-        self.bench: DirectBench | PciBench[Notifications]
+        self.bench: DirectBench | BusBench[Notifications]
         if way == "direct":
             direct = DirectTransport(self.balloon, self.memory, self.pages)
             self.bench = DirectBench(direct, self.balloon)
             self.driver = BalloonDriver(direct)
         else:
-            self.bus, self.function = self._plug()
-            interrupts: Literal["msix", "intx"] = "intx" if way == "pci-intx" else "msix"
-            over_pci = PciTransport.find(self.bus, self.balloon.device_id, self.pages, interrupts)
-            self.bench = PciBench(self.bus, over_pci, self.function)
-            self.driver = BalloonDriver(over_pci)
+            transport = self._plug(way)
+            self.bench = BusBench(self.bus, transport, self.function)
+            self.driver = BalloonDriver(transport)
 
-    def _plug(self) -> tuple[BenchBus, VirtioPciModern]:
+    def _plug(self, way: Way) -> Transport:
         ports, mmio = AddressSpace("port", 16), AddressSpace("memory", 52)
+        self.bus = BenchBus(self.memory, ports, mmio)
+        if way in ("mmio", "mmio-legacy"):
+            registers = (VirtioMmio if way == "mmio" else VirtioMmioLegacy)(self.balloon, MMIO_LINE)
+            mmio.add(MMIO_BASE, BLOCK_BYTES, registers, "balloon")
+            self.function: VirtioPciFunction | VirtioMmio = registers
+            reach = MmioTransport if way == "mmio" else LegacyMmioTransport
+            return reach(self.bus, MMIO_BASE, MMIO_LINE, self.pages)
         bridge = HostBridge(ports, mmio, self.memory)
-        function = VirtioPciModern(self.balloon, BALLOON_SLOT)
+        function = _FUNCTIONS[way](self.balloon, BALLOON_SLOT)
         bridge.plug(function)
-        return BenchBus(self.memory, ports, mmio), function
+        self.function = function
+        find = LegacyPciTransport.find if way in LEGACY_WAYS else PciTransport.find
+        return find(self.bus, self.balloon.device_id, self.pages, "intx" if way.endswith("intx") else "msix")
 
     @property
     def pci(self) -> PciTransport:
-        """The driver's end of the PCI transport."""
+        """The driver's end of the modern PCI transport."""
         assert isinstance(self.driver.transport, PciTransport)
         return self.driver.transport
 
@@ -97,6 +140,15 @@ class BalloonMachine:
 
     def request_stats(self) -> None:
         self.host(self.balloon.request_stats(self.now_ns))
+
+    def hear_stats(self, stats: dict[int, int]) -> None:
+        """The driver's statistics reach the device.  Of a legacy driver the first buffer says nothing (§5.5.6.3): it
+        posts one before."""
+        if self.driver.is_legacy:
+            self.driver.post_stats(b"\xff\xff" + bytes(8))
+            self.request_stats()
+            assert self.driver.stats_wanted()
+        self.driver.post_stats(stats)
 
     def set_polling_interval(self, interval_ns: int) -> None:
         self.host(self.balloon.set_polling_interval(interval_ns, self.now_ns))

@@ -115,10 +115,8 @@ class BalloonControl:
 
     @property
     def negotiated(self) -> list[str]:
-        """The names of the features that both sides agreed on; empty before FEATURES_OK."""
-        if not self._device.status & spec.Status.FEATURES_OK:
-            return []
-        return spec.feature_names(self._device.driver_features, self._device.device_id)
+        """The names of the features that both sides agreed on; empty before negotiation is over."""
+        return spec.feature_names(self._device.negotiated_features, self._device.device_id)
 
     def __repr__(self) -> str:
         target, actual = format_size(self.target_pages * PAGE_BYTES), format_size(self.actual_pages * PAGE_BYTES)

@@ -13,13 +13,18 @@ Invariants
   from a deadline or a host command.
 - Every `DriverError` ends in one place, `_broken`.  It costs the driver its device and nobody anything else.
 - The work of one call is bounded (`WORK_LIMIT`); what is left is carried on with at a deadline that has come already.
+- A driver uses one interface.  The first through which it changes anything after a reset is its own until the next, and
+  what comes through the other is ignored, resets excepted (`claim`).
+
+A legacy driver (§3.1.2) may use the device before DRIVER_OK and never says that it has accepted its last feature: its
+features are fixed (`features_fixed`) by its first kick or by DRIVER_OK, and only then its rings are looked at.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from devices.effects import Event
 from devices.errors import DriverError
@@ -28,6 +33,7 @@ from devices.registers import RegisterMap
 from devices.state import FLAG, TIME_NS, Maybe, State, Stateful, Table, require_list, uint
 from devices.virtio import spec, status
 from devices.virtio.chains import Chains
+from devices.virtio.notifications import NO_NOTIFICATIONS, Notifications
 from devices.virtio.queue import Queue, QueueSpec
 from devices.virtio.spec import Status
 
@@ -37,49 +43,20 @@ WORK_LIMIT = 65536
 """After so many descriptors in one call the rest has to wait: a queue of 256 entries is always emptied in one."""
 
 # Plain integers: the arithmetic of enum flags is slow, and these are asked for on every kick.
-_DRIVER_OK, _FEATURES_OK = int(Status.DRIVER_OK), int(Status.FEATURES_OK)
+_DRIVER, _DRIVER_OK, _FEATURES_OK = int(Status.DRIVER), int(Status.DRIVER_OK), int(Status.FEATURES_OK)
 _NEEDS_RESET, _FAILED = int(Status.DEVICE_NEEDS_RESET), int(Status.FAILED)
 _LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
 
 Argument = TypeVar("Argument")
 
 
-class Notifications(NamedTuple):
-    """What a device wants its driver, its timer and its watchers to hear.
-
-    `queues` are the indices of queues with a used-buffer notification, ascending, without duplicates; `config` is a
-    configuration-change notification; `deadline` says that `next_deadline_ns()` may have changed."""
-
-    queues: tuple[int, ...] = ()
-    config: bool = False
-    deadline: bool = False
-    events: tuple[Event, ...] = ()
-
-    def __or__(self, later: Notifications) -> Notifications:
-        """Both, this one first."""
-        if self is NO_NOTIFICATIONS:
-            return later
-        if later is NO_NOTIFICATIONS:
-            return self
-        return Notifications(
-            tuple(sorted({*self.queues, *later.queues})),
-            self.config or later.config,
-            self.deadline or later.deadline,
-            self.events + later.events,
-        )
-
-    def __bool__(self) -> bool:
-        return self != NO_NOTIFICATIONS
-
-
-NO_NOTIFICATIONS = Notifications()
-
-
 class VirtioDevice(Stateful, ABC):
     """A device with the given queues, offering the feature bits of the mask `features`.
 
-    `dma_enabled` follows the bus (PCI bus mastering) and starts off.  Two devices are equal (`==`) when a driver could
-    not tell them apart and they would go on alike: counters for people are left out, what the host set is not."""
+    `dma_enabled` follows the bus (PCI bus mastering) and starts off.  `legacy` tells by which interface the driver uses
+    the device: None as long as it does not, and over a transport that has only the modern one.  Two devices are equal
+    (`==`) when a driver could not tell them apart and they would go on alike: counters for people are left out, what
+    the host set is not."""
 
     device_id: ClassVar[int]
     config: ClassVar[RegisterMap]
@@ -91,6 +68,8 @@ class VirtioDevice(Stateful, ABC):
         "status": uint(8),
         "config_generation": uint(8),
         "dma_enabled": FLAG,
+        "legacy": Maybe(FLAG),
+        "_legacy_fixed": FLAG,
         "_carry_on_ns": Maybe(TIME_NS),
         "_config_was_read": FLAG,
     }
@@ -104,6 +83,8 @@ class VirtioDevice(Stateful, ABC):
         self.status = 0
         self.config_generation = 0
         self.dma_enabled = False
+        self.legacy: bool | None = None
+        self._legacy_fixed = False
         self.queues = [Queue(index, *offered) for index, offered in enumerate(queues)]
         self._used = [Notifications(queues=(index,)) for index in range(len(queues))]
         self._carry_on_ns: int | None = None
@@ -122,9 +103,30 @@ class VirtioDevice(Stateful, ABC):
         """Whether the driver broke the device: DEVICE_NEEDS_RESET is set."""
         return bool(self.status & _NEEDS_RESET)
 
+    @property
+    def legacy_features(self) -> int:
+        """What a legacy driver is offered: 32 bits."""
+        return status.legacy_offer(self.device_features)
+
+    @property
+    def features_fixed(self) -> bool:
+        """Whether negotiation is over."""
+        return self._legacy_fixed or bool(self.status & _FEATURES_OK)
+
+    @property
+    def negotiated_features(self) -> int:
+        """The features that both sides agreed on: none before negotiation is over (§2.2)."""
+        return self.driver_features if self.features_fixed else 0
+
+    def claim(self, legacy: bool) -> bool:
+        """The driver changes something through this interface; False where the other one is its own."""
+        if self.legacy is None:
+            self.legacy = legacy
+        return self.legacy is legacy
+
     def write_driver_features(self, value: int) -> None:
-        """The features the driver accepts.  Ignored once FEATURES_OK is set: only a reset reopens negotiation."""
-        if not self.status & _FEATURES_OK:
+        """The features the driver accepts.  Ignored once negotiation is over: only a reset reopens it."""
+        if not self.features_fixed:
             self.driver_features = value & (1 << 64) - 1
 
     def write_status(self, value: int, now_ns: int) -> Notifications:
@@ -132,14 +134,17 @@ class VirtioDevice(Stateful, ABC):
         if not value & 0xFF:
             return self._reset_by_driver()
         objections: list[str] = []
-        if value & ~self.status & _FEATURES_OK:
+        legacy = bool(self.legacy)
+        if value & ~self.status & _FEATURES_OK and not legacy:
             mine, theirs = self.device_features, self.driver_features
             objections += status.feature_objections(mine, theirs, self.feature_requires, self.device_id)
         before = self.status
-        self.status = status.next_status(before, value, not objections)
+        self.status = status.next_status(before, value, not objections, legacy=legacy)
         new = self.status & ~before
         notifications = self._status_events(new, objections)
         if new & _DRIVER_OK:
+            if legacy:
+                notifications |= self._fix_legacy_features(now_ns)
             # The driver may not have seen what went wrong while it set the device up.
             notifications |= Notifications(config=self.needs_reset)
             notifications |= self._become_live(now_ns)
@@ -158,18 +163,46 @@ class VirtioDevice(Stateful, ABC):
         queue.write(field, value)
         return NO_NOTIFICATIONS
 
+    def place_queue(self, index: int, gpa: int, align: int, now_ns: int) -> Notifications:
+        """Legacy: the queue lies from `gpa` on, its used ring aligned to `align` bytes (§2.7.2); 0 takes it away.
+
+        It is used once negotiation is over.  An index that does not exist is ignored."""
+        if not 0 <= index < len(self.queues) or not self.has_queue(self.queues[index]):
+            return NO_NOTIFICATIONS
+        queue = self.queues[index]
+        notifications = self.stop_queue(index)
+        queue.place(gpa, align)
+        if not gpa:
+            queue.desc_gpa = queue.driver_gpa = queue.device_gpa = 0
+        elif self._legacy_fixed:
+            notifications |= self._enable(queue, now_ns)
+        return notifications
+
+    def stop_queue(self, index: int) -> Notifications:
+        """The driver takes queue `index` out of use: its rings and every chain held from it are forgotten, its size and
+        addresses stay."""
+        queue = self.queues[index] if 0 <= index < len(self.queues) else None
+        if queue is None or not queue.enabled:
+            return NO_NOTIFICATIONS
+        queue.disable()
+        self.queue_lost(queue)
+        return Notifications(deadline=True)
+
     def has_queue(self, queue: Queue) -> bool:
         """Whether `queue` is there for the driver: as long as features can change every queue that the device has, then
         only those whose feature was negotiated (§5.5.2: statsq "only exists if" its feature is set)."""
-        if queue.feature is None or not self.status & _FEATURES_OK:
+        if queue.feature is None or not self.features_fixed:
             return True
         return bool(self.driver_features >> queue.feature & 1)
 
     def notify(self, index: int, now_ns: int) -> Notifications:
         """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored."""
-        if 0 <= index < len(self.queues):
-            return self._look_at((self.queues[index],), now_ns)
-        return NO_NOTIFICATIONS
+        if not 0 <= index < len(self.queues):
+            return NO_NOTIFICATIONS
+        queue = self.queues[index]
+        if self.legacy and not self._legacy_fixed and queue.desc_gpa and self.status & _DRIVER:
+            return self._fix_legacy_features(now_ns) | self._become_live(now_ns)
+        return self._look_at((queue,), now_ns)
 
     def read_config(self, offset: int, size: int) -> int:
         """The little-endian value of `size` bytes of device configuration; behind its end they are zero."""
@@ -217,7 +250,8 @@ class VirtioDevice(Stateful, ABC):
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        features = status.negotiated(saved["status"], saved["driver_features"])
+        fixed = saved["legacy_fixed"] or saved["status"] & _FEATURES_OK
+        features = saved["driver_features"] if fixed else 0
         entries = require_list(f"{where}.queues", saved["queues"], len(self.queues))
         for queue, entry in zip(self.queues, entries, strict=True):
             queue.check_queue(entry, f"{where}.{queue.name}", self.memory, features)
@@ -225,14 +259,15 @@ class VirtioDevice(Stateful, ABC):
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
         for queue, entry in zip(self.queues, saved["queues"], strict=True):
-            queue.restore_queue(entry, self.memory, status.negotiated(self.status, self.driver_features))
+            queue.restore_queue(entry, self.memory, self.negotiated_features)
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
     @property
     def is_live(self) -> bool:
-        """Whether the device may use its queues now."""
-        return self.dma_enabled and self.status & _LIVE_MASK == _DRIVER_OK
+        """Whether the device may use its queues now: from DRIVER_OK on, or from a legacy driver's first kick on."""
+        state = self.status & _LIVE_MASK
+        return self.dma_enabled and (state == _DRIVER_OK or (not state and self._legacy_fixed))
 
     @property
     def is_ready(self) -> bool:
@@ -241,7 +276,7 @@ class VirtioDevice(Stateful, ABC):
 
     def has_feature(self, bit: int) -> bool:
         """Whether feature `bit` was negotiated."""
-        return bool(status.negotiated(self.status, self.driver_features) >> bit & 1)
+        return bool(self.negotiated_features >> bit & 1)
 
     def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
         """Return chains to the driver.  Only while the device is live."""
@@ -278,6 +313,9 @@ class VirtioDevice(Stateful, ABC):
     def lost(self) -> None:
         """The driver is gone: forget what it brought, and every chain held."""
 
+    def queue_lost(self, queue: Queue) -> None:
+        """The driver took `queue` out of use: forget every chain held from it."""
+
     def deadline_ns(self) -> int | None:
         """When the device itself wants `deadline_reached` to be called.  Asked only while it is live."""
         return None
@@ -303,6 +341,8 @@ class VirtioDevice(Stateful, ABC):
     def _forget_driver(self) -> None:
         self.status = 0
         self.driver_features = 0
+        self.legacy = None
+        self._legacy_fixed = False
         self.config_generation = 0
         self._config_was_read = True
         self._carry_on_ns = None
@@ -315,21 +355,37 @@ class VirtioDevice(Stateful, ABC):
             return self.event("features-refused", "FEATURES_OK is refused: " + "; ".join(objections))
         notifications = NO_NOTIFICATIONS
         if new & _FEATURES_OK:
-            names = spec.feature_names(self.driver_features, self.device_id)
-            notifications |= self.event("features", "negotiated " + ", ".join(names))
+            notifications |= self._tell_features()
         if new & _DRIVER_OK:
             notifications |= self.event("driver-ok", "the driver is ready")
         if new & _FAILED:
             notifications |= self.event("failed", "the driver has given up on the device")
         return notifications
 
+    def _tell_features(self) -> Notifications:
+        names = spec.feature_names(self.driver_features, self.device_id)
+        return self.event("features", "negotiated " + (", ".join(names) or "nothing"))
+
+    def _fix_legacy_features(self, now_ns: int) -> Notifications:
+        """A legacy driver's first use ends negotiation (§3.1.2), and the queues that it has placed are set up."""
+        if self._legacy_fixed:
+            return NO_NOTIFICATIONS
+        self._legacy_fixed = True
+        offered, accepted = self.device_features, self.driver_features
+        self.driver_features = status.legacy_features(offered, accepted, self.feature_requires)
+        notifications = self._tell_features()
+        for queue in self.queues:
+            if queue.desc_gpa:
+                notifications |= self._enable(queue, now_ns)
+        return notifications
+
     def _enable(self, queue: Queue, now_ns: int) -> Notifications:
-        if not self.status & _FEATURES_OK or self.needs_reset or not self.has_queue(queue):
+        if not self.features_fixed or self.needs_reset or not self.has_queue(queue):
             return NO_NOTIFICATIONS
         return self._contained(self._set_up, queue, queue) | self._look_at((queue,), now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
-        queue.set_up(self.memory, status.negotiated(self.status, self.driver_features))
+        queue.set_up(self.memory, self.negotiated_features)
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
 
     def _become_live(self, now_ns: int) -> Notifications:
@@ -391,6 +447,8 @@ class VirtioDevice(Stateful, ABC):
             self.driver_features,
             self.status,
             self.dma_enabled,
+            self.legacy,
+            self._legacy_fixed,
             self._carry_on_ns,
             self.queues,
             self.settings(),

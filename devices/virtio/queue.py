@@ -98,12 +98,23 @@ class Queue(Stateful):
         else:
             raise ValueError(f"a queue has no field {name!r}")
 
+    def place(self, gpa: int, align: int) -> None:
+        """§2.7.2, legacy: descriptor table and available ring from `gpa` on, the used ring at the next multiple of
+        `align`, a power of two."""
+        self.desc_gpa = gpa
+        self.driver_gpa = gpa + spec.virtq_desc.itemsize * self.size
+        self.device_gpa = self.driver_gpa + spec.virtq_avail(self.size).itemsize + align - 1 & -align
+
+    def disable(self) -> None:
+        """Forget the rings; what the driver wrote stays."""
+        self.enabled = False
+        self.ring = None
+
     def reset(self) -> None:
         """Back to how it was built."""
+        self.disable()
         self.size = self.max_size
-        self.enabled = False
         self.desc_gpa = self.driver_gpa = self.device_gpa = 0
-        self.ring = None
 
 
 def _ring(memory: GuestMemory, features: int, size: int, desc_gpa: int, driver_gpa: int, device_gpa: int) -> SplitQueue:

@@ -188,8 +188,14 @@ BALLOON_STATS: Final = {
 
 VIRTIO_PCI_VENDOR_ID: Final = 0x1AF4  # §4.1.2
 VIRTIO_PCI_MODERN_DEVICE_BASE: Final = 0x1040  # plus the virtio device id
-VIRTIO_PCI_TRANSITIONAL_BALLOON: Final = 0x1002
-VIRTIO_PCI_TRANSITIONAL_ENTROPY: Final = 0x1005
+VIRTIO_PCI_TRANSITIONAL: Final = {  # §4.1.2.1
+    DeviceId.NETWORK: 0x1000,
+    DeviceId.BLOCK: 0x1001,
+    DeviceId.BALLOON: 0x1002,
+    DeviceId.CONSOLE: 0x1003,
+    DeviceId.ENTROPY: 0x1005,
+}
+VIRTIO_LEGACY_QUEUE_ALIGN: Final = 4096  # §2.7.2, §4.1.5.1.3.1
 
 PCI_CAP_ID_VNDR: Final = 0x09  # §4.1.4
 VIRTIO_PCI_CAP_COMMON_CFG: Final = 1
@@ -244,3 +250,64 @@ virtio_pci_common_cfg: Final = np.dtype(
 VIRTIO_PCI_ISR_QUEUE: Final = 1  # §4.1.4.5
 VIRTIO_PCI_ISR_CONFIG: Final = 2
 VIRTIO_MSI_NO_VECTOR: Final = 0xFFFF  # §4.1.5.1.2
+
+# §4.1.4.10, the legacy structure in BAR 0; the two vectors are there only while MSI-X is enabled, and the device's own
+# configuration follows
+virtio_pci_legacy: Final = np.dtype(
+    [
+        ("device_features", "<u4"),
+        ("driver_features", "<u4"),
+        ("queue_address", "<u4"),
+        ("queue_size", "<u2"),
+        ("queue_select", "<u2"),
+        ("queue_notify", "<u2"),
+        ("device_status", "u1"),
+        ("isr_status", "u1"),
+        ("config_msix_vector", "<u2"),
+        ("queue_msix_vector", "<u2"),
+    ]
+)
+
+# -- §4.2 Virtio over MMIO ---------------------------------------------------------------------------------------------
+
+VIRTIO_MMIO_MAGIC: Final = 0x74726976  # "virt"
+VIRTIO_MMIO_VERSION: Final = 2
+VIRTIO_MMIO_LEGACY_VERSION: Final = 1
+VIRTIO_MMIO_INT_VRING: Final = 1  # InterruptStatus
+VIRTIO_MMIO_INT_CONFIG: Final = 2
+
+VIRTIO_MMIO_REGISTERS: Final = {  # §4.2.2; every one has 32 bits
+    "MagicValue": 0x000,
+    "Version": 0x004,
+    "DeviceID": 0x008,
+    "VendorID": 0x00C,
+    "DeviceFeatures": 0x010,
+    "DeviceFeaturesSel": 0x014,
+    "DriverFeatures": 0x020,
+    "DriverFeaturesSel": 0x024,
+    "GuestPageSize": 0x028,  # legacy
+    "QueueSel": 0x030,
+    "QueueSizeMax": 0x034,
+    "QueueSize": 0x038,
+    "QueueAlign": 0x03C,  # legacy
+    "QueuePFN": 0x040,  # legacy
+    "QueueReady": 0x044,
+    "QueueNotify": 0x050,
+    "InterruptStatus": 0x060,
+    "InterruptACK": 0x064,
+    "Status": 0x070,
+    "QueueDescLow": 0x080,
+    "QueueDescHigh": 0x084,
+    "QueueDriverLow": 0x090,
+    "QueueDriverHigh": 0x094,
+    "QueueDeviceLow": 0x0A0,
+    "QueueDeviceHigh": 0x0A4,
+    "SHMSel": 0x0AC,
+    "SHMLenLow": 0x0B0,
+    "SHMLenHigh": 0x0B4,
+    "SHMBaseLow": 0x0B8,
+    "SHMBaseHigh": 0x0BC,
+    "QueueReset": 0x0C0,
+    "ConfigGeneration": 0x0FC,
+}
+VIRTIO_MMIO_CONFIG: Final = 0x100

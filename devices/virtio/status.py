@@ -5,6 +5,9 @@ it becomes live.  Both functions are pure.
 
 A driver may set several bits in one write: they are looked at in the order of the initialisation sequence, and each is
 accepted if everything it needs has been set by then.  Only a reset clears bits.
+
+A legacy driver (§3.1.2) knows no FEATURES_OK: it goes from DRIVER to DRIVER_OK, and whatever it accepted that cannot be
+is left out without a word (`legacy_features`), since there is no way to refuse it.
 """
 
 from __future__ import annotations
@@ -31,28 +34,31 @@ STEPS = (
     Step(int(Status.FAILED), 0),
 )
 
-_FEATURES_OK = int(Status.FEATURES_OK)
+LEGACY_STEPS = (
+    Step(int(Status.ACKNOWLEDGE), 0),
+    Step(int(Status.DRIVER), int(Status.ACKNOWLEDGE)),
+    Step(int(Status.DRIVER_OK), int(Status.ACKNOWLEDGE | Status.DRIVER)),
+    Step(int(Status.FAILED), 0),
+)
+"""§3.1.2: without the steps that a legacy driver leaves out."""
+
+_LEGACY_BITS = 0xFFFFFFFF
 _VERSION_1 = 1 << spec.VIRTIO_F_VERSION_1
 
 
-def next_status(status: int, written: int, features_ok: bool) -> int:
+def next_status(status: int, written: int, features_ok: bool, *, legacy: bool = False) -> int:
     """The status after the driver wrote `written` (not 0, which is a reset) over `status`.
 
-    `features_ok` tells whether FEATURES_OK may be set.  A bit out of order, a bit that is not the driver's
-    (DEVICE_NEEDS_RESET) and an unknown one are ignored, and so is everything after FAILED (§2.1.1: the driver must
-    reset the device first)."""
+    `features_ok` tells whether FEATURES_OK may be set, `legacy` that there is no such bit.  A bit out of order, a bit
+    that is not the driver's (DEVICE_NEEDS_RESET) and an unknown one are ignored, and so is everything after FAILED
+    (§2.1.1: the driver must reset the device first)."""
     if status & Status.FAILED:
         return status
-    for step in STEPS:
+    for step in LEGACY_STEPS if legacy else STEPS:
         allowed = status & step.needs == step.needs and (features_ok or step.bit != Status.FEATURES_OK)
         if written & step.bit and allowed:
             status |= step.bit
     return status
-
-
-def negotiated(device_status: int, driver_features: int) -> int:
-    """The features that both sides agreed on: none before FEATURES_OK (§2.2)."""
-    return driver_features if device_status & _FEATURES_OK else 0
 
 
 def feature_objections(offered: int, accepted: int, requires: Mapping[int, int], device_id: int) -> Iterator[str]:
@@ -67,3 +73,19 @@ def feature_objections(offered: int, accepted: int, requires: Mapping[int, int],
         if accepted >> bit & 1 and not accepted >> needed & 1:
             first, second = spec.feature_names(1 << bit, device_id)[0], spec.feature_names(1 << needed, device_id)[0]
             yield f"{first} needs {second}"
+
+
+def legacy_features(offered: int, accepted: int, requires: Mapping[int, int]) -> int:
+    """What is negotiated with a legacy driver that accepted `accepted` of the modern set `offered` (§2.2.3, §6.3):
+    only bits 0 to 31, none that was not offered, and none without the one that it `requires`."""
+    features = accepted & legacy_offer(offered)
+    for bit, needed in requires.items():
+        if not features >> needed & 1:
+            features &= ~(1 << bit)
+    return features
+
+
+def legacy_offer(offered: int) -> int:
+    """What a legacy driver is offered by a device that offers others `offered`: bits 0 to 31 of it, and ANY_LAYOUT,
+    which a transitional device must offer (§6.3)."""
+    return offered & _LEGACY_BITS | 1 << spec.VIRTIO_F_ANY_LAYOUT

@@ -55,9 +55,13 @@ from devices.virtio.balloon.stats import StatsConversation
 from devices.virtio.queue import Queue
 from devices.virtio.rng import Rng
 from devices.virtio.split import SplitQueue
+from devices.virtio.transport.mmio import VirtioMmio
+from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
+from devices.virtio.transport.pci_legacy import LegacyRegisters, VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
+from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from devices.writes import WriteLog
-from tests.support import BalloonMachine
+from tests.support import BalloonMachine, Way
 from vmm.boards.pc import PcBoard, SeededEntropy
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
@@ -67,6 +71,7 @@ from vmm.machine import Machine
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
 
+OTHER_TRANSPORTS: tuple[Way, ...] = ("transitional", "legacy", "mmio", "mmio-legacy")
 FIT = "The saved state does not fit this machine: "
 
 
@@ -100,6 +105,11 @@ BUILT: dict[type, str] = {
     DebugPort: "",
     ShadowMemory: "_engine _changed _rom _hidden _mapping _window _address",
     VirtioPciModern: f"{FUNCTION} table _window_data",
+    VirtioPciLegacy: f"{FUNCTION} table",
+    VirtioPciTransitional: f"{FUNCTION} table _window_data",
+    LegacyRegisters: "_function",
+    VirtioMmio: "line",
+    VirtioMmioLegacy: "line",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring",
     SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
@@ -150,10 +160,13 @@ def everything() -> dict[type, Any]:
     assert isinstance(full.platform.cpu, UnicornCpu)
     rings = machine.balloon.queues[0].ring, full.memory.writes
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
-    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow):
+    others = [BalloonMachine(way) for way in OTHER_TRANSPORTS]
+    functions = [other.function for other in others]
+    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow, *functions):
         walk(thing)
     full.close()
-    machine.close()
+    for made in (machine, *others):
+        made.close()
     return found
 
 
@@ -174,7 +187,7 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "VirtioDevice"}
+    abstract = {"Stateful", "VirtioDevice", "VirtioPciFunction"}
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 

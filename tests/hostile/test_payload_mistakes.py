@@ -164,6 +164,7 @@ def test_a_driver_may_balloon_its_own_rings(started: BalloonMachine) -> None:
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.modern
 @pytest.mark.parametrize("extra", range(1, 10))
 def test_statistics_that_end_within_an_entry_are_used_up_to_there(started: BalloonMachine, extra: int) -> None:
     started.driver.post_stats(stats_bytes({4: 10, 5: 11}) + b"\xff" * extra)
@@ -177,6 +178,7 @@ def test_statistics_without_one_whole_entry_say_nothing(started: BalloonMachine)
     assert not started.driver.needs_reset
 
 
+@pytest.mark.modern
 def test_a_tag_that_comes_twice_has_one_value_and_both_are_in_the_raw_list(started: BalloonMachine) -> None:
     started.driver.post_stats([(4, 1), (4, 2)])
     statistics = started.statistics()
@@ -184,6 +186,7 @@ def test_a_tag_that_comes_twice_has_one_value_and_both_are_in_the_raw_list(start
     assert list(statistics.raw) == [(4, 1), (4, 2)]
 
 
+@pytest.mark.modern
 def test_oversize_statistics_are_bounded_and_the_buffer_is_held_like_any_other(started: BalloonMachine) -> None:
     """A mebibyte of statistics: the known ones at its start are read, the rest costs nothing."""
     gpa = 0x200000

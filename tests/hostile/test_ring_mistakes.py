@@ -81,7 +81,7 @@ def check_alive_after_reset(machine: BalloonMachine) -> None:
     pfns = machine.filled_pfns(3)
     assert len(machine.driver.inflate(pfns)) == 1
     assert machine.are_zero(pfns)
-    machine.driver.post_stats({4: 17})
+    machine.hear_stats({4: 17})
     assert machine.statistics().values == {"stat-free-memory": 17}
     assert not machine.driver.needs_reset
 
@@ -132,6 +132,7 @@ def test_a_mistake_behind_good_chains_loses_no_head_silently(
         assert machine.are_zero([pfn]) if head in returned else machine.are_filled([pfn])
 
 
+@pytest.mark.modern
 @EVERY_MISTAKE
 def test_a_mistake_before_driver_ok_is_found_at_driver_ok(machine: BalloonMachine, mistake: Mistake) -> None:
     """Nothing is looked at before DRIVER_OK; then the driver hears what it did."""
@@ -151,6 +152,7 @@ def test_a_mistake_before_driver_ok_is_found_at_driver_ok(machine: BalloonMachin
     check_alive_after_reset(machine)
 
 
+@pytest.mark.modern
 @pytest.mark.parametrize(
     ("field", "gpa", "section"),
     [
@@ -183,6 +185,7 @@ def test_a_ring_that_is_misaligned_or_not_ram_needs_reset(
     check_alive_after_reset(machine)
 
 
+@pytest.mark.modern
 def test_rings_may_overlap_each_other_without_harm(make_machine: MakeMachine, way: Way) -> None:
     """A driver that lays all three parts over one another breaks only itself: no byte outside is written."""
     machine = make_machine(way)

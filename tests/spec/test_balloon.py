@@ -237,5 +237,5 @@ def test_5_5_6_a_device_of_one_descriptor_a_queue_still_works(make_machine: Make
     pfns = machine.filled_pfns(10)
     machine.driver.inflate(pfns, per_buffer=3)
     assert machine.are_zero(pfns)
-    machine.driver.post_stats({spec.VIRTIO_BALLOON_S_MEMFREE: 5})
+    machine.hear_stats({spec.VIRTIO_BALLOON_S_MEMFREE: 5})
     assert machine.statistics().values == {"stat-free-memory": 5}

@@ -9,7 +9,7 @@ import pytest
 from devices.virtio import spec
 from devices.virtio.spec import Status
 from tests.fixtures import MakeMachine
-from tests.support import MIB, BalloonMachine, Way, build_reporting, build_with
+from tests.support import MIB, SIZED_WAYS, BalloonMachine, Way, build_reporting, build_with
 from vmm.testing.balloon import INFLATEQ, PAGE_REPORTING, STATS_VQ, STATSQ, BalloonDriver
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC
 
@@ -74,6 +74,7 @@ def test_5_5_2_an_offered_statsq_keeps_its_number_when_the_driver_does_without(b
     assert balloon.are_zero(pfns)
 
 
+@pytest.mark.ways(*SIZED_WAYS)
 def test_5_5_2_reporting_vq_does_not_exist_unless_negotiated(balloon: BalloonMachine) -> None:
     driver = balloon.driver
     driver.start(driver.features & ~PAGE_REPORTING)
@@ -139,6 +140,7 @@ def test_d13_5_5_6_7_2_a_page_is_left_alone_once_its_report_was_acknowledged(bal
     assert balloon.are_filled(pfns, 0x33)
 
 
+@pytest.mark.modern
 def test_d13_5_5_6_7_2_nothing_is_touched_before_driver_ok_and_nothing_is_forgotten(balloon: BalloonMachine) -> None:
     driver = balloon.driver
     features = driver.features
@@ -319,7 +321,7 @@ def test_2_1_reports_wait_while_bus_mastering_is_off(make_machine: MakeMachine) 
 
 def test_5_5_6_7_other_queues_go_on_beside_it(balloon: BalloonMachine) -> None:
     pfns = balloon.filled_pfns(4)
-    balloon.driver.post_stats({4: 17})
+    balloon.hear_stats({4: 17})
     balloon.driver.report(ranges(pfns[:2]))
     (used,) = balloon.driver.inflate(pfns[2:])
     assert used.length == 0
@@ -350,6 +352,7 @@ def test_a_saved_balloon_goes_on_reporting(make_machine: MakeMachine) -> None:
     assert len(driver.collect(driver.reporting_vq)) == 1
 
 
+@pytest.mark.ways(*SIZED_WAYS)
 def test_the_driver_library_waits_for_room(reporting: BalloonMachine) -> None:
     """More ranges than the queue has descriptors: it kicks, collects and goes on."""
     driver: BalloonDriver = reporting.driver

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import BalloonMachine
+from tests.support import SIZED_WAYS, BalloonMachine
 from vmm.testing import Descriptor, RawQueue
 from vmm.testing.balloon import INFLATEQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC, VERSION_1
@@ -84,6 +84,7 @@ def test_2_7_8_each_head_comes_back_once_in_the_used_ring(ring: BalloonMachine) 
     assert ring.driver.queues[INFLATEQ].in_flight == ()
 
 
+@pytest.mark.ways(*SIZED_WAYS)
 def test_2_7_6_the_rings_wrap_around_many_times(machine: BalloonMachine) -> None:
     machine.driver.start(queue_sizes=4)
     pfns = machine.filled_pfns(37)
@@ -111,6 +112,7 @@ def test_2_7_6_the_16_bit_indices_wrap_around(machine: BalloonMachine) -> None:
     assert not machine.driver.needs_reset
 
 
+@pytest.mark.ways(*SIZED_WAYS)
 @pytest.mark.parametrize("size", [1, 2, 8, 64])
 def test_2_7_a_smaller_power_of_two_is_taken_as_the_queue_size(machine: BalloonMachine, size: int) -> None:
     machine.driver.start(queue_sizes=size)
@@ -173,6 +175,7 @@ def test_2_7_5_3_a_table_may_be_anywhere_in_memory(with_tables: BalloonMachine) 
     assert with_tables.are_zero(pfns)
 
 
+@pytest.mark.ways(*SIZED_WAYS)
 def test_2_7_5_3_1_a_table_as_long_as_the_queue_is_the_longest_chain(with_tables: BalloonMachine) -> None:
     with_tables.driver.start(with_tables.driver.features, queue_sizes=8)
     pfns = with_tables.filled_pfns(8)
@@ -181,6 +184,7 @@ def test_2_7_5_3_1_a_table_as_long_as_the_queue_is_the_longest_chain(with_tables
     assert with_tables.are_zero(pfns)
 
 
+@pytest.mark.ways(*SIZED_WAYS)
 def test_2_7_5_2_a_chain_through_every_descriptor_of_the_queue_is_carried_out(machine: BalloonMachine) -> None:
     machine.driver.start(machine.driver.transport.read_device_features() & ~INDIRECT_DESC, queue_sizes=16)
     pfns = machine.filled_pfns(16)

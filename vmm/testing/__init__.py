@@ -6,10 +6,12 @@ protocols of `vmm.testing.protocols`.
 """
 
 from vmm.testing.balloon import BalloonDriver
-from vmm.testing.bench import BenchBus, DirectBench, PciBench
+from vmm.testing.bench import BenchBus, BusBench, DirectBench
 from vmm.testing.direct import DirectTransport
 from vmm.testing.driver import Driver, FeaturesRefused
 from vmm.testing.layout import Descriptor
+from vmm.testing.legacy_pci import LegacyPciTransport
+from vmm.testing.mmio import LegacyMmioTransport, MmioTransport
 from vmm.testing.pages import OutOfPages, PageAllocator
 from vmm.testing.pci import Msix, PciBus
 from vmm.testing.protocols import ANY_QUEUE, Bus, Interrupts, Memory, Transport
@@ -22,6 +24,7 @@ __all__ = [
     "BalloonDriver",
     "BenchBus",
     "Bus",
+    "BusBench",
     "Descriptor",
     "DeviceViolation",
     "DirectBench",
@@ -29,11 +32,13 @@ __all__ = [
     "Driver",
     "FeaturesRefused",
     "Interrupts",
+    "LegacyMmioTransport",
+    "LegacyPciTransport",
     "Memory",
+    "MmioTransport",
     "Msix",
     "OutOfPages",
     "PageAllocator",
-    "PciBench",
     "PciBus",
     "PciTransport",
     "RawQueue",

@@ -1,7 +1,7 @@
 """A machine without a CPU: buses, RAM, one device and the guest time, held together for a test.
 
 `BenchBus` is a `Bus` over two address spaces; it carries out what accesses bring about: messages reach their listeners
-(or RAM, where they point there), lines are remembered, events collected.  `DirectBench` and `PciBench` give the host's
+(or RAM, where they point there), lines are remembered, events collected.  `DirectBench` and `BusBench` give the host's
 side of a device the same three verbs over both ways in: `host(...)` delivers what a host command returned, `advance`
 lets guest time pass with every deadline on the way, `events` is what watchers were told.
 """
@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from vmm.testing.direct import DirectTransport
-from vmm.testing.protocols import EventLike, Memory, NotificationsLike, VirtioDevice
+from vmm.testing.protocols import EventLike, Memory, NotificationsLike, Transport, VirtioDevice
 from vmm.testing.ring import DeviceViolation
-from vmm.testing.virtio_pci import PciTransport
 
 MOST_TIMES_AT_ONE_DEADLINE = 1000
 """A device may leave a rest of its work for a deadline that has come already, but not without end."""
@@ -107,7 +106,7 @@ NotificationsT = TypeVar("NotificationsT", bound=NotificationsLike, contravarian
 
 
 class TransportFunction(Protocol[NotificationsT]):
-    """The device's end of the PCI transport, for devices whose calls return a `NotificationsT`."""
+    """The device's end of a transport, for devices whose calls return a `NotificationsT`."""
 
     def signal(self, notifications: NotificationsT) -> EffectsLike: ...
 
@@ -145,10 +144,10 @@ class DirectBench:
         self.transport.now_ns = end
 
 
-class PciBench(Generic[NotificationsT]):
-    """One device behind its PCI function on a bench bus."""
+class BusBench(Generic[NotificationsT]):
+    """One device behind its transport on a bench bus."""
 
-    def __init__(self, bus: BenchBus, transport: PciTransport, function: TransportFunction[NotificationsT]) -> None:
+    def __init__(self, bus: BenchBus, transport: Transport, function: TransportFunction[NotificationsT]) -> None:
         self.bus = bus
         self.transport = transport
         self.function = function

@@ -22,6 +22,8 @@ class DirectTransport:
 
     `events` collects what the device told its watchers."""
 
+    legacy_align = 0
+
     def __init__(self, device: VirtioDevice, memory: Memory, pages: PageSource) -> None:
         self.device = device
         self.memory = memory

@@ -1,5 +1,8 @@
 """A virtio driver for any device type: initialisation in the order of §3.1.1, queues, configuration, interrupts.
 
+Over a legacy interface it is a transitional driver (§3.1.2): 32 feature bits and no FEATURES_OK, queues in one piece
+each, and a configuration without a generation.
+
 It behaves as the specification asks a driver to; `vmm.testing.raw` is the way to misbehave.  Everything it does to the
 device goes through a `Transport`, so the same test drives a device directly and over PCI.
 
@@ -22,6 +25,7 @@ from vmm.testing.ring import DeviceViolation, Readable, SplitQueue, Used, Writab
 EVENT_IDX = 1 << spec.VIRTIO_F_EVENT_IDX
 INDIRECT_DESC = 1 << spec.VIRTIO_F_INDIRECT_DESC
 VERSION_1 = 1 << spec.VIRTIO_F_VERSION_1
+ANY_LAYOUT = 1 << spec.VIRTIO_F_ANY_LAYOUT
 
 _CONFIG_ATTEMPTS = 16
 
@@ -33,7 +37,7 @@ class FeaturesRefused(RuntimeError):
 class Driver:
     """The driver of one device.  `supported` is the mask of features that it understands."""
 
-    supported = EVENT_IDX | INDIRECT_DESC | VERSION_1
+    supported = EVENT_IDX | INDIRECT_DESC | VERSION_1 | ANY_LAYOUT
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -47,6 +51,11 @@ class Driver:
     @property
     def pages(self) -> PageSource:
         return self.transport.pages
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether the device is reached through a legacy interface."""
+        return self.transport.legacy_align > 0
 
     @property
     def status(self) -> Status:
@@ -85,13 +94,14 @@ class Driver:
         self.add_status(Status.DRIVER)
 
     def negotiate(self, features: int | None = None) -> None:
-        """Steps 4 to 6: accept features and see whether the device keeps FEATURES_OK."""
+        """Steps 4 to 6: accept features and see whether the device keeps FEATURES_OK, which legacy ones do not know."""
         if features is None:
             features = self.transport.read_device_features() & self.supported
         self.transport.write_driver_features(features)
-        self.add_status(Status.FEATURES_OK)
-        if Status.FEATURES_OK not in self.status:
-            raise FeaturesRefused(f"the device refused the features {features:#x}")
+        if not self.is_legacy:
+            self.add_status(Status.FEATURES_OK)
+            if Status.FEATURES_OK not in self.status:
+                raise FeaturesRefused(f"the device refused the features {features:#x}")
         self.features = features
 
     def set_up_queues(self, sizes: int | Mapping[int, int] | None = None) -> None:
@@ -112,7 +122,10 @@ class Driver:
     def set_up_queue(self, index: int, size: int) -> SplitQueue:
         """Rings of `size` entries for one queue, known to the device and enabled."""
         event_idx, indirect = bool(self.features & EVENT_IDX), bool(self.features & INDIRECT_DESC)
-        queue = SplitQueue(self.memory, self.pages, index, size, event_idx=event_idx, indirect=indirect)
+        align = self.transport.legacy_align
+        queue = SplitQueue(
+            self.memory, self.pages, index, size, event_idx=event_idx, indirect=indirect, legacy_align=align
+        )
         place = queue.layout
         self.transport.set_up_queue(index, size, place.desc_gpa, place.driver_gpa, place.device_gpa)
         if not self.transport.queue_enabled(index):
@@ -164,14 +177,19 @@ class Driver:
     # -- configuration and interrupts ----------------------------------------------------------------------------------
 
     def read_config(self, offset: int, size: int) -> int:
-        """`size` bytes of device configuration as one value that was true at one moment (§2.5.1: generation retry)."""
+        """`size` bytes of device configuration as one value that was true at one moment (§2.5.1: generation retry; a
+        legacy driver reads until it gets the same twice, §2.5.4)."""
         for _ in range(_CONFIG_ATTEMPTS):
             before = self.transport.read_config_generation()
-            step = min(size, 4)
-            parts = [self.transport.read_config(offset + i, step) << 8 * i for i in range(0, size, step)]
-            if self.transport.read_config_generation() == before:
-                return sum(parts)
+            value = self._read_config_once(offset, size)
+            still = self.transport.read_config_generation() == before
+            if still and (not self.is_legacy or self._read_config_once(offset, size) == value):
+                return value
         raise DeviceViolation(f"config_generation never stood still over {_CONFIG_ATTEMPTS} reads (§2.5.3)")
+
+    def _read_config_once(self, offset: int, size: int) -> int:
+        step = min(size, 4)
+        return sum(self.transport.read_config(offset + i, step) << 8 * i for i in range(0, size, step))
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         self.transport.write_config(offset, size, value)

@@ -64,17 +64,19 @@ class RingLayout:
     device_gpa: int
 
     @staticmethod
-    def bytes_needed(size: int) -> int:
+    def bytes_needed(size: int, legacy_align: int = 0) -> int:
         """Bytes for all three parts laid out by `at`, padding included."""
-        layout = RingLayout.at(0, size)
+        layout = RingLayout.at(0, size, legacy_align)
         return layout.device_gpa + layout.used_bytes
 
     @staticmethod
-    def at(gpa: int, size: int) -> RingLayout:
-        """The three parts one after the other from `gpa` on, each with the alignment of §2.7.1."""
-        desc_gpa = _align(gpa, spec.VIRTQ_DESC_ALIGN)
+    def at(gpa: int, size: int, legacy_align: int = 0) -> RingLayout:
+        """The three parts one after the other from `gpa` on, each with the alignment of §2.7.1.
+
+        With `legacy_align` the used ring has that one, and `gpa` too (§2.7.2)."""
+        desc_gpa = _align(gpa, legacy_align or spec.VIRTQ_DESC_ALIGN)
         driver_gpa = _align(desc_gpa + DESCRIPTOR_BYTES * size, spec.VIRTQ_AVAIL_ALIGN)
-        device_gpa = _align(driver_gpa + 6 + 2 * size, spec.VIRTQ_USED_ALIGN)
+        device_gpa = _align(driver_gpa + 6 + 2 * size, legacy_align or spec.VIRTQ_USED_ALIGN)
         return RingLayout(size, desc_gpa, driver_gpa, device_gpa)
 
     @property

@@ -49,7 +49,9 @@ class _InFlight:
 
 
 class SplitQueue:
-    """One queue of `size` descriptors (a power of two) with its rings in freshly taken, zeroed pages."""
+    """One queue of `size` descriptors (a power of two) with its rings in freshly taken, zeroed pages.
+
+    `legacy_align` is the alignment of a legacy queue (§2.7.2), 0 for a modern one."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class SplitQueue:
         *,
         event_idx: bool = False,
         indirect: bool = False,
+        legacy_align: int = 0,
     ) -> None:
         self.memory = memory
         self.pages = pages
@@ -67,10 +70,10 @@ class SplitQueue:
         self.size = size
         self.event_idx = event_idx
         self.indirect = indirect
-        self.ring_pages = -(-RingLayout.bytes_needed(size) // PAGE_BYTES)
+        self.ring_pages = -(-RingLayout.bytes_needed(size, legacy_align) // PAGE_BYTES)
         self.ring_gpa = pages.take(self.ring_pages)
         memory.write(self.ring_gpa, bytes(self.ring_pages * PAGE_BYTES))
-        self.layout = RingLayout.at(self.ring_gpa, size)
+        self.layout = RingLayout.at(self.ring_gpa, size, legacy_align)
         self.avail_idx = 0  # free-running, as the driver counts
         self.published_idx = 0  # what the device can see
         self.kicked_idx = 0  # published_idx when `must_notify` was last asked

@@ -6,15 +6,12 @@ arrive as MSI-X messages (one vector for the configuration, one for each queue) 
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from devices.virtio import spec
-from vmm.testing.pci import COMMAND_MASTER, COMMAND_MEMORY, INTERRUPT_PIN, Function, Msix, PciBus
-from vmm.testing.protocols import ANY_QUEUE, Bus, Interrupts, Memory, PageSource
-
-MESSAGE_WINDOW = 0xFEE0_0000
-CONFIG_VECTOR = 0
+from vmm.testing.pci import COMMAND_MASTER, COMMAND_MEMORY, SUBSYSTEM_DEVICE_ID, Function, Msix, PciBus
+from vmm.testing.pci_interrupts import CONFIG_VECTOR, Kind, PciInterrupts
+from vmm.testing.protocols import Bus, Interrupts, Memory, PageSource
 
 
 class Capability(NamedTuple):
@@ -45,15 +42,33 @@ def virtio_capabilities(function: Function) -> list[Capability]:
     return found
 
 
+def virtio_device_id(function: Function) -> int:
+    """The virtio device type (§4.1.2): in the device id of a modern function, in the subsystem's of a transitional."""
+    number = function.device_id
+    modern = number >= spec.VIRTIO_PCI_MODERN_DEVICE_BASE
+    return number - spec.VIRTIO_PCI_MODERN_DEVICE_BASE if modern else function.read(SUBSYSTEM_DEVICE_ID, 2)
+
+
+def virtio_functions(bus: Bus, device_id: int) -> list[Function]:
+    """The virtio functions of that device type on bus 0, modern and transitional (§4.1.2: 1000h to 107fh)."""
+    return [
+        function
+        for function in PciBus(bus).functions()
+        if function.vendor_id == spec.VIRTIO_PCI_VENDOR_ID
+        and 0x1000 <= function.device_id <= 0x107F
+        and virtio_device_id(function) == device_id
+    ]
+
+
 class PciTransport:
     """A `Transport` over modern virtio-pci.
 
     BARs are assigned first if no firmware did it.  `interrupts` is "msix", "intx" or "none"; `pages` feeds the rings.
     """
 
-    def __init__(
-        self, bus: Bus, function: Function, pages: PageSource, interrupts: Literal["msix", "intx", "none"] = "msix"
-    ) -> None:
+    legacy_align = 0
+
+    def __init__(self, bus: Bus, function: Function, pages: PageSource, interrupts: Kind = "msix") -> None:
         self.bus = bus
         self.function = function
         self.pages = pages
@@ -64,9 +79,7 @@ class PciTransport:
         self.bar_addresses = {bar.number: bar.address for bar in function.bars()}
         self.capabilities = virtio_capabilities(function)
         self.msix = Msix.of(function, self.bar_addresses.__getitem__)
-        self._arrived: Counter[int] = Counter()
-        if interrupts == "msix":
-            self._point_vectors()
+        self._interrupts = PciInterrupts(function, self.msix, interrupts)
 
     @classmethod
     def find(
@@ -74,11 +87,13 @@ class PciTransport:
         bus: Bus,
         virtio_device_id: int,
         pages: PageSource,
-        interrupts: Literal["msix", "intx", "none"] = "msix",
+        interrupts: Kind = "msix",
     ) -> PciTransport:
-        """The first modern function of that virtio device type on bus 0."""
-        wanted = spec.VIRTIO_PCI_MODERN_DEVICE_BASE + virtio_device_id
-        return cls(bus, PciBus(bus).find(spec.VIRTIO_PCI_VENDOR_ID, wanted), pages, interrupts)
+        """The first function of that virtio device type on bus 0 that has the modern interface."""
+        for function in virtio_functions(bus, virtio_device_id):
+            if virtio_capabilities(function):
+                return cls(bus, function, pages, interrupts)
+        raise LookupError(f"no virtio device of type {virtio_device_id} with a modern interface on bus 0")
 
     @property
     def memory(self) -> Memory:
@@ -86,7 +101,7 @@ class PciTransport:
 
     @property
     def device_id(self) -> int:
-        return self.function.device_id - spec.VIRTIO_PCI_MODERN_DEVICE_BASE
+        return virtio_device_id(self.function)
 
     # -- the structures ------------------------------------------------------------------------------------------------
 
@@ -191,21 +206,7 @@ class PciTransport:
 
     def queue_vector(self, index: int) -> int:
         """The vector of a queue: one each as far as the table reaches, the rest share the last."""
-        assert self.msix is not None
-        return min(1 + index, self.msix.table_size - 1)
-
-    def _queue_of(self, vector: int) -> int:
-        assert self.msix is not None
-        return ANY_QUEUE if vector == self.msix.table_size - 1 < self.num_queues else vector - 1
-
-    def _point_vectors(self) -> None:
-        if self.msix is None:
-            raise LookupError(f"{self.function.name} has no MSI-X capability")
-        address = MESSAGE_WINDOW | self.function.slot << 12
-        self.bus.listen(address, self._message)
-        for vector in range(self.msix.table_size):
-            self.msix.point(vector, address, vector)
-        self.msix.enable()
+        return self._interrupts.queue_vector(index)
 
     def map_interrupts(self) -> None:
         """Map the configuration change to its vector; a reset undid it (§4.1.5.1.2).  Queues map theirs when set up."""
@@ -217,13 +218,10 @@ class PciTransport:
         if self.read_common(field) != vector:
             raise RuntimeError(f"{self.function.name}: {field} did not take vector {vector} (§4.1.5.1.2.2)")
 
-    def _message(self, data: int) -> None:
-        self._arrived[data] += 1
-
     @property
     def line_name(self) -> str:
         """The name of this function's interrupt line on the board."""
-        return f"{self.function.name} INT{' ABCD'[self.function.read(INTERRUPT_PIN, 1)]}"
+        return self._interrupts.line_name
 
     def read_isr(self) -> int:
         """The ISR status, which reading clears (§4.1.4.5)."""
@@ -231,15 +229,4 @@ class PciTransport:
 
     def take_interrupts(self) -> Interrupts:
         """What arrived since the last call.  Over INTx the ISR is read only while the line is asserted."""
-        if self.interrupts == "msix":
-            arrived, self._arrived = self._arrived, Counter()
-            config = arrived.pop(CONFIG_VECTOR, 0)
-            used: Counter[int] = Counter()
-            for vector, count in arrived.items():
-                used[self._queue_of(vector)] += count
-            return Interrupts(dict(used), config)
-        if self.interrupts == "intx" and self.bus.line_level(self.line_name):
-            isr = self.read_isr()
-            queues = {ANY_QUEUE: 1} if isr & spec.VIRTIO_PCI_ISR_QUEUE else {}
-            return Interrupts(queues, int(bool(isr & spec.VIRTIO_PCI_ISR_CONFIG)))
-        return Interrupts({}, 0)
+        return self._interrupts.take(self.num_queues, self.read_isr)

@@ -10,6 +10,9 @@ the pages again.
 
 A report is no inflation: its pages are not in the balloon, and nobody says when they are used again.
 
+Of a legacy driver (§5.5.6, §5.5.6.3) `actual` counts when its last byte is written, and the first statistics buffer
+after a reset says nothing: drivers used to post it without writing anything into it.
+
 DEFLATE_ON_OOM asks nothing of the device.  It allows the driver to take pages back that the target wants, and all that
 can be seen of it is that `actual` falls below the target; a driver that is being unloaded looks the same.
 """
@@ -20,7 +23,7 @@ from typing import Any, ClassVar, Final
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.registers import Register, RegisterMap
-from devices.state import COUNTER, PART, Maybe, Table, refuse, require_list, uint
+from devices.state import COUNTER, FLAG, PART, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
@@ -100,6 +103,7 @@ class Balloon(VirtioDevice):
         "_pages": PART,
         "_stats": PART,
         "_held": Maybe(CHAINS),
+        "_stats_came": FLAG,
     }
 
     def __init__(
@@ -126,6 +130,7 @@ class Balloon(VirtioDevice):
         self._pages = BalloonPages(memory)
         self._stats = StatsConversation()
         self._held: Chains | None = None
+        self._stats_came = False
         self._told_actual = 0
         self._handlers = {
             "inflateq": self._inflate,
@@ -145,7 +150,7 @@ class Balloon(VirtioDevice):
     @property
     def actual_pages(self) -> int:
         """Pages in the balloon, as the driver says."""
-        return self.actual
+        return self._told_actual
 
     @property
     def balloon_pages(self) -> int:
@@ -260,6 +265,11 @@ class Balloon(VirtioDevice):
         for index in range(len(chains) - 1):
             told |= self.complete(queue, chains.only(index))
         self._held = chains.only(len(chains) - 1)
+        primes = self.legacy and not self._stats_came and len(chains) == 1
+        self._stats_came = True
+        if primes:
+            told |= self.event("stats-ignored", "the first statistics of a legacy driver say nothing")
+            return told | self._ask_for_stats(now_ns) | Notifications(deadline=True)
         sent_bytes = self._held.readable_bytes()[0]
         payload = self._held.gather_readable(self.memory, stats.MAX_ENTRIES * stats.ENTRY_BYTES)
         report = stats.parse(payload, sent_bytes)
@@ -283,10 +293,15 @@ class Balloon(VirtioDevice):
     def live(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
 
+    def queue_lost(self, queue: Queue) -> None:
+        if queue is self._stats_queue:
+            self._held = None
+
     def lost(self) -> None:
         self.actual = self._told_actual = 0
         self._pages.clear()
         self._held = None
+        self._stats_came = False
         self._stats.driver_lost()
 
     def deadline_ns(self) -> int | None:
@@ -295,6 +310,13 @@ class Balloon(VirtioDevice):
 
     def deadline_reached(self, now_ns: int) -> Notifications:
         return self._ask_for_stats(now_ns)
+
+    def write_config(self, offset: int, size: int, value: int, now_ns: int) -> Notifications:
+        actual, end = self.config.find("actual"), offset + size
+        if self.legacy and actual.offset < end < actual.offset + actual.size:
+            self.config.write(self, offset, size, value)
+            return NO_NOTIFICATIONS
+        return super().write_config(offset, size, value, now_ns)
 
     def config_written(self, now_ns: int) -> Notifications:
         if self.actual == self._told_actual:
@@ -320,4 +342,5 @@ class Balloon(VirtioDevice):
 
     def settings(self) -> tuple[object, ...]:
         held = None if self._held is None else self._held.head.tolist()
-        return self.num_pages, self.actual, self._pages, held, self._stats.settings()
+        told = self._told_actual, self._stats_came
+        return self.num_pages, self.actual, *told, self._pages, held, self._stats.settings()

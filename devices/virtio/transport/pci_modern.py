@@ -1,28 +1,28 @@
 """The modern virtio transport over PCI (virtio 1.3 §4.1).
 
-Owns what stands between a driver's accesses and a virtio device: the PCI identity, the structures in BAR 4, the ISR
-status, and which MSI-X vector an event has.  Refuses to know what kind of device it carries, and what queues and
-features mean: every decision about those is the device's.  Where everything stands is in `pci_layout.py`.
+Owns what stands between a driver's accesses and a virtio device: the PCI identity, the structures in BAR 4 and the
+window to them.  Refuses to know what kind of device it carries, and what queues and features mean: every decision about
+those is the device's.  Where everything stands is in `pci_layout.py`, interrupts are `pci_function.py`'s.
 
 - An access belongs to the structure in whose page it starts; what it covers outside the structure reads as zero.
 - A write notifies a queue if it covers both bytes of the queue's address; that address, not the value, names the queue.
 - The PCI_CFG window does what a direct access would do, with memory decoding off too.  A length other than 1, 2 or 4,
   an absent BAR or an offset outside it makes no access, and `pci_cfg_data` is then plain memory.
 
-Invariant: after status 0 nothing is left of the old driver: no vector, no pending message, no ISR bit, no selection.
+Invariant: after status 0 no selection is left of the old driver.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from devices.effects import NOTHING, Effects
 from devices.pci.config import Bar, BarKind, Identity
-from devices.pci.function import PciFunction
-from devices.pci.msix import MsixTable
-from devices.state import FLAG, PART, Many, Table, uint
+from devices.state import Table, uint
 from devices.virtio import spec
-from devices.virtio.device import Notifications, Queue, VirtioDevice
+from devices.virtio.device import Queue, VirtioDevice
+from devices.virtio.transport.pci_function import VirtioPciFunction
 from devices.virtio.transport.pci_layout import (
     CLASS_OTHER,
     COMMON,
@@ -32,110 +32,53 @@ from devices.virtio.transport.pci_layout import (
     ISR_CFG,
     MODERN_BAR,
     MODERN_BAR_BYTES,
-    MSIX_BAR,
     NOTIFY,
     NOTIFY_OFF_MULTIPLIER,
-    SUBSYSTEM_ID_BASE,
+    modern_identity,
     virtio_capabilities,
 )
 
 
-class VirtioPciModern(PciFunction):
-    """`device` as a PCI function in `slot` of bus 0, with an MSI-X vector for each queue and one for its configuration.
+class VirtioPciModern(VirtioPciFunction):
+    """`device` as a modern virtio function in `slot` of bus 0; a transitional one has another `identity` and more
+    `bars`.
 
     ValueError when the device has more queues than the notification page has addresses.
     """
 
     STATE: ClassVar[Table] = {
-        **PciFunction.STATE,
-        "device": PART,
-        "_dma_enabled": FLAG,
+        **VirtioPciFunction.STATE,
         **dict.fromkeys(("device_feature_select", "driver_feature_select"), uint(32)),
-        **dict.fromkeys(("queue_select", "config_msix_vector"), uint(16)),
-        "queue_vectors": Many(uint(16)),
-        "isr_status": uint(8),
+        "queue_select": uint(16),
     }
 
-    def __init__(self, device: VirtioDevice, slot: int, *, class_code: int = CLASS_OTHER) -> None:
+    def __init__(
+        self,
+        device: VirtioDevice,
+        slot: int,
+        *,
+        class_code: int = CLASS_OTHER,
+        identity: Identity | None = None,
+        bars: Sequence[Bar] = (),
+    ) -> None:
         if len(device.queues) * NOTIFY_OFF_MULTIPLIER > MODERN_BAR_BYTES - NOTIFY:
             raise ValueError(f"{device.name} has {len(device.queues)} queues, more than the transport can address")
-        identity = Identity(
-            vendor_id=spec.VIRTIO_PCI_VENDOR_ID,
-            device_id=spec.VIRTIO_PCI_MODERN_DEVICE_BASE + device.device_id,
-            revision=1,
-            class_code=class_code,
-            subsystem_vendor_id=spec.VIRTIO_PCI_VENDOR_ID,
-            subsystem_id=SUBSYSTEM_ID_BASE + device.device_id,
-        )
-        self.table = MsixTable(len(device.queues) + 1, MSIX_BAR)
         super().__init__(
+            device,
             slot,
-            device.name,
-            identity,
-            bars=[Bar(MODERN_BAR, MODERN_BAR_BYTES, BarKind.MEMORY64)],
+            identity or modern_identity(device, class_code),
+            bars=[*bars, Bar(MODERN_BAR, MODERN_BAR_BYTES, BarKind.MEMORY64)],
             capabilities=virtio_capabilities(device),
-            msix=self.table,
-            interrupt_pin=1,
         )
-        self.device = device
         self._window_data = self.config.field("window.pci_cfg_data")
-        self._dma_enabled = False
-        device.set_dma_enabled(False, 0)
-        self._forget_driver()
 
     def _forget_driver(self) -> None:
+        super()._forget_driver()
         self.device_feature_select = 0
         self.driver_feature_select = 0
         self.queue_select = 0
-        self.config_msix_vector = spec.VIRTIO_MSI_NO_VECTOR
-        self.queue_vectors = [spec.VIRTIO_MSI_NO_VECTOR] * len(self.device.queues)
-        self.isr_status = 0
-        self.table.forget_pending()
-
-    # -- what the machine calls ----------------------------------------------------------------------------------------
-
-    def signal(self, notifications: Notifications) -> Effects:
-        """What a notification of the driver takes on this transport (§4.1.5.3, §4.1.5.4).
-
-        Events that share a vector make one message."""
-        queues, config, deadline, events = notifications
-        if config:
-            self.isr_status |= spec.VIRTIO_PCI_ISR_CONFIG  # §4.1.4.5.1: whether or not MSI-X is enabled
-        effects = Effects(deadline=deadline, events=events) if deadline or events else NOTHING
-        if self.table.enabled:
-            vectors = [self.queue_vectors[queue] for queue in queues]
-            if config:
-                vectors.append(self.config_msix_vector)
-            for vector in vectors if len(vectors) < 2 else dict.fromkeys(vectors):
-                effects |= self.table.notify(vector)  # NO_VECTOR is none of its vectors
-        elif queues:
-            self.isr_status |= spec.VIRTIO_PCI_ISR_QUEUE
-        return effects | self.request_interrupt(self.isr_status != 0)
-
-    def next_deadline_ns(self) -> int | None:
-        """The device's next deadline in absolute guest time."""
-        return self.device.next_deadline_ns()
-
-    def advance(self, now_ns: int) -> Effects:
-        """Let the device do what is due."""
-        return self.signal(self.device.advance(now_ns))
-
-    def reset(self) -> Effects:
-        """Reset the function and the device behind it."""
-        self.device.reset()
-        self._dma_enabled = False
-        self.device.set_dma_enabled(False, 0)
-        self._forget_driver()
-        return super().reset() | Effects(deadline=True)
 
     # -- PciFunction's hooks -------------------------------------------------------------------------------------------
-
-    def command_changed(self, now_ns: int) -> Effects:
-        """Without bus mastering the device touches no memory (PCI 3.0 §6.2.2)."""
-        if self.bus_master == self._dma_enabled:
-            return NOTHING
-        self._dma_enabled = self.bus_master
-        return self.signal(self.device.set_dma_enabled(self.bus_master, now_ns))
 
     def read_bar(self, bar: int, offset: int, size: int, now_ns: int) -> tuple[int, Effects]:
         structure, inside = offset & ~0xFFF, offset & 0xFFF
@@ -217,14 +160,6 @@ class VirtioPciModern(PciFunction):
             self.device.write_driver_features(kept | value << shift)
         return NOTHING
 
-    def write_config_msix_vector(self, value: int, now_ns: int) -> Effects:
-        self.config_msix_vector = self._valid_vector(value)
-        return NOTHING
-
-    def _valid_vector(self, value: int) -> int:
-        """§4.1.5.1.2.1: a vector that cannot be mapped reads back as NO_VECTOR."""
-        return value if value < self.table.vectors else spec.VIRTIO_MSI_NO_VECTOR
-
     @property
     def num_queues(self) -> int:
         return len(self.device.queues)
@@ -234,19 +169,11 @@ class VirtioPciModern(PciFunction):
         return int(self.device.status)
 
     def write_device_status(self, value: int, now_ns: int) -> Effects:
-        notifications = self.device.write_status(value, now_ns)
-        if value == 0:
-            self._forget_driver()
-        return self.signal(notifications)
+        return self.set_status(value, now_ns)
 
     @property
     def config_generation(self) -> int:
         return self.device.config_generation
-
-    def read_isr_status(self, now_ns: int) -> tuple[int, Effects]:
-        """§4.1.4.5: reading clears it and takes the interrupt back."""
-        value, self.isr_status = self.isr_status, 0
-        return value, self.request_interrupt(False)
 
     # -- common configuration: the selected queue ----------------------------------------------------------------------
 
@@ -274,7 +201,7 @@ class VirtioPciModern(PciFunction):
 
     def write_queue_msix_vector(self, value: int, now_ns: int) -> Effects:
         if self._queue() is not None:
-            self.queue_vectors[self.queue_select] = self._valid_vector(value)
+            self.queue_vectors[self.queue_select] = self.valid_vector(value)
         return NOTHING
 
     @property

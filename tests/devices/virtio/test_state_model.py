@@ -15,7 +15,7 @@ from devices.virtio.balloon import Balloon
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from tests.hostile.test_balloon_model import BalloonModel
 from tests.support import BALLOON_SLOT
-from vmm.testing import PciBench
+from vmm.testing import BusBench
 
 
 class CutModel(BalloonModel):
@@ -49,7 +49,7 @@ class CutModel(BalloonModel):
 
         machine.bus.ports, machine.bus.mmio = ports, mmio
         machine.balloon, machine.function = balloon, function
-        machine.bench = PciBench(machine.bus, machine.pci, function)
+        machine.bench = BusBench(machine.bus, machine.pci, function)
 
 
 CutModel.TestCase.settings = settings(max_examples=30, stateful_step_count=40)
