@@ -1,4 +1,5 @@
 #include "balloon.h"
+#include "byte_order.h"
 #include "console.h"
 #include "guest.h"
 #include "io.h"
@@ -31,6 +32,11 @@ static struct balloon_stat stats[BALLOON_MAX_STATS];
 static void offer_stats(struct balloon *balloon)
 {
     u32 count = balloon->guest.collect(stats);
+    int swapped = virtio_is_swapped(&balloon->device);
+    for (u32 i = 0; i < count; i++) {
+        stats[i].tag = order16(swapped, stats[i].tag);
+        stats[i].value = order64(swapped, stats[i].value);
+    }
     virtqueue_add(&balloon->statsq, stats, count * sizeof(stats[0]), 0);
     virtqueue_kick(&balloon->statsq);
     balloon->reports++;
@@ -72,9 +78,7 @@ int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
         virtio_set_up_queue(&balloon->device, &balloon->reporting_vq, index, MSIX_PAGES);
         print(", reporting_vq %u", (u32)balloon->reporting_vq.size);
     }
-    print(" entries; %s\n", balloon->device.msix  ? "MSI-X"
-                           : balloon->device.isr ? "INTx"
-                                                 : "no MSI-X, a timer must wake this guest");
+    print(" entries; %s\n", virtio_interrupts(&balloon->device));
 
     /* Step 8: live.  Only now may the device be notified of the first statistics buffer (§5.5.5 step 7). */
     virtio_driver_ok(&balloon->device);
@@ -83,9 +87,17 @@ int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
     return 1;
 }
 
+static void change_order(u32 count)
+{
+    for (u32 i = 0; i < count; i++)
+        pfns[i] = order32(1, pfns[i]);
+}
+
 /* Sends the first `count` PFNs and sleeps until the device has acknowledged them. */
 static void request(struct balloon *balloon, struct virtqueue *queue, u32 count)
 {
+    if (virtio_is_swapped(&balloon->device))
+        change_order(count);
     virtqueue_add(queue, pfns, count * sizeof(pfns[0]), 0);
     virtqueue_kick(queue);
     while (virtqueue_take_used(queue) < 0) {
@@ -93,6 +105,8 @@ static void request(struct balloon *balloon, struct virtqueue *queue, u32 count)
         sleep_until_interrupt();
         refill_stats(balloon);
     }
+    if (virtio_is_swapped(&balloon->device))
+        change_order(count);
     balloon->requests++;
 }
 
@@ -182,7 +196,7 @@ u64 balloon_report_free_pages(struct balloon *balloon)
             end += PAGE_SIZE;
         if (!queue->free_count)
             finish_reports(balloon);
-        virtqueue_add(queue, (const void *)gpa, (u32)(end - gpa), VIRTQ_DESC_F_WRITE);
+        virtqueue_add(queue, pointer_to(gpa), (u32)(end - gpa), VIRTQ_DESC_F_WRITE);
         count += (end - gpa) / PAGE_SIZE;
     }
     finish_reports(balloon);

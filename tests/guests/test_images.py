@@ -103,4 +103,4 @@ def test_a_source_that_does_not_compile_says_so(tmp_path: Path) -> None:
     source = tmp_path / "broken.c"
     source.write_text("int main(void) { return undeclared; }\n", encoding="utf-8")
     with pytest.raises(BuildError, match="undeclared"):
-        build(Program(tmp_path, (source,), ROOT / "guests" / "guest.ld"))
+        build(Program(tmp_path, (source,), ROOT / "guests" / "guest-x86.ld"))
