@@ -2,8 +2,8 @@
 
 For the PowerPC they are NAME-ppc.elf and NAME-ppc.debug, of the guests whose row in the table says so.
 
-A guest is a folder here with a `main.c`.  Every guest is linked with all of `lib` and of the folder of its processor there; what
-it does not use is left out.
+A guest is a folder here with a `main.c`.  Every guest is linked with all of `lib` and of its processor's folder there;
+what it does not use is left out.
 `debian` has no image, but a program for Linux.
 """
 

@@ -155,7 +155,7 @@ class MachineConfig:
 
     @property
     def has_balloon(self) -> bool:
-        return any(device.driver == "virtio-balloon-pci" for device in self.devices)
+        return any(device.is_balloon for device in self.devices)
 
 
 def host_memory_bytes() -> int:

@@ -382,7 +382,7 @@ def _summary_row(what: str, how_much: str) -> str:
 def headline(machine: Machine) -> str:
     """The first line of a run."""
     config = machine.config
-    devices = ", ".join(f"{device.id} at 00:{device.slot:02x}.0" for device in config.devices) or "no devices"
+    devices = ", ".join(f"{device.id} at {device.place}" for device in config.devices) or "no devices"
     return f"{config.name}: {format_size(config.memory_bytes)} of RAM, {config.clock} clock, {devices}"
 
 

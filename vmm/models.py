@@ -15,9 +15,11 @@ from typing import Literal
 
 from devices.errors import ConfigError
 
-Kind = Literal["name", "slot", "flag", "fixed"]
+Kind = Literal["name", "slot", "place", "flag", "fixed"]
+BusName = Literal["pci", "mmio"]
 
 FIRST_SLOT, LAST_SLOT = 3, 31  # PCI device numbers on bus 0; lower ones are the board's own
+MMIO_PLACES = 4  # blocks of registers that the board has for virtio-mmio devices
 DEFAULT_DEVICE = "virtio-balloon-pci,id=balloon0"
 
 
@@ -33,53 +35,69 @@ class Property:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A kind of device: `driver` is what the user writes, `stem` begins the names given to those without an id."""
+    """A kind of device: `driver` is what the user writes, `stem` begins the names given to those without an id, `bus`
+    is where it is plugged in."""
 
     driver: str
     stem: str
     summary: str
     properties: tuple[Property, ...]
+    bus: BusName = "pci"
 
     def find(self, name: str) -> Property | None:
         return next((prop for prop in self.properties if prop.name == name), None)
 
 
-_COMMON = (
-    Property("id", "name", "", "the device's name in every answer"),
-    Property("addr", "slot", "", "PCI device number on bus 0, hexadecimal, 3 to 1f (default: the first free one)"),
+_ID_PROPERTY = Property("id", "name", "", "the device's name in every answer")
+_RING = (
     Property("indirect_desc", "flag", "on", "offer VIRTIO_F_INDIRECT_DESC"),
     Property("event_idx", "flag", "on", "offer VIRTIO_F_EVENT_IDX"),
+)
+_PCI = (
+    _ID_PROPERTY,
+    Property("addr", "slot", "", "PCI device number on bus 0, hexadecimal, 3 to 1f (default: the first free one)"),
+    Property("disable-legacy", "flag", "on", "off: a legacy driver finds its interface too (QEMU: off on this board)"),
+    Property("disable-modern", "flag", "off", "on, with disable-legacy=off: only the legacy interface"),
+    *_RING,
+)
+_MMIO = (
+    _ID_PROPERTY,
+    Property(
+        "slot", "place", "", f"which block of registers it gets, 0 to {MMIO_PLACES - 1} (default: the first free)"
+    ),
+    Property("force-legacy", "flag", "off", "on: version 1 (QEMU has this at virtio-mmio itself, where it is on)"),
+    *_RING,
 )
 _FIXED = (
     Property("packed", "fixed", "off", "the packed ring"),
     Property("in_order", "fixed", "off", "buffers used in the order offered"),
     Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),
-    Property("disable-legacy", "fixed", "on", "the device is a modern one"),
-    Property("disable-modern", "fixed", "off", "the device is a modern one"),
 )
+_BALLOON = (
+    Property("must-tell-host", "flag", "on", "offer VIRTIO_BALLOON_F_MUST_TELL_HOST (QEMU has no such property)"),
+    Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),
+    Property("deflate-on-oom", "flag", "off", "offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
+    Property("free-page-reporting", "flag", "off", "offer VIRTIO_BALLOON_F_PAGE_REPORTING"),
+    Property("free-page-hint", "fixed", "off", "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
+    Property("page-poison", "fixed", "off", "VIRTIO_BALLOON_F_PAGE_POISON"),
+)
+_BALLOON_SUMMARY = "memory balloon: inflate, deflate, statistics, free page reporting"
+_RNG_SUMMARY = "source of random bytes"
+_ON_MMIO = "; on virtio-mmio"
 
 MODELS = (
-    Model(
-        "virtio-balloon-pci",
-        "balloon",
-        "memory balloon: inflate, deflate, statistics, free page reporting",
-        (
-            *_COMMON,
-            Property(
-                "must-tell-host", "flag", "on", "offer VIRTIO_BALLOON_F_MUST_TELL_HOST (QEMU has no such property)"
-            ),
-            Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),
-            Property("deflate-on-oom", "flag", "off", "offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
-            Property("free-page-reporting", "flag", "off", "offer VIRTIO_BALLOON_F_PAGE_REPORTING"),
-            Property("free-page-hint", "fixed", "off", "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
-            Property("page-poison", "fixed", "off", "VIRTIO_BALLOON_F_PAGE_POISON"),
-            *_FIXED,
-        ),
-    ),
-    Model("virtio-rng-pci", "rng", "source of random bytes", (*_COMMON, *_FIXED)),
+    Model("virtio-balloon-pci", "balloon", _BALLOON_SUMMARY, (*_PCI, *_BALLOON, *_FIXED)),
+    Model("virtio-balloon-device", "balloon", _BALLOON_SUMMARY + _ON_MMIO, (*_MMIO, *_BALLOON, *_FIXED), "mmio"),
+    Model("virtio-rng-pci", "rng", _RNG_SUMMARY, (*_PCI, *_FIXED)),
+    Model("virtio-rng-device", "rng", _RNG_SUMMARY + _ON_MMIO, (*_MMIO, *_FIXED), "mmio"),
 )
 _ALIASES = {"virtio-balloon": "virtio-balloon-pci", "virtio-rng": "virtio-rng-pci"}
 _FLAGS = {"on": "on", "yes": "on", "true": "on", "off": "off", "no": "off", "false": "off"}
+_PLACES: dict[BusName, tuple[str, list[str], str, str]] = {
+    "pci": ("addr", [f"{slot:x}" for slot in range(FIRST_SLOT, LAST_SLOT + 1)], "PCI address 0x", "PCI bus"),
+    "mmio": ("slot", [str(place) for place in range(MMIO_PLACES)], "virtio-mmio slot ", "board"),
+}
+"""Of each bus: the property that says where, the places there are, what to call one of them, what to call the bus."""
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
 
@@ -87,7 +105,7 @@ _SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """One device: `properties` are (name, value) in the order of their names: every flag of the model as "on" or "off",
-    and "addr", its PCI device number in hexadecimal."""
+    and where it is: "addr", its PCI device number in hexadecimal, or "slot", the number of a virtio-mmio device."""
 
     driver: str
     id: str
@@ -104,9 +122,25 @@ class DeviceConfig:
         return prop.default == "on"
 
     @property
+    def bus(self) -> BusName:
+        """Where it is plugged in."""
+        return find_model(self.driver).bus
+
+    @property
+    def is_balloon(self) -> bool:
+        """Whether it is a memory balloon, on whichever bus."""
+        return find_model(self.driver).stem == "balloon"
+
+    @property
     def slot(self) -> int:
-        """The PCI device number on bus 0."""
-        return int(dict(self.properties)["addr"], 16)
+        """Its number on its bus: the PCI device number, or which of the virtio-mmio devices it is."""
+        properties = dict(self.properties)
+        return int(properties["addr"], 16) if self.bus == "pci" else int(properties["slot"])
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return f"00:{self.slot:02x}.0" if self.bus == "pci" else f"virtio-mmio {self.slot}"
 
 
 def find_model(driver: str) -> Model:
@@ -117,7 +151,7 @@ def find_model(driver: str) -> Model:
             return model
     names = [model.driver for model in MODELS]
     if suggest(driver, names) is None:
-        raise ConfigError(f"There is no device {driver!r}, only {' and '.join(names)}.")
+        raise ConfigError(f"There is no device {driver!r}, only {', '.join(names[:-1])} and {names[-1]}.")
     raise ConfigError(f"There is no device {driver!r}{did_you_mean(driver, names)}")
 
 
@@ -131,30 +165,34 @@ def parse_devices(texts: Sequence[str]) -> tuple[DeviceConfig, ...]:
         device = parse_device(text, taken=[other.id for other in found])
         if any(other.id == device.id for other in found):
             raise ConfigError(f"Two devices must not have the same id {device.id!r}.")
-        if device.driver == "virtio-balloon-pci" and any(other.driver == device.driver for other in found):
+        if device.is_balloon and any(other.is_balloon for other in found):
             raise ConfigError(f"A machine must not have more than one balloon; {device.id!r} is the second.")
         found.append(device)
     return tuple(_give_addresses(found))
 
 
 def _give_addresses(devices: Iterable[DeviceConfig]) -> Iterable[DeviceConfig]:
-    """Each device with an address: the one it asked for, or the first that nobody has or asked for."""
+    """Each device with a place: the one it asked for, or the first on its bus that nobody has or asked for."""
     devices = list(devices)
-    wanted = [dict(device.properties)["addr"] for device in devices if "addr" in dict(device.properties)]
-    for address in wanted:
-        if wanted.count(address) > 1:
-            raise ConfigError(f"Two devices must not have the same PCI address 0x{address}.")
-    free = [f"{slot:x}" for slot in range(FIRST_SLOT, LAST_SLOT + 1) if f"{slot:x}" not in wanted]
+    free = {bus: _free_places(bus, [device for device in devices if device.bus == bus]) for bus in _PLACES}
     for device in devices:
+        name, places, _, bus = _PLACES[device.bus]
         properties = dict(device.properties)
-        if "addr" not in properties and not free:
-            raise ConfigError(
-                f"The PCI bus has no room for {device.id!r}: it takes {LAST_SLOT - FIRST_SLOT + 1} devices."
-            )
-        properties.setdefault("addr", free[0] if free else "")
-        if properties["addr"] in free:
-            free.remove(properties["addr"])
+        if name not in properties and not free[device.bus]:
+            raise ConfigError(f"The {bus} has no room for {device.id!r}: it takes {len(places)} devices.")
+        if name not in properties:
+            properties[name] = free[device.bus].pop(0)
         yield replace(device, properties=tuple(sorted(properties.items())))
+
+
+def _free_places(bus: BusName, devices: Iterable[DeviceConfig]) -> list[str]:
+    """What the `devices` on one bus did not ask for.  ConfigError where two ask for the same."""
+    name, places, what, _ = _PLACES[bus]
+    wanted = [dict(device.properties)[name] for device in devices if name in dict(device.properties)]
+    for place in wanted:
+        if wanted.count(place) > 1:
+            raise ConfigError(f"Two devices must not have the same {what}{place}.")
+    return [place for place in places if place not in wanted]
 
 
 def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
@@ -172,6 +210,10 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
             hint = did_you_mean(name, [known.name for known in model.properties])
             raise ConfigError(f"{model.driver} has no property {name!r}{hint}")
         values[name] = _parse_value(model, prop, value if equals else "on")
+    if (values.get("disable-legacy"), values.get("disable-modern")) == ("on", "on"):
+        raise ConfigError(
+            f"{model.driver}: disable-legacy and disable-modern must not both be on; no interface would be left."
+        )
     name = values.pop("id", "") or _free_name(model.stem, set(taken))
     return DeviceConfig(model.driver, name, tuple(sorted(values.items())))
 
@@ -190,6 +232,10 @@ def _parse_value(model: Model, prop: Property, text: str) -> str:
                 f"{model.driver}: addr must be a PCI device number from 3 to 1f (hexadecimal), not {text!r}."
             )
         return f"{int(match[1], 16):x}"
+    if prop.kind == "place":
+        if text not in _PLACES["mmio"][1]:
+            raise ConfigError(f"{model.driver}: slot must be a number from 0 to {MMIO_PLACES - 1}, not {text!r}.")
+        return text
     value = _FLAGS.get(text.lower())
     if value is None:
         raise ConfigError(f"{model.driver}: {prop.name} must be on or off, not {text!r}.")

@@ -8,6 +8,7 @@ Nothing here knows which devices there are beyond that description, where the ta
 """
 
 from firmware.acpi.platform import IsaDevice as IsaDevice
+from firmware.acpi.platform import MmioDevice as MmioDevice
 from firmware.acpi.platform import PciPin as PciPin
 from firmware.acpi.platform import Platform as Platform
 from firmware.acpi.platform import Window as Window

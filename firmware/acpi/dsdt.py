@@ -12,7 +12,7 @@ fixed event and needs no device.
 from __future__ import annotations
 
 from firmware.acpi import aml, resources
-from firmware.acpi.platform import IsaDevice, Platform
+from firmware.acpi.platform import IsaDevice, MmioDevice, Platform
 
 _LINKS = ("LNKA", "LNKB", "LNKC", "LNKD")
 _REGISTERS = ("PRQA", "PRQB", "PRQC", "PRQD")
@@ -38,6 +38,7 @@ def terms(platform: Platform) -> bytes:
                 *(_link(platform, index) for index in range(4)),
                 _board_resources(platform),
                 _firmware_files(platform),
+                *(_virtio_mmio(device) for device in platform.virtio_mmio),
             ),
         ]
     )
@@ -171,3 +172,18 @@ def _board_resources(platform: Platform) -> bytes:
 def _firmware_files(platform: Platform) -> bytes:
     """fw_cfg, by the name that its driver looks for."""
     return _isa_device("FWCF", aml.string("QEMU0002"), platform.firmware_files, aml.name("_STA", _HIDDEN))
+
+
+def _virtio_mmio(device: MmioDevice) -> bytes:
+    """A virtio-mmio device, by the name that Linux's driver looks for."""
+    return aml.device(
+        f"VM{device.number:02X}",
+        aml.name("_HID", aml.string("LNRO0005")),
+        aml.name("_UID", device.number),
+        aml.name(
+            "_CRS",
+            resources.template(
+                resources.memory32_fixed(device.base, device.length), resources.level_interrupts(device.line)
+            ),
+        ),
+    )

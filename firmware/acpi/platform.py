@@ -36,6 +36,16 @@ class PciPin:
 
 
 @dataclass(frozen=True, slots=True)
+class MmioDevice:
+    """Virtio-mmio device `number`: `length` bytes of registers from `base` on, interrupt `line`, a level."""
+
+    number: int
+    base: int
+    length: int
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
 class Platform:
     """One processor, one I/O APIC with an 8259 pair, and PCI with its bus 0 behind an i440FX and a PIIX3.
 
@@ -67,3 +77,4 @@ class Platform:
     panic: IsaDevice
     firmware_files: IsaDevice
     trigger_ports: IsaDevice
+    virtio_mmio: tuple[MmioDevice, ...] = ()

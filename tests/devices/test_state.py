@@ -62,7 +62,8 @@ from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from devices.writes import WriteLog
 from tests.support import BalloonMachine, Way
-from vmm.boards.pc import PcBoard, SeededEntropy
+from vmm.boards.board import SeededEntropy
+from vmm.boards.pc import PcBoard
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
 from vmm.cpu.shadow import ShadowMemory

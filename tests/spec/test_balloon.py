@@ -6,7 +6,7 @@ import pytest
 
 from devices.virtio import spec
 from tests.fixtures import MakeMachine
-from tests.support import BalloonMachine, Way
+from tests.support import BalloonMachine, Way, build_with
 from vmm.testing import FeaturesRefused
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, MUST_TELL_HOST, STATS_VQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC
@@ -232,8 +232,8 @@ def test_5_5_6_the_target_may_change_while_the_driver_follows(balloon: BalloonMa
 
 
 def test_5_5_6_a_device_of_one_descriptor_a_queue_still_works(make_machine: MakeMachine, way: Way) -> None:
-    machine = make_machine(way)
-    machine.driver.start(queue_sizes=1)
+    machine = make_machine(way, build=build_with(queue_size=1))
+    machine.driver.start()
     pfns = machine.filled_pfns(10)
     machine.driver.inflate(pfns, per_buffer=3)
     assert machine.are_zero(pfns)

@@ -7,6 +7,8 @@ import pytest
 from devices.errors import ConfigError
 from vmm.models import MODELS, DeviceConfig, parse_device, parse_devices, suggest
 
+DRIVERS = "virtio-balloon-pci, virtio-balloon-device, virtio-rng-pci and virtio-rng-device"
+
 
 def only(text: str) -> DeviceConfig:
     (device,) = parse_devices([text])
@@ -58,8 +60,8 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
     ("texts", "sentence"),
     [
         (["virtio-ballon-pci"], "There is no device 'virtio-ballon-pci'; did you mean 'virtio-balloon-pci'?"),
-        (["e1000"], "There is no device 'e1000', only virtio-balloon-pci and virtio-rng-pci."),
-        ([""], "There is no device '', only virtio-balloon-pci and virtio-rng-pci."),
+        (["e1000"], f"There is no device 'e1000', only {DRIVERS}."),
+        ([""], f"There is no device '', only {DRIVERS}."),
         (["virtio-rng-pci,evnt_idx=on"], "virtio-rng-pci has no property 'evnt_idx'; did you mean 'event_idx'?"),
         (["virtio-rng-pci,colour=red"], "virtio-rng-pci has no property 'colour'."),
         (["virtio-rng-pci,event_idx=maybe"], "virtio-rng-pci: event_idx must be on or off, not 'maybe'."),
@@ -82,12 +84,41 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
         (["virtio-rng-pci,id=a", "virtio-rng-pci,id=a"], "Two devices must not have the same id 'a'."),
         (["virtio-rng-pci,addr=4", "virtio-rng-pci,addr=0x4"], "Two devices must not have the same PCI address 0x4."),
         (["virtio-rng-pci"] * 30, "The PCI bus has no room for 'rng29': it takes 29 devices."),
+        (["virtio-rng-device"] * 5, "The board has no room for 'rng4': it takes 4 devices."),
+        (["virtio-rng-device,slot=4"], "virtio-rng-device: slot must be a number from 0 to 3, not '4'."),
+        (["virtio-rng-device,slot=1"] * 2, "Two devices must not have the same virtio-mmio slot 1."),
+        (["virtio-rng-device,addr=3"], "virtio-rng-device has no property 'addr'."),
+        (
+            ["virtio-rng-pci,disable-modern=on"],
+            "virtio-rng-pci: disable-legacy and disable-modern must not both be on; no interface would be left.",
+        ),
+        (
+            ["virtio-balloon-pci", "virtio-balloon-device"],
+            "A machine must not have more than one balloon; 'balloon1' is the second.",
+        ),
     ],
 )
 def test_a_device_that_cannot_be_is_refused_in_one_sentence(texts: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_devices(texts)
     assert str(caught.value) == sentence
+
+
+def test_devices_on_virtio_mmio_have_places_of_their_own() -> None:
+    devices = parse_devices(["virtio-rng-pci", "virtio-balloon-device", "virtio-rng-device,slot=0,force-legacy=on"])
+    assert [(device.id, device.bus, device.slot, device.place) for device in devices] == [
+        ("rng0", "pci", 3, "00:03.0"),
+        ("balloon0", "mmio", 1, "virtio-mmio 1"),
+        ("rng1", "mmio", 0, "virtio-mmio 0"),
+    ]
+    assert devices[1].is_balloon and not devices[2].is_balloon
+    assert devices[2].flag("force-legacy") and not devices[1].flag("force-legacy")
+
+
+def test_which_interfaces_a_pci_device_has_is_said_in_qemus_words() -> None:
+    assert only("virtio-balloon-pci").flag("disable-legacy"), "modern only, unless it is asked for"
+    device = only("virtio-balloon-pci,disable-legacy=off,disable-modern=on")
+    assert (device.flag("disable-legacy"), device.flag("disable-modern")) == (False, True)
 
 
 def test_the_bus_takes_as_many_devices_as_it_has_room_for() -> None:

@@ -7,6 +7,7 @@ belongs to that board's module.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -16,7 +17,7 @@ from devices.effects import Effects
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from devices.serial import Serial
-from devices.state import Stateful
+from devices.state import COUNTER, Stateful, Table
 from devices.virtio.balloon import Balloon
 from devices.virtio.device import Notifications, VirtioDevice
 from vmm.config import MachineConfig
@@ -51,12 +52,34 @@ class Transport(Timed, Protocol):
     def signal(self, notifications: Notifications) -> Effects: ...
 
 
+class SeededEntropy(Stateful):
+    """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
+
+    STATE: ClassVar[Table] = {"taken_bytes": COUNTER}
+    _BLOCK_BYTES = hashlib.blake2b().digest_size
+
+    def __init__(self, seed: str) -> None:
+        self.seed = seed
+        self.taken_bytes = 0
+
+    def __call__(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        first, skip = divmod(self.taken_bytes, self._BLOCK_BYTES)
+        self.taken_bytes += count
+        last = -(-self.taken_bytes // self._BLOCK_BYTES)
+        return b"".join(self._block(index) for index in range(first, last))[skip : skip + count]
+
+    def _block(self, index: int) -> bytes:
+        return hashlib.blake2b(self.seed.encode() + index.to_bytes(8, "little")).digest()
+
+
 class Board(Stateful, ABC):
     """The part of a board that is the same for all.  A subclass fills the attributes in.
 
     `rom` is what the processor finds at power-on (it may be empty), `payload` the guest in RAM, `interrupts` the lines,
-    `timed` whoever has deadlines, `transports` the virtio devices in the order in which the user named them;
-    `balloon_driver` is what the user calls a balloon on this board."""
+    `timed` whoever has deadlines, `transports` the virtio devices in the order in which the user named them,
+    `entropy` where random bytes come from that must not differ from run to run; `balloon_driver` is what the user calls
+    a balloon on this board."""
 
     config: MachineConfig
     memory: GuestMemory
@@ -67,6 +90,7 @@ class Board(Stateful, ABC):
     interrupts: Interrupts
     timed: Sequence[Timed]
     transports: Sequence[Transport]
+    entropy: list[SeededEntropy]
     balloon_driver: ClassVar[str]
 
     @abstractmethod

@@ -5,13 +5,12 @@ Everything about an x86 board is here: ports beside memory, PCI, fw_cfg and ACPI
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import firmware
 from devices import fw_cfg, fw_cfg_dma
@@ -32,20 +31,27 @@ from devices.pci.piix import SLOT as SOUTH_BRIDGE_SLOT
 from devices.power import SOFT_OFF, ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
 from devices.rtc import CENTURY, Rtc
 from devices.serial import Serial
-from devices.state import COUNTER, PART, Many, Stateful, Table
+from devices.state import PART, Many, Table
 from devices.timer import PortB, Timer8254
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
 from devices.virtio.device import VirtioDevice
 from devices.virtio.rng import Rng
+from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
+from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
+from devices.virtio.transport.pci_function import VirtioPciFunction
+from devices.virtio.transport.pci_legacy import VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
+from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
-from vmm.boards.board import Board
+from vmm.boards.board import Board, SeededEntropy
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 
 if TYPE_CHECKING:
     from vmm.cpu.x86 import X86Cpu, X86Platform
+
+VirtioTransport: TypeAlias = VirtioPciFunction | VirtioMmio
 
 CONVENTIONAL_END = 0xA0000
 EXTENDED_BASE = 0x100000
@@ -55,6 +61,7 @@ SHADOW_BASE, SHADOW_BYTES = 0xC0000, 0x40000
 ROM_SHADOW_BASE = 0xF0000
 ECAM_BASE = PCI_HOLE_BASE  # the 256 MiB behind the last RAM below 4 GiB; firmware places BARs above them
 IO_APIC_BASE = 0xFEC00000
+MMIO_BASE, MMIO_STEP = 0xFEC10000, 0x1000  # virtio-mmio, behind what firmware hands out to PCI
 INTERRUPT_BASE, INTERRUPT_BYTES = 0xFEE00000, 0x100000
 PCI_MEMORY_BASE = ECAM_BASE + WINDOW_BYTES  # up to the I/O APIC
 PM_BASE = 0x600
@@ -65,7 +72,8 @@ PVPANIC = 0x505
 FW_CFG, FW_CFG_DMA = 0x510, 0x514
 
 # Interrupt lines.  Lines 0 to 15 are the inputs of the 8259 pair; PIRQ 0 to 3 are A to D.
-ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9}
+MMIO_LINES = ("isa12", "isa14", "isa15", "isa6")
+ISA_LINES = {"isa0": 0, "isa4": 4, "isa8": 8, "isa9": 9, "isa12": 12, "isa14": 14, "isa15": 15, "isa6": 6}
 PCI_LINES = {f"00:{slot:02x}.0 INTA": (slot - 1) % 4 for slot in range(1, 32)}
 PIRQ_INPUTS = (5, 10, 11)  # inputs of the 8259 pair that no ISA device has
 E820_USABLE, E820_RESERVED = 1, 2
@@ -113,7 +121,14 @@ def platform(config: MachineConfig) -> acpi.Platform:
         first_pirq_pin=FIRST_PIRQ_PIN,
         timer_pin=TIMER_PIN,
         sci_line=ISA_LINES["isa9"],
-        pci_pins=tuple(acpi.PciPin(d.slot, 0, PCI_LINES[f"00:{d.slot:02x}.0 INTA"]) for d in config.devices),
+        pci_pins=tuple(
+            acpi.PciPin(d.slot, 0, PCI_LINES[f"00:{d.slot:02x}.0 INTA"]) for d in config.devices if d.bus == "pci"
+        ),
+        virtio_mmio=tuple(
+            acpi.MmioDevice(d.slot, mmio_base(d), BLOCK_BYTES, ISA_LINES[MMIO_LINES[d.slot]])
+            for d in config.devices
+            if d.bus == "mmio"
+        ),
         isa_bridge_slot=SOUTH_BRIDGE_SLOT,
         pirq_register=PIRQRC,
         pirq_inputs=PIRQ_INPUTS,
@@ -131,6 +146,20 @@ def platform(config: MachineConfig) -> acpi.Platform:
     )
 
 
+def mmio_base(device: DeviceConfig) -> int:
+    """Where the registers of a virtio-mmio device are."""
+    return MMIO_BASE + MMIO_STEP * device.slot
+
+
+def _transport(device: VirtioDevice, place: DeviceConfig) -> VirtioTransport:
+    """`device` behind the interfaces that its properties ask for."""
+    if place.bus == "mmio":
+        return (VirtioMmioLegacy if place.flag("force-legacy") else VirtioMmio)(device, MMIO_LINES[place.slot])
+    if place.flag("disable-legacy"):
+        return VirtioPciModern(device, place.slot)
+    return (VirtioPciLegacy if place.flag("disable-modern") else VirtioPciTransitional)(device, place.slot)
+
+
 @dataclass(frozen=True, slots=True)
 class Rom:
     """The firmware as a bus handler, for whoever looks through the bus; the CPU has it mapped.  Writes vanish."""
@@ -144,27 +173,6 @@ class Rom:
         return NOTHING
 
 
-class SeededEntropy(Stateful):
-    """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
-
-    STATE: ClassVar[Table] = {"taken_bytes": COUNTER}
-    _BLOCK_BYTES = hashlib.blake2b().digest_size
-
-    def __init__(self, seed: str) -> None:
-        self.seed = seed
-        self.taken_bytes = 0
-
-    def __call__(self, count: int) -> bytes:
-        """The next `count` bytes."""
-        first, skip = divmod(self.taken_bytes, self._BLOCK_BYTES)
-        self.taken_bytes += count
-        last = -(-self.taken_bytes // self._BLOCK_BYTES)
-        return b"".join(self._block(index) for index in range(first, last))[skip : skip + count]
-
-    def _block(self, index: int) -> bytes:
-        return hashlib.blake2b(self.seed.encode() + index.to_bytes(8, "little")).digest()
-
-
 class PcBoard(Board):
     """Everything that `config` asks for, wired and at power-on.
 
@@ -175,6 +183,7 @@ class PcBoard(Board):
         **dict.fromkeys(("lapic", "interrupts", "timer", "rtc", "serial", "debug_port", "keyboard", "port_92"), PART),
         **dict.fromkeys(("pm1a", "pm_events", "fw_cfg", "fw_cfg_dma", "host_bridge"), PART),
         "entropy": Many(PART),
+        "mmio_transports": Many(PART),
     }
     balloon_driver = "virtio-balloon-pci"
     interrupts: InterruptWiring
@@ -204,7 +213,7 @@ class PcBoard(Board):
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)
         self.mmio = AddressSpace("memory", 52)
-        self.entropy: list[SeededEntropy] = []
+        self.entropy = []
         high_bytes = sum(size for gpa, size in layout if gpa >= HIGH_BASE)
         start_s = VIRTUAL_START_UNIX_S if config.clock == "virtual" else int(time.time())
         self.lapic = LocalApic()
@@ -222,9 +231,14 @@ class PcBoard(Board):
         self._claim()
         self.host_bridge = HostBridge(self.ports, self.mmio, self.memory)
         self.mmio.add(ECAM_BASE, WINDOW_BYTES, Ecam(self.host_bridge), "PCI configuration")
-        transports = [VirtioPciModern(self._make_device(device), device.slot) for device in config.devices]
+        transports = [_transport(make_device(self, device), device) for device in config.devices]
         self.transports = transports
-        for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *transports):
+        self.mmio_transports = [each for each in transports if isinstance(each, VirtioMmio)]
+        for place, transport in zip(config.devices, transports, strict=True):
+            if isinstance(transport, VirtioMmio):
+                self.mmio.add(mmio_base(place), BLOCK_BYTES, transport, place.id)
+        functions = [each for each in transports if isinstance(each, VirtioPciFunction)]
+        for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *functions):
             self.host_bridge.plug(function)
         self.timed = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
 
@@ -274,9 +288,6 @@ class PcBoard(Board):
         ports.add(4, 2, self.pm1a, "PM1a control")
         ports.add(8, 4, PmTimer(), "PM timer")
         return ports
-
-    def _make_device(self, device: DeviceConfig) -> VirtioDevice:
-        return _MAKERS[device.driver](self, device)
 
     # -- what the machine asks -----------------------------------------------------------------------------------------
 
@@ -331,11 +342,11 @@ def _features(device: DeviceConfig, names: Iterable[str]) -> int:
     return sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
 
 
-def _make_balloon(board: PcBoard, device: DeviceConfig) -> VirtioDevice:
+def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
     return Balloon(board.memory, name=device.id, features=_features(device, _FEATURE_OF))
 
 
-def _make_rng(board: PcBoard, device: DeviceConfig) -> VirtioDevice:
+def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
     entropy: Callable[[int], bytes] = os.urandom
     if board.config.clock == "virtual":
         board.entropy.append(SeededEntropy(device.id))
@@ -344,7 +355,12 @@ def _make_rng(board: PcBoard, device: DeviceConfig) -> VirtioDevice:
     return Rng(board.memory, entropy, name=device.id, features=features)
 
 
-_MAKERS: dict[str, Callable[[PcBoard, DeviceConfig], VirtioDevice]] = {
-    "virtio-balloon-pci": _make_balloon,
-    "virtio-rng-pci": _make_rng,
+def make_device(board: Board, device: DeviceConfig) -> VirtioDevice:
+    """The device that `device` describes, for this board or another."""
+    return _MAKERS[device.driver](board, device)
+
+
+_MAKERS: dict[str, Callable[[Board, DeviceConfig], VirtioDevice]] = {
+    **dict.fromkeys(("virtio-balloon-pci", "virtio-balloon-device"), _make_balloon),
+    **dict.fromkeys(("virtio-rng-pci", "virtio-rng-device"), _make_rng),
 }

@@ -65,9 +65,9 @@ class RingLayout:
 
     @staticmethod
     def bytes_needed(size: int, legacy_align: int = 0) -> int:
-        """Bytes for all three parts laid out by `at`, padding included."""
+        """Bytes for all three parts laid out by `at` from a page of 4096 bytes on, padding included."""
         layout = RingLayout.at(0, size, legacy_align)
-        return layout.device_gpa + layout.used_bytes
+        return layout.device_gpa + layout.used_bytes + max(legacy_align - 4096, 0)
 
     @staticmethod
     def at(gpa: int, size: int, legacy_align: int = 0) -> RingLayout:

@@ -8,6 +8,7 @@
 enum {
     GROUPS = 1024, /* the smallest table that there may be: 64 KiB */
     GROUP_ENTRIES = 8,
+    TABLE_BYTES = GROUPS * GROUP_ENTRIES * 8,
     PAGE_SHIFT = 12,
     PAGES_PER_TABLE = PAGE_SIZE / sizeof(u32),
     TABLES = 0x10000000 / (PAGES_PER_TABLE * PAGE_SIZE), /* of a segment of 256 MiB */
@@ -38,7 +39,9 @@ struct entry {
     u32 high, low;
 };
 
-static struct entry hash_table[GROUPS][GROUP_ENTRIES] __attribute__((aligned(GROUPS * GROUP_ENTRIES * 8)));
+/* Aligned to its own size at run time: in the image that would cost as much again. */
+static struct entry room[2 * GROUPS][GROUP_ENTRIES];
+static struct entry (*hash_table)[GROUP_ENTRIES];
 static u32 *tables[TABLES];
 static page_fault_handler fault_handler;
 
@@ -49,6 +52,7 @@ static page_fault_handler fault_handler;
 
 void paging_start(void)
 {
+    hash_table = pointer_to(align_up(address_of(room), TABLE_BYTES));
     SET_DATA_BLOCK(0, 0, BLOCK_WRITABLE);
     SET_DATA_BLOCK(1, 0x10000000, BLOCK_WRITABLE);
     SET_DATA_BLOCK(2, 0x20000000, BLOCK_WRITABLE);
