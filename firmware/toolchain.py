@@ -30,7 +30,7 @@ class Target:
 # Handlers of interrupts save the general registers only, so no other may be used.
 X86 = Target("x86_64-freestanding-none", ("-mcpu=x86_64-mmx-sse-sse2-x87+soft_float", "-mno-red-zone"))
 # The formats of print() are checked for x86, where the l that stands for 64 bits is the compiler's as well.
-PPC = Target("powerpc-freestanding-none", ("-mcpu=604e-hard_float", "-Wno-format"), ("-Wl,-z,max-page-size=4096",))
+PPC = Target("powerpc-freestanding-eabi", ("-mcpu=604e", "-Wno-format"), ("-Wl,-z,max-page-size=4096",))
 
 CODE_OPTIONS = (
     "-std=c11",

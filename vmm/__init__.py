@@ -34,7 +34,8 @@ def boot(
     parameter: str = "",
     bios: str | PathLike[str] = "",
     modules: Sequence[str] = (),
-    devices: Sequence[str] = ("virtio-balloon-pci,id=balloon0",),
+    devices: Sequence[str] | None = None,
+    arch: str = "x86_64",
 ) -> Machine:
     """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
 
@@ -43,7 +44,8 @@ def boot(
     `powerdown` the one at which the power button is pressed; `parameter` reaches the guest; `bios` is a file with
     firmware to run instead of the project's own, and then needs no guest, or "none" to start a Linux kernel without
     any; `modules` are a Linux kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are
-    written as for QEMU's -device.  ConfigError with one sentence when something of it cannot be.
+    written as for QEMU's -device (None: one balloon); `arch` is the processor, "x86_64" or "ppc", and with it the
+    board: a bundled guest is taken for it.  ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
     from vmm.machine import Machine
@@ -60,6 +62,7 @@ def boot(
             parameter=parameter,
             bios=str(bios),
             modules=tuple(modules),
-            devices=tuple(devices),
+            devices=devices,
+            arch=arch,
         )
     )

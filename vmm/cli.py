@@ -145,6 +145,7 @@ def _demonstration(row: GuestRow) -> list[str]:
     words += [f"--poll {row.demo_poll:g}"] if row.demo_poll else []
     words += [f"--for {row.demo_for}"] if row.demo_for else []
     lines = ["demonstration: " + " ".join([f"-m {row.memory}", *words])] if words else []
+    lines += [f"also for --arch {arch}" for arch in row.architectures[1:]]
     return lines + [f"parameter {name}: {what}" for name, what in row.parameters]
 
 

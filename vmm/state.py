@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
 
 SCHEMA = "balloon-vmm machine"
-VERSION = 5
+VERSION = 6
 UNBOUNDED = 1 << 40
 _SIZE = Maybe(COUNTER)
 TARGET_STEPS = Many(Record(TargetStep, time_ns=TIME_NS, ram_bytes=_SIZE, balloon_bytes=_SIZE), longest=UNBOUNDED)
@@ -34,6 +34,7 @@ EVENTS = Many(Tuple(TIME_NS, Record(Event, source=TEXT, kind=TEXT, text=TEXT)), 
 
 _PARTS = ("cpu", "memory", "board", "run")
 _WORDS = {
+    "arch": "processor",
     "memory_bytes": "bytes of RAM",
     "clock": "clock",
     "devices": "devices",
@@ -84,6 +85,7 @@ def identity(machine: Machine) -> State:
     """What a machine must have in common with the one whose state it takes over."""
     config = machine.config
     return {
+        "arch": config.arch,
         "memory_bytes": config.memory_bytes,
         "clock": config.clock,
         "devices": [

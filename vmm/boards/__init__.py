@@ -7,7 +7,7 @@ concrete devices.
 from __future__ import annotations
 
 from vmm.boards.board import Board
-from vmm.config import MachineConfig
+from vmm.config import PPC, MachineConfig
 
 __all__ = ["Board", "make_board"]
 
@@ -16,6 +16,10 @@ def make_board(config: MachineConfig) -> Board:
     """Everything that `config` asks for, wired and at power-on.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM."""
+    if config.arch == PPC:
+        from vmm.boards.ppc import PpcBoard
+
+        return PpcBoard(config)
     from vmm.boards.pc import PcBoard
 
     return PcBoard(config)
