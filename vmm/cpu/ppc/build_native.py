@@ -10,6 +10,7 @@ from pathlib import Path
 from vmm.cpu.build_native import FLAGS, TARGETS, machine_code
 
 HERE = Path(__file__).parent
+LINE = 120  # as the formatter has it
 SECTIONS = {"block": ".text.block", "translated": ".text.translated"}
 
 
@@ -23,8 +24,12 @@ def render() -> str:
     for machine, target in TARGETS.items():
         lines.append(f'    "{machine}": {{')
         for key, code in machine_code(HERE / "native.c", target, FLAGS, SECTIONS).items():
-            lines.append(f'        "{key}": (')
             text = code.hex()
+            line = f'        "{key}": "{text}",'
+            if len(line) <= LINE:
+                lines.append(line)
+                continue
+            lines.append(f'        "{key}": (')
             lines += [f'            "{text[i : i + 96]}"' for i in range(0, len(text), 96)]
             lines.append("        ),")
         lines.append("    },")
