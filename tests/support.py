@@ -80,7 +80,8 @@ _FUNCTIONS: dict[Way, Callable[[Balloon, int], VirtioPciFunction]] = {
 class BalloonMachine:
     """A balloon and its driver on `layout`'s RAM; the driver takes its pages from 1 MiB on.
 
-    `way` is how the driver reaches the device.  Nothing is initialised until `driver.start()`.
+    `way` is how the driver reaches the device, `processor` the byte order of its processor.  Nothing is initialised
+    until `driver.start()`.
     """
 
     def __init__(
@@ -89,20 +90,22 @@ class BalloonMachine:
         *,
         memory: GuestMemory | None = None,
         build: Callable[[GuestMemory], Balloon] = Balloon,
+        processor: spec.ByteOrder = "<",
     ) -> None:
         self.way = way
         self.memory = memory if memory is not None else GuestMemory(RAM_LAYOUT)
         self.pages = PageAllocator(*DRIVER_RAM)
         self.balloon = build(self.memory)
+        self.balloon.driver_order = processor
         self.bench: DirectBench | BusBench[Notifications]
         if way == "direct":
             direct = DirectTransport(self.balloon, self.memory, self.pages)
             self.bench = DirectBench(direct, self.balloon)
-            self.driver = BalloonDriver(direct)
+            self.driver = BalloonDriver(direct, processor=processor)
         else:
             transport = self._plug(way)
             self.bench = BusBench(self.bus, transport, self.function)
-            self.driver = BalloonDriver(transport)
+            self.driver = BalloonDriver(transport, processor=processor)
 
     def _plug(self, way: Way) -> Transport:
         ports, mmio = AddressSpace("port", 16), AddressSpace("memory", 52)

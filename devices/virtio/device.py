@@ -13,26 +13,25 @@ Invariants
   from a deadline or a host command.
 - Every `DriverError` ends in one place, `_broken`.  It costs the driver its device and nobody anything else.
 - The work of one call is bounded (`WORK_LIMIT`); what is left is carried on with at a deadline that has come already.
-- A driver uses one interface.  The first through which it changes anything after a reset is its own until the next, and
-  what comes through the other is ignored, resets excepted (`claim`).
 
-A legacy driver (§3.1.2) may use the device before DRIVER_OK and never says that it has accepted its last feature: its
-features are fixed (`features_fixed`) by its first kick or by DRIVER_OK, and only then its rings are looked at.
+A legacy driver (§3.1.2) may use the device before DRIVER_OK: its first kick ends negotiation, and from then on the
+device is live.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from devices.effects import Event
 from devices.errors import DriverError
 from devices.memory import GuestMemory
 from devices.registers import RegisterMap
-from devices.state import FLAG, TIME_NS, Maybe, State, Stateful, Table, require_list, uint
+from devices.state import FLAG, TIME_NS, Maybe, State, Table, require_list, uint
 from devices.virtio import spec, status
 from devices.virtio.chains import Chains
+from devices.virtio.negotiation import Negotiation
 from devices.virtio.notifications import NO_NOTIFICATIONS, Notifications
 from devices.virtio.queue import Queue, QueueSpec
 from devices.virtio.spec import Status
@@ -50,41 +49,29 @@ _LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
 Argument = TypeVar("Argument")
 
 
-class VirtioDevice(Stateful, ABC):
+class VirtioDevice(Negotiation, ABC):
     """A device with the given queues, offering the feature bits of the mask `features`.
 
-    `dma_enabled` follows the bus (PCI bus mastering) and starts off.  `legacy` tells by which interface the driver uses
-    the device: None as long as it does not, and over a transport that has only the modern one.  Two devices are equal
-    (`==`) when a driver could not tell them apart and they would go on alike: counters for people are left out, what
-    the host set is not."""
+    `dma_enabled` follows the bus (PCI bus mastering) and starts off.  Two devices are equal (`==`) when a driver could
+    not tell them apart and they would go on alike: counters for people are left out, what the host set is not."""
 
     device_id: ClassVar[int]
     config: ClassVar[RegisterMap]
-    feature_requires: ClassVar[Mapping[int, int]] = {}
-    """Feature bit -> the bit it cannot be without (§2.2.1)."""
-
     STATE: ClassVar[Table] = {
-        "driver_features": uint(64),
-        "status": uint(8),
+        **Negotiation.STATE,
         "config_generation": uint(8),
         "dma_enabled": FLAG,
-        "legacy": Maybe(FLAG),
-        "_legacy_fixed": FLAG,
         "_carry_on_ns": Maybe(TIME_NS),
         "_config_was_read": FLAG,
     }
     BESIDE: ClassVar = ("queues",)
 
     def __init__(self, memory: GuestMemory, name: str, features: int, queues: Sequence[QueueSpec]) -> None:
+        super().__init__(features)
         self.memory = memory
         self.name = name
-        self.device_features = features
-        self.driver_features = 0
-        self.status = 0
         self.config_generation = 0
         self.dma_enabled = False
-        self.legacy: bool | None = None
-        self._legacy_fixed = False
         self.queues = [Queue(index, *offered) for index, offered in enumerate(queues)]
         self._used = [Notifications(queues=(index,)) for index in range(len(queues))]
         self._carry_on_ns: int | None = None
@@ -102,32 +89,6 @@ class VirtioDevice(Stateful, ABC):
     def needs_reset(self) -> bool:
         """Whether the driver broke the device: DEVICE_NEEDS_RESET is set."""
         return bool(self.status & _NEEDS_RESET)
-
-    @property
-    def legacy_features(self) -> int:
-        """What a legacy driver is offered: 32 bits."""
-        return status.legacy_offer(self.device_features)
-
-    @property
-    def features_fixed(self) -> bool:
-        """Whether negotiation is over."""
-        return self._legacy_fixed or bool(self.status & _FEATURES_OK)
-
-    @property
-    def negotiated_features(self) -> int:
-        """The features that both sides agreed on: none before negotiation is over (§2.2)."""
-        return self.driver_features if self.features_fixed else 0
-
-    def claim(self, legacy: bool) -> bool:
-        """The driver changes something through this interface; False where the other one is its own."""
-        if self.legacy is None:
-            self.legacy = legacy
-        return self.legacy is legacy
-
-    def write_driver_features(self, value: int) -> None:
-        """The features the driver accepts.  Ignored once negotiation is over: only a reset reopens it."""
-        if not self.features_fixed:
-            self.driver_features = value & (1 << 64) - 1
 
     def write_status(self, value: int, now_ns: int) -> Notifications:
         """§2.1: 0 resets; otherwise bits are set, in order, and none is cleared."""
@@ -250,16 +211,15 @@ class VirtioDevice(Stateful, ABC):
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        fixed = saved["legacy_fixed"] or saved["status"] & _FEATURES_OK
-        features = saved["driver_features"] if fixed else 0
+        features, order = self.saved_negotiation(saved)
         entries = require_list(f"{where}.queues", saved["queues"], len(self.queues))
         for queue, entry in zip(self.queues, entries, strict=True):
-            queue.check_queue(entry, f"{where}.{queue.name}", self.memory, features)
+            queue.check_queue(entry, f"{where}.{queue.name}", self.memory, features, order)
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
         for queue, entry in zip(self.queues, saved["queues"], strict=True):
-            queue.restore_queue(entry, self.memory, self.negotiated_features)
+            queue.restore_queue(entry, self.memory, self.negotiated_features, self.order)
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
@@ -273,10 +233,6 @@ class VirtioDevice(Stateful, ABC):
     def is_ready(self) -> bool:
         """Whether the driver has set DRIVER_OK."""
         return bool(self.status & _DRIVER_OK)
-
-    def has_feature(self, bit: int) -> bool:
-        """Whether feature `bit` was negotiated."""
-        return bool(self.negotiated_features >> bit & 1)
 
     def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
         """Return chains to the driver.  Only while the device is live."""
@@ -339,10 +295,7 @@ class VirtioDevice(Stateful, ABC):
         return Notifications(deadline=True, events=(Event(self.name, "reset", "the driver reset the device"),))
 
     def _forget_driver(self) -> None:
-        self.status = 0
-        self.driver_features = 0
-        self.legacy = None
-        self._legacy_fixed = False
+        self.forget_negotiation()
         self.config_generation = 0
         self._config_was_read = True
         self._carry_on_ns = None
@@ -370,9 +323,7 @@ class VirtioDevice(Stateful, ABC):
         """A legacy driver's first use ends negotiation (§3.1.2), and the queues that it has placed are set up."""
         if self._legacy_fixed:
             return NO_NOTIFICATIONS
-        self._legacy_fixed = True
-        offered, accepted = self.device_features, self.driver_features
-        self.driver_features = status.legacy_features(offered, accepted, self.feature_requires)
+        self.fix_legacy_features()
         notifications = self._tell_features()
         for queue in self.queues:
             if queue.desc_gpa:
@@ -385,7 +336,7 @@ class VirtioDevice(Stateful, ABC):
         return self._contained(self._set_up, queue, queue) | self._look_at((queue,), now_ns)
 
     def _set_up(self, queue: Queue) -> Notifications:
-        queue.set_up(self.memory, self.negotiated_features)
+        queue.set_up(self.memory, self.negotiated_features, self.order)
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
 
     def _become_live(self, now_ns: int) -> Notifications:

@@ -56,15 +56,16 @@ class Queue(Stateful):
             raise ValueError(f"the size of {self.name} must be a power of two up to 32768, not {self.max_size}")
         self.size = self.max_size
 
-    def set_up(self, memory: GuestMemory, features: int) -> None:
-        """Enable it with the parts that the driver named; `features` were negotiated.  DriverError as for a ring."""
-        self.ring = _ring(memory, features, self.size, self.desc_gpa, self.driver_gpa, self.device_gpa)
+    def set_up(self, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
+        """Enable it with the parts that the driver named, in its byte `order`; `features` were negotiated.  DriverError
+        as for a ring."""
+        self.ring = _ring(memory, features, order, self.size, self.desc_gpa, self.driver_gpa, self.device_gpa)
         self.enabled = True
 
     def save_state(self) -> State:
         return {**Stateful.save_state(self), "ring": None if self.ring is None else self.ring.save_state()}
 
-    def check_queue(self, saved: Any, where: str, memory: GuestMemory, features: int) -> None:
+    def check_queue(self, saved: Any, where: str, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
         """ConfigError unless `restore_queue` can take `saved`: its ring must be one in `memory`."""
         Stateful.check_state(self, saved, where)
         if not _is_size(saved["size"], self.max_size):
@@ -73,17 +74,17 @@ class Queue(Stateful):
             raise refuse(f"{where}.ring", "there exactly if the queue is enabled", saved["ring"])
         if saved["enabled"]:
             try:
-                ring = _ring(memory, features, saved["size"], *(saved[name] for name in _ADDRESSES))
+                ring = _ring(memory, features, order, saved["size"], *(saved[name] for name in _ADDRESSES))
             except DriverError as error:
                 raise refuse(f"{where}.ring", "in this machine's RAM", error.detail) from error
             ring.check_state(saved["ring"], f"{where}.ring")
 
-    def restore_queue(self, saved: Any, memory: GuestMemory, features: int) -> None:
+    def restore_queue(self, saved: Any, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
         """Take over what `check_queue` has accepted."""
         self.reset()
         Stateful.restore_state(self, saved)
         if saved["enabled"]:
-            self.set_up(memory, features)
+            self.set_up(memory, features, order)
         if self.ring is not None:
             self.ring.restore_state(saved["ring"])
 
@@ -117,9 +118,19 @@ class Queue(Stateful):
         self.desc_gpa = self.driver_gpa = self.device_gpa = 0
 
 
-def _ring(memory: GuestMemory, features: int, size: int, desc_gpa: int, driver_gpa: int, device_gpa: int) -> SplitQueue:
+def _ring(
+    memory: GuestMemory,
+    features: int,
+    order: spec.ByteOrder,
+    size: int,
+    desc_gpa: int,
+    driver_gpa: int,
+    device_gpa: int,
+) -> SplitQueue:
     indirect, event_idx = (bool(features >> bit & 1) for bit in (spec.VIRTIO_F_INDIRECT_DESC, spec.VIRTIO_F_EVENT_IDX))
-    return SplitQueue(memory, size, desc_gpa, driver_gpa, device_gpa, indirect=indirect, event_idx=event_idx)
+    return SplitQueue(
+        memory, size, desc_gpa, driver_gpa, device_gpa, indirect=indirect, event_idx=event_idx, order=order
+    )
 
 
 def _is_size(value: int, maximum: int) -> bool:

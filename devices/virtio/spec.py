@@ -7,9 +7,13 @@ both stand on it and stay independent of each other.  Feature bits are bit numbe
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+
+ByteOrder: TypeAlias = Literal["<", ">"]
+"""Little-endian, or big-endian: `dtype.newbyteorder` and `struct` take it so.  Everything in this module is written for
+little-endian drivers; to a legacy interface the driver's own order applies (§2.7.3)."""
 
 # -- §2.1 Device status field ------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from struct import Struct
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from devices.errors import DriverError
 from devices.memory import GuestMemory
@@ -30,7 +31,7 @@ LOCK_STEP_FROM_CHAINS = 128
 In a loop they cross at 48 chains (bench/bench_balloon.py).  But a kick comes when the driver's own work has just pushed
 this code out of the caches, and of numpy's there is more."""
 
-_USED_ELEM = Struct("<II")
+Part = NDArray[np.uint8]
 _RING = 4  # §2.7.6, §2.7.8: `ring` follows two 16-bit fields
 _FLAGS, _IDX = 0, 1  # 16-bit words of both rings
 
@@ -39,6 +40,7 @@ class SplitQueue(Stateful):
     """A queue of `size` entries (a power of two up to 32768) whose parts are where the driver said.
 
     `indirect` and `event_idx` tell whether VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX were negotiated.
+    `order` is the byte order of all of it, the driver's own in a legacy queue (§2.7.3).
     DriverError when a part is misaligned (§2.7.1) or is not inside one region of RAM."""
 
     STATE: ClassVar[Table] = {
@@ -56,6 +58,7 @@ class SplitQueue(Stateful):
         *,
         indirect: bool = False,
         event_idx: bool = False,
+        order: spec.ByteOrder = "<",
     ) -> None:
         _check_alignment("descriptor table", desc_gpa, spec.VIRTQ_DESC_ALIGN)
         _check_alignment("available ring", driver_gpa, spec.VIRTQ_AVAIL_ALIGN)
@@ -63,16 +66,17 @@ class SplitQueue(Stateful):
         self.size = size
         self._memory = memory
         self._event_idx = event_idx
-        self._walker = Walker(memory, desc_gpa, size, indirect)
+        self._walker = Walker(memory, desc_gpa, size, indirect, order)
         # One more 16-bit word each for used_event and avail_event, which are there only with EVENT_IDX.
         available = memory.view(driver_gpa, 4 + 2 * size + 2 * event_idx)
         used = memory.view(device_gpa, 4 + 8 * size + 2 * event_idx)
-        # One 16-bit load or store each.  Words have the host's byte order, which guest RAM sees to.
-        self._available = available.data.cast("H")
-        self._used = used.data.cast("H")
+        # One 16-bit load or store each.
+        self._available = _words(available, order)
+        self._used = _words(used, order)
         self._used_bytes = used.data
-        self._available_ring = available[_RING : _RING + 2 * size].view("<u2")
-        self._used_ring = used[_RING : _RING + 8 * size].view(spec.virtq_used_elem)
+        self._available_ring = available[_RING : _RING + 2 * size].view(order + "u2")
+        self._used_ring = used[_RING : _RING + 8 * size].view(spec.virtq_used_elem.newbyteorder(order))
+        self._used_elem = Struct(order + "II")
         self._used_gpa = device_gpa
         self._next_available = 0
         self._next_used = 0
@@ -144,7 +148,7 @@ class SplitQueue(Stateful):
                 head = chains.id_of(index)
                 place = _RING + 8 * (position + index & self.size - 1)
                 length = written if isinstance(written, int) else written[index]
-                _USED_ELEM.pack_into(self._used_bytes, place, head, length)
+                self._used_elem.pack_into(self._used_bytes, place, head, length)
                 self._in_flight[head] = 0
         else:
             self._put_many(chains, written, position)
@@ -168,6 +172,25 @@ class SplitQueue(Stateful):
             return (self._next_used - used_event - 1) & 0xFFFF < (self._next_used - old) & 0xFFFF
         suppressed = self._available[_FLAGS] & spec.VIRTQ_AVAIL_F_NO_INTERRUPT
         return self._next_used != old and not suppressed
+
+
+class _ForeignWords:
+    """16-bit words in the byte order that is not the host's."""
+
+    def __init__(self, part: Part, order: spec.ByteOrder) -> None:
+        self._words = part.view(order + "u2")
+
+    def __getitem__(self, index: int) -> int:
+        word: int = self._words.item(index)
+        return word
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._words[index] = value
+
+
+def _words(part: Part, order: spec.ByteOrder) -> memoryview | _ForeignWords:
+    """The words of a part of the queue.  The host's order, which guest RAM sees to be little-endian, is quick."""
+    return part.data.cast("H") if order == "<" else _ForeignWords(part, order)
 
 
 def _check_alignment(part: str, gpa: int, alignment: int) -> None:

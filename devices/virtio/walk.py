@@ -22,33 +22,36 @@ from devices.memory import GuestMemory
 from devices.virtio import spec
 from devices.virtio.chains import Chains, FewChains, Index, OneBuffer
 
-_DESC = Struct("<QIHH")
 _NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
 _DESC_BYTES = spec.virtq_desc.itemsize
 _MAX_CHAIN_BYTES = 1 << 32  # §2.7.5.2
 _REACHABLE_BYTES = 65536 * _DESC_BYTES  # `next` has 16 bits: no descriptor behind this can be reached
 
-Records = NDArray[Any]  # of dtype spec.virtq_desc
+Records = NDArray[Any]  # of dtype spec.virtq_desc, in either byte order
 
 
 class Walker:
-    """The descriptor table of `size` entries at `desc_gpa`, which the caller checked to be aligned.
+    """The descriptor table of `size` entries at `desc_gpa`, which the caller checked to be aligned, in byte `order`.
 
     `indirect` tells whether VIRTIO_F_INDIRECT_DESC was negotiated.  OutsideRam unless one RAM region holds the table.
     """
 
-    def __init__(self, memory: GuestMemory, desc_gpa: int, size: int, indirect: bool) -> None:
+    def __init__(
+        self, memory: GuestMemory, desc_gpa: int, size: int, indirect: bool, order: spec.ByteOrder = "<"
+    ) -> None:
         self._memory = memory
         self._size = size
         self._indirect = indirect
         view = memory.view(desc_gpa, size * _DESC_BYTES)
         self._bytes = view.data
-        self._records: Records = view.view(spec.virtq_desc)
+        self._desc = Struct(order + "QIHH")
+        self._dtype = spec.virtq_desc.newbyteorder(order)
+        self._records: Records = view.view(self._dtype)
 
     def one(self, head: int, in_flight: bytearray) -> Chains:
         """`one_by_one` for a single chain, without its lists where that is a single buffer that keeps the rules."""
         if head < self._size and not in_flight[head]:
-            gpa, size, flags, _ = _DESC.unpack_from(self._bytes, head * _DESC_BYTES)
+            gpa, size, flags, _ = self._desc.unpack_from(self._bytes, head * _DESC_BYTES)
             if not flags & (_NEXT | _INDIRECT) and size and self._memory.region_of(gpa, size) is not None:
                 in_flight[head] = 1
                 return OneBuffer(head, gpa, size, bool(flags & _WRITE))
@@ -85,7 +88,7 @@ class Walker:
         table, limit, index = self._bytes, self._size, head
         left, slots, in_table, write, total = self._size, 0, False, False, 0
         while True:
-            gpa, size, flags, link = _DESC.unpack_from(table, index * _DESC_BYTES)
+            gpa, size, flags, link = self._desc.unpack_from(table, index * _DESC_BYTES)
             slots += not in_table
             if flags & _INDIRECT:
                 table = self._indirect_table(head, gpa, size, flags, in_table)
@@ -163,12 +166,12 @@ class Walker:
 
     def _lock_step_tables(self, chain: Index, refers: Records) -> tuple[Index, Records] | None:
         """What the indirect tables of the `refers` descriptors hold, followed in one table of them all."""
-        addr, length = refers["addr"], refers["len"].astype(np.uint64)
+        addr, length = refers["addr"].astype(np.uint64), refers["len"].astype(np.uint64)
         regular = self._indirect and not ((refers["flags"] & _NEXT) | (length % _DESC_BYTES) | (length == 0)).any()
         # Copying costs time: where tables are larger than what can be taken from them, the other way reads less.
         if not regular or length.sum() > self._size * _DESC_BYTES or not self._memory.are_ram(addr, length).all():
             return None
-        tables: Records = self._memory.gather(addr, length).view(spec.virtq_desc)
+        tables: Records = self._memory.gather(addr, length).view(self._dtype)
         ends = np.cumsum(length // _DESC_BYTES).astype(np.intp)
         starts = np.concatenate((ends[:1] - ends[:1], ends[:-1]))
         found = _levels(tables, chain, starts, starts, ends, self._size)
@@ -182,7 +185,7 @@ class Walker:
         if len(chain) > self._size:
             return None
         first = np.concatenate((np.zeros(1, np.intp), np.cumsum(counts)))
-        addr, length = descriptors["addr"].copy(), descriptors["len"].astype(np.uint64)
+        addr, length = descriptors["addr"].astype(np.uint64), descriptors["len"].astype(np.uint64)
         writable = (descriptors["flags"] & _WRITE) != 0
         turns_back = writable[:-1] & ~writable[1:] & (chain[:-1] == chain[1:])
         if turns_back.any() or not length.all() or not self._memory.are_ram(addr, length).all():

@@ -186,3 +186,46 @@ def test_a_table_that_cannot_be_is_refused(registers: list[Register], sentence: 
     with pytest.raises(ValueError) as caught:
         RegisterMap("x", 8, registers)
     assert str(caught.value) == sentence
+
+
+# -- registers that take a whole value only --------------------------------------------------------------------------
+
+WHOLE = RegisterMap("whole", 8, [Register(0, 4, "address", "rw", whole=True), Register(4, 2, "beside", "rw")])
+
+
+@dataclass
+class Acts:
+    """Remembers what was written to `address`."""
+
+    address: int = 0x11223344
+    beside: int = 0x5566
+    written: list[int] = field(default_factory=list)
+
+    def write_address(self, value: int, now_ns: int) -> Effects:
+        self.written.append(value)
+        return NOTHING
+
+
+@given(st.integers(0, 7), st.sampled_from([1, 2, 4, 8]), st.integers(0, (1 << 64) - 1))
+def test_a_whole_register_is_written_by_an_access_that_covers_it_or_not_at_all(
+    offset: int, size: int, value: int
+) -> None:
+    owner, plain = Acts(), Acts().beside.to_bytes(2, "little")
+    WHOLE.write(owner, offset, size, value)
+    covers = offset == 0 and size >= 4
+    assert owner.written == ([value & 0xFFFFFFFF] if covers else [])
+    beside = bytearray(plain)
+    for i, byte in enumerate(value.to_bytes(8, "little")[:size]):
+        if 4 <= offset + i < 6:
+            beside[offset + i - 4] = byte
+    assert owner.beside == int.from_bytes(beside, "little"), "its neighbour is written as ever"
+
+
+def test_a_whole_register_is_read_like_any_other() -> None:
+    assert [WHOLE.read(Acts(), at, 1)[0] for at in range(6)] == [0x44, 0x33, 0x22, 0x11, 0x66, 0x55]
+
+
+def test_a_register_is_found_by_its_name() -> None:
+    assert WHOLE.find("beside") == Register(4, 2, "beside", "rw")
+    with pytest.raises(KeyError):
+        WHOLE.find("nowhere")

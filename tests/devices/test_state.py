@@ -81,7 +81,7 @@ FIT = "The saved state does not fit this machine: "
 
 # -- completeness --------------------------------------------------------------------------------------------------
 
-VIRTIO = "memory name device_features queues _used _budget"
+VIRTIO = "memory name device_features driver_order queues _used _budget"
 FUNCTION = "slot devfn name address bars"
 BUILT: dict[type, str] = {
     LocalApic: "name",
@@ -116,7 +116,7 @@ BUILT: dict[type, str] = {
     VirtioMmioLegacy: "line",
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature ring",
-    SplitQueue: "size _memory _event_idx _walker _available _available_ring _used _used_bytes _used_ring "
+    SplitQueue: "size _memory _event_idx _used_elem _walker _available _available_ring _used _used_bytes _used_ring "
     "_used_gpa _heads_in_flight",
     Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
     Rng: f"{VIRTIO} _entropy",
@@ -196,7 +196,7 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "VirtioDevice", "VirtioPciFunction"}
+    abstract = {"Stateful", "Negotiation", "VirtioDevice", "VirtioPciFunction"}
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -25,6 +25,8 @@ from vmm.machine import Machine
 ROWS = [row for row in GUESTS.values() if PPC in row.architectures]
 EVERY_GUEST = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 BOTH = pytest.mark.parametrize("arch", [X86_64, PPC])
+VERSION_2, VERSION_1 = "virtio-balloon-device", "virtio-balloon-device,force-legacy=on"
+BOTH_VERSIONS = pytest.mark.parametrize("device", [VERSION_2, VERSION_1], ids=["little-endian", "big-endian"])
 SMALL = {"memory": "8M", "targets": "6M@0.3s,4M@0.6s,8M@0.9s", "poll": 0.1, "duration": "1.3s"}
 
 
@@ -69,15 +71,19 @@ def test_a_guest_ends_with_its_own_code() -> None:
     assert re.search(r"stats: \d+ minor and \d+ major faults, \d+ pages swapped in, \d+ out", report["console"])
 
 
-def test_the_numbers_are_the_same_as_on_the_pc() -> None:
-    ours, theirs = (finish(boot("stats", arch, **SMALL)) for arch in (PPC, X86_64))
+@BOTH_VERSIONS
+def test_the_numbers_are_the_same_as_on_the_pc(device: str) -> None:
+    ours = finish(boot("stats", PPC, devices=[device], **SMALL))
+    theirs = finish(boot("stats", X86_64, **SMALL))
     assert (ours["arch"], theirs["arch"]) == (PPC, X86_64)
     for key in ("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "discarded_bytes", "bad_pfns"):
         assert ours["balloon"][key] == theirs["balloon"][key], key
     assert ours["memory"]["ram_bytes"] == theirs["memory"]["ram_bytes"] == 8 << 20
     assert [tag for tag, _ in ours["stats"]["raw"]] == [tag for tag, _ in theirs["stats"]["raw"]]
     assert list(ours["stats"]["values"]) == list(theirs["stats"]["values"])
-    assert ours["features"]["negotiated"] == theirs["features"]["negotiated"]
+    modern = {"VIRTIO_F_VERSION_1"}
+    assert {*ours["features"]["negotiated"]} | modern == {*theirs["features"]["negotiated"]}
+    assert (modern <= {*ours["features"]["negotiated"]}) == (device == VERSION_2)
     for key, value in theirs["stats"]["values"].items():
         assert (value == 0) == (ours["stats"]["values"][key] == 0), key
     totals = [report["stats"]["values"]["stat-total-memory"] for report in (ours, theirs)]
@@ -87,9 +93,10 @@ def test_the_numbers_are_the_same_as_on_the_pc() -> None:
     ]
 
 
-def test_the_guests_totals_are_whole_pages_of_its_memory() -> None:
+@BOTH_VERSIONS
+def test_the_guests_totals_are_whole_pages_of_its_memory(device: str) -> None:
     """A number whose bytes were turned round wrongly would be far from all of these."""
-    values = finish(boot("stats", PPC, **SMALL))["stats"]["values"]
+    values = finish(boot("stats", PPC, devices=[device], **SMALL))["stats"]["values"]
     for name in ("stat-total-memory", "stat-free-memory", "stat-available-memory"):
         assert 0 < values[name] <= 8 << 20
         assert values[name] % 4096 == 0
@@ -97,8 +104,27 @@ def test_the_guests_totals_are_whole_pages_of_its_memory() -> None:
     assert 0 < values["stat-minor-faults"] < 100_000
 
 
-def test_pages_in_the_balloon_go_back_to_the_host_and_no_contents_are_lost() -> None:
-    with boot("balloon", PPC, memory="16M") as machine:
+@BOTH_VERSIONS
+def test_what_lies_in_memory_has_the_order_of_its_version(device: str) -> None:
+    """The driver's PFNs as they lie in RAM: the legacy driver's highest byte first."""
+    with boot("balloon", PPC, memory="8M", devices=[device]) as machine:
+        machine.run("50ms")
+        machine.balloon.set_size(4096)
+        machine.run(until=lambda m: m.balloon.actual_pages == 1)
+        queue = machine.board.virtio_devices[0].queues[0]
+        order: Literal["big", "little"] = "big" if device == VERSION_1 else "little"
+
+        def number(gpa: int, size: int) -> int:
+            return int.from_bytes(machine.memory.peek(gpa, size), order)
+
+        assert number(queue.driver_gpa + 2, 2) == number(queue.device_gpa + 2, 2) == 1
+        assert number(queue.desc_gpa + 8, 4) == 4
+        assert machine.balloon.inflated_pages == 1
+
+
+@BOTH_VERSIONS
+def test_pages_in_the_balloon_go_back_to_the_host_and_no_contents_are_lost(device: str) -> None:
+    with boot("balloon", PPC, memory="16M", devices=[device]) as machine:
         machine.run("0.2s")
         before = machine.memory.backed_bytes()
         machine.balloon.set_target("6M")
@@ -111,8 +137,9 @@ def test_pages_in_the_balloon_go_back_to_the_host_and_no_contents_are_lost() -> 
         assert "returned: 2560 zeroed, 0 unchanged" in machine.console.decode()
 
 
-def test_free_pages_are_reported() -> None:
-    device = "virtio-balloon-device,free-page-reporting=on"
+@BOTH_VERSIONS
+def test_free_pages_are_reported(device: str) -> None:
+    device += ",free-page-reporting=on"
     report = finish(boot("balloon", PPC, memory="8M", parameter="report=1", duration="0.2s", devices=[device]))
     assert report["balloon"]["reported_pages"] > 1000
     assert "free pages" in report["console"]
@@ -127,11 +154,13 @@ def test_two_runs_are_the_same_to_the_byte(row: GuestRow) -> None:
     assert first == second
 
 
+@BOTH_VERSIONS
 @EVERY_GUEST
-def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(row: GuestRow) -> None:
-    whole = finish(boot(row.name, PPC, **SMALL))
+def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(row: GuestRow, device: str) -> None:
+    options = {**SMALL, "devices": [device]}
+    whole = finish(boot(row.name, PPC, **options))
     for cut in ("1ms", "0.3s", "0.601s"):
-        with boot(row.name, PPC, **SMALL) as first, boot(row.name, PPC, **SMALL) as second:
+        with boot(row.name, PPC, **options) as first, boot(row.name, PPC, **options) as second:
             first.run(cut)
             state = first.save()
             second.restore(state)

@@ -144,12 +144,12 @@ def test_4_2_2_1_config_generation_changes_between_reads_of_different_values(sta
 @BOTH
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_4_2_2_the_configuration_is_accessed_with_byte_alignment(started: BalloonMachine, size: int) -> None:
-    started.set_target(0x1021)
+    started.set_target(0x0421)
     for i in range(0, 4, size):
         started.driver.transport.write_config(4 + i, size, 0x44332211 >> 8 * i & (1 << 8 * size) - 1)
     whole = started.bus.mmio_read(MMIO_BASE + 0x100, 4) | started.bus.mmio_read(MMIO_BASE + 0x104, 4) << 32
     parts = sum(started.driver.transport.read_config(i, size) << 8 * i for i in range(0, 8, size))
-    assert whole == parts == 0x44332211_00001021
+    assert whole == parts == 0x44332211_00000421
 
 
 # -- queues ------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ class PpcBoard(Board):
         ]
         for place in config.devices:
             kind = VirtioMmioLegacy if place.flag("force-legacy") else VirtioMmio
-            transport = kind(make_device(self, place), MMIO_LINES[place.slot])
+            device = make_device(self, place)
+            device.driver_order = ">"  # what a legacy driver's rings and payloads are in
+            transport = kind(device, MMIO_LINES[place.slot])
             self.transports.append(transport)
             table.append((MMIO_BASE + MMIO_STEP * place.slot, BLOCK_BYTES, transport, place.id))
         for base, length, handler, owner in table:

@@ -32,18 +32,20 @@ _TAG_OF_NAME = {stat.name: tag for tag, stat in spec.BALLOON_STATS.items()}
 Stats = Mapping[int, int] | Mapping[str, int] | Iterable[tuple[int, int]]
 
 
-def pfn_bytes(pfns: Iterable[int]) -> bytes:
-    """The payload of an inflate or deflate buffer: little-endian 32-bit page frame numbers (§5.5.6)."""
-    return np.array(list(pfns), "<u4").tobytes()
+def pfn_bytes(pfns: Iterable[int], order: spec.ByteOrder = "<") -> bytes:
+    """The payload of an inflate or deflate buffer: 32-bit page frame numbers (§5.5.6), of a legacy driver in its own
+    byte order."""
+    return np.array(list(pfns), order + "u4").tobytes()
 
 
-def stats_bytes(stats: Stats) -> bytes:
-    """The payload of a statistics buffer: packed {le16 tag, le64 val} in the order given (§5.5.6.3).
+def stats_bytes(stats: Stats, order: spec.ByteOrder = "<") -> bytes:
+    """The payload of a statistics buffer: packed {le16 tag, le64 val} in the order given (§5.5.6.3), of a legacy driver
+    in its own byte order.
 
     Tags are numbers or QEMU's names for them."""
     pairs = stats.items() if isinstance(stats, Mapping) else stats
     entries = [(_TAG_OF_NAME[tag] if isinstance(tag, str) else tag, value) for tag, value in pairs]
-    return np.array(entries, spec.virtio_balloon_stat).tobytes()
+    return np.array(entries, spec.virtio_balloon_stat.newbyteorder(order)).tobytes()
 
 
 class BalloonDriver(Driver):
@@ -51,8 +53,8 @@ class BalloonDriver(Driver):
 
     supported = Driver.supported | MUST_TELL_HOST | STATS_VQ | DEFLATE_ON_OOM | PAGE_REPORTING
 
-    def __init__(self, transport: Transport) -> None:
-        super().__init__(transport)
+    def __init__(self, transport: Transport, *, processor: spec.ByteOrder = "<") -> None:
+        super().__init__(transport, processor=processor)
         self.held_pfns: list[int] = []
 
     def reset(self) -> None:
@@ -96,7 +98,7 @@ class BalloonDriver(Driver):
             if self.queues[queue].free_descriptors == 0:
                 self.kick(queue)
                 used += self.collect(queue)
-            self.offer(queue, readable=[pfn_bytes(pfns[start : start + per_buffer])])
+            self.offer(queue, readable=[pfn_bytes(pfns[start : start + per_buffer], self.order)])
         self.kick(queue)
         return used + self.collect(queue)
 
@@ -159,7 +161,7 @@ class BalloonDriver(Driver):
         """Make one statistics buffer available and notify the device, which keeps it until it wants the next.
 
         Bytes are sent as they are.  The head is returned."""
-        payload = stats if isinstance(stats, bytes) else stats_bytes(stats)
+        payload = stats if isinstance(stats, bytes) else stats_bytes(stats, self.order)
         head = self.offer(STATSQ, readable=[payload])
         self.kick(STATSQ)
         return head

@@ -35,12 +35,16 @@ class FeaturesRefused(RuntimeError):
 
 
 class Driver:
-    """The driver of one device.  `supported` is the mask of features that it understands."""
+    """The driver of one device.  `supported` is the mask of features that it understands.
+
+    `processor` is the byte order of the processor that it plays, `order` the one in which it writes rings and payloads:
+    the same on a legacy interface, little-endian on a modern one (§2.7.3)."""
 
     supported = EVENT_IDX | INDIRECT_DESC | VERSION_1 | ANY_LAYOUT
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, processor: spec.ByteOrder = "<") -> None:
         self.transport = transport
+        self.order: spec.ByteOrder = processor if self.is_legacy else "<"
         self.features = 0
         self.queues: dict[int, SplitQueue] = {}
 
@@ -123,9 +127,8 @@ class Driver:
         """Rings of `size` entries for one queue, known to the device and enabled."""
         event_idx, indirect = bool(self.features & EVENT_IDX), bool(self.features & INDIRECT_DESC)
         align = self.transport.legacy_align
-        queue = SplitQueue(
-            self.memory, self.pages, index, size, event_idx=event_idx, indirect=indirect, legacy_align=align
-        )
+        places = self.memory, self.pages, index, size
+        queue = SplitQueue(*places, event_idx=event_idx, indirect=indirect, legacy_align=align, order=self.order)
         place = queue.layout
         self.transport.set_up_queue(index, size, place.desc_gpa, place.driver_gpa, place.device_gpa)
         if not self.transport.queue_enabled(index):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from devices.virtio import spec
 
-_DESCRIPTOR = struct.Struct("<QIHH")
-DESCRIPTOR_BYTES = _DESCRIPTOR.size
+_DESCRIPTOR: dict[spec.ByteOrder, struct.Struct] = {"<": struct.Struct("<QIHH"), ">": struct.Struct(">QIHH")}
+DESCRIPTOR_BYTES = _DESCRIPTOR["<"].size
 
 
 class Descriptor(NamedTuple):
@@ -24,8 +24,8 @@ class Descriptor(NamedTuple):
     flags: int = 0
     next: int = 0
 
-    def pack(self) -> bytes:
-        return _DESCRIPTOR.pack(self.addr % 2**64, self.len % 2**32, self.flags % 2**16, self.next % 2**16)
+    def pack(self, order: spec.ByteOrder = "<") -> bytes:
+        return _DESCRIPTOR[order].pack(self.addr % 2**64, self.len % 2**32, self.flags % 2**16, self.next % 2**16)
 
 
 class Piece(NamedTuple):
@@ -49,9 +49,9 @@ def chain(pieces: list[Piece], slots: list[int]) -> dict[int, Descriptor]:
     return table
 
 
-def indirect_table(pieces: list[Piece]) -> bytes:
+def indirect_table(pieces: list[Piece], order: spec.ByteOrder = "<") -> bytes:
     """The bytes of an indirect descriptor table that chains `pieces` in order (§2.7.5.3)."""
-    return b"".join(entry.pack() for entry in chain(pieces, list(range(len(pieces)))).values())
+    return b"".join(entry.pack(order) for entry in chain(pieces, list(range(len(pieces)))).values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ it mean nothing until the device was reset and the queue set up again; `heads_re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from devices.virtio import spec
 from vmm.testing.driver import Driver
@@ -27,6 +28,8 @@ class RawQueue:
         self.index = index
         self.size = queue.size
         self.layout = queue.layout
+        self.order = queue.order
+        self._byteorder: Literal["little", "big"] = "little" if queue.order == "<" else "big"
         self.avail_idx = queue.published_idx
         self.used_before = queue.last_used_idx
         self.offered: list[int] = []
@@ -35,11 +38,13 @@ class RawQueue:
 
     def descriptor(self, slot: int, addr: int, length: int, flags: int = 0, following: int = 0) -> None:
         """Write one entry of the descriptor table."""
-        self.driver.memory.write(self.layout.descriptor(slot), Descriptor(addr, length, flags, following).pack())
+        self.driver.memory.write(
+            self.layout.descriptor(slot), Descriptor(addr, length, flags, following).pack(self.order)
+        )
 
     def table(self, entries: Sequence[Descriptor]) -> int:
         """Write an indirect table into pages of its own; its guest-physical address."""
-        data = b"".join(entry.pack() for entry in entries)
+        data = b"".join(entry.pack(self.order) for entry in entries)
         gpa = self.driver.pages.take(max(1, -(-len(data) // PAGE_BYTES)))
         self.driver.memory.write(gpa, data)
         return gpa
@@ -71,13 +76,13 @@ class RawQueue:
 
     @property
     def used_idx(self) -> int:
-        return int.from_bytes(self.driver.memory.read(self.layout.used_idx, 2), "little")
+        return int.from_bytes(self.driver.memory.read(self.layout.used_idx, 2), self._byteorder)
 
     def heads_returned(self) -> list[int]:
         """The ids in the used ring since this object was made, at most a ring full."""
         count = (self.used_idx - self.used_before) % 2**16
         places = [self.layout.used_ring(self.used_before + i) for i in range(min(count, self.size))]
-        return [int.from_bytes(self.driver.memory.read(gpa, 4), "little") for gpa in places]
+        return [int.from_bytes(self.driver.memory.read(gpa, 4), self._byteorder) for gpa in places]
 
     def _put16(self, gpa: int, value: int) -> None:
-        self.driver.memory.write(gpa, (value % 2**16).to_bytes(2, "little"))
+        self.driver.memory.write(gpa, (value % 2**16).to_bytes(2, self._byteorder))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from devices.virtio import spec
 from vmm.testing.layout import DESCRIPTOR_BYTES, Piece, RingLayout, chain, indirect_table
@@ -51,7 +52,8 @@ class _InFlight:
 class SplitQueue:
     """One queue of `size` descriptors (a power of two) with its rings in freshly taken, zeroed pages.
 
-    `legacy_align` is the alignment of a legacy queue (§2.7.2), 0 for a modern one."""
+    `legacy_align` is the alignment of a legacy queue (§2.7.2), 0 for a modern one; `order` is the byte order of the
+    driver's processor, which such a queue is in (§2.7.3)."""
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class SplitQueue:
         event_idx: bool = False,
         indirect: bool = False,
         legacy_align: int = 0,
+        order: spec.ByteOrder = "<",
     ) -> None:
         self.memory = memory
         self.pages = pages
@@ -70,6 +73,8 @@ class SplitQueue:
         self.size = size
         self.event_idx = event_idx
         self.indirect = indirect
+        self.order = order
+        self._byteorder: Literal["little", "big"] = "little" if order == "<" else "big"
         self.ring_pages = -(-RingLayout.bytes_needed(size, legacy_align) // PAGE_BYTES)
         self.ring_gpa = pages.take(self.ring_pages)
         memory.write(self.ring_gpa, bytes(self.ring_pages * PAGE_BYTES))
@@ -105,18 +110,18 @@ class SplitQueue:
             self._write_indirect(slots[0], pieces, owned)
         else:
             for slot, entry in chain(pieces, slots).items():
-                self.memory.write(self.layout.descriptor(slot), entry.pack())
+                self.memory.write(self.layout.descriptor(slot), entry.pack(self.order))
         self._in_flight[slots[0]] = _InFlight(slots, pieces, owned)
         self._put16(self.layout.avail_ring(self.avail_idx), slots[0])
         self.avail_idx = (self.avail_idx + 1) % 2**16
         return slots[0]
 
     def _write_indirect(self, slot: int, pieces: list[Piece], owned: list[tuple[int, int]]) -> None:
-        table = indirect_table(pieces)
+        table = indirect_table(pieces, self.order)
         gpa = self._take(len(table), owned)
         self.memory.write(gpa, table)
         entry = chain([Piece(gpa, len(table))], [slot])[slot]._replace(flags=spec.VIRTQ_DESC_F_INDIRECT)
-        self.memory.write(self.layout.descriptor(slot), entry.pack())
+        self.memory.write(self.layout.descriptor(slot), entry.pack(self.order))
 
     def _readable(self, item: Readable, owned: list[tuple[int, int]]) -> Piece:
         if isinstance(item, tuple):
@@ -171,7 +176,7 @@ class SplitQueue:
 
     def _collect_one(self, position: int) -> Used:
         entry = self.memory.read(self.layout.used_ring(position), 8)
-        head, length = int.from_bytes(entry[:4], "little"), int.from_bytes(entry[4:], "little")
+        head, length = (int.from_bytes(part, self._byteorder) for part in (entry[:4], entry[4:]))
         buffer = self._in_flight.pop(head, None)
         if buffer is None:
             raise DeviceViolation(f"queue {self.index}: head {head} was returned but is not in flight (§2.7.8)")
@@ -235,7 +240,7 @@ class SplitQueue:
         return self.memory.read(self.layout.desc_gpa, DESCRIPTOR_BYTES * self.size)
 
     def _get16(self, gpa: int) -> int:
-        return int.from_bytes(self.memory.read(gpa, 2), "little")
+        return int.from_bytes(self.memory.read(gpa, 2), self._byteorder)
 
     def _put16(self, gpa: int, value: int) -> None:
-        self.memory.write(gpa, (value % 2**16).to_bytes(2, "little"))
+        self.memory.write(gpa, (value % 2**16).to_bytes(2, self._byteorder))

@@ -216,7 +216,7 @@ class Balloon(VirtioDevice):
         """The pages that all arrays of a batch name, and what is wrong with the rest."""
         payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
         self.spend(len(payload) // (_PFN_BYTES * _PFNS_PER_DESCRIPTOR))
-        pages = self._reader.read(payload)
+        pages = self._reader.read(payload, self.order)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
         self.bad_pfns += pages.bad
@@ -272,7 +272,7 @@ class Balloon(VirtioDevice):
             return told | self._ask_for_stats(now_ns) | Notifications(deadline=True)
         sent_bytes = self._held.readable_bytes()[0]
         payload = self._held.gather_readable(self.memory, stats.MAX_ENTRIES * stats.ENTRY_BYTES)
-        report = stats.parse(payload, sent_bytes)
+        report = stats.parse(payload, sent_bytes, self.order)
         self.ignored_bytes += report.ignored_bytes
         self._stats.received(report, now_ns)
         told |= Notifications(deadline=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.state import State, refuse, require_fields, require_list
+from devices.virtio import spec
 
 Pfns = NDArray[np.unsignedinteger[Any]]
 
@@ -86,9 +87,11 @@ class PfnReader:
         self._ready_pages = min(memory.regions[-1].end >> PAGE_SHIFT, _READY_PAGES)
         self._ascending = b""
 
-    def read(self, payload: bytes) -> PageSet:
-        """The pages that `payload` names, a whole number of le32 entries: in any order, repeated, and outside RAM as
-        the driver likes."""
+    def read(self, payload: bytes, order: spec.ByteOrder = "<") -> PageSet:
+        """The pages that `payload` names, a whole number of 32-bit entries in byte `order`: in any order, repeated, and
+        outside RAM as the driver likes."""
+        if order != "<":
+            payload = np.frombuffer(payload, PFN.newbyteorder(order)).astype(PFN).tobytes()
         count = len(payload) // _PFN_BYTES
         if not count:
             return PageSet(0, 0, None)

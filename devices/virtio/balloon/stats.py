@@ -35,10 +35,11 @@ class Report(NamedTuple):
     ignored_bytes: int
 
 
-def parse(payload: bytes, sent_bytes: int) -> Report:
-    """`payload` holds the first bytes of a buffer of `sent_bytes`; entries are 10 bytes, packed, in any order."""
+def parse(payload: bytes, sent_bytes: int, order: spec.ByteOrder = "<") -> Report:
+    """`payload` holds the first bytes of a buffer of `sent_bytes`; entries are 10 bytes, packed, in any order, and of
+    the byte order `order`."""
     count = min(len(payload) // ENTRY_BYTES, MAX_ENTRIES)
-    entries = np.frombuffer(payload, spec.virtio_balloon_stat, count)
+    entries = np.frombuffer(payload, spec.virtio_balloon_stat.newbyteorder(order), count)
     raw = tuple(zip(entries["tag"].tolist(), entries["val"].tolist(), strict=True))
     return _report(raw, sent_bytes - count * ENTRY_BYTES)
 

@@ -36,20 +36,6 @@ static inline void write_le32(__UINTPTR_TYPE__ address, u32 value)
     __asm__ volatile("stwbrx %0, 0, %1\n\teieio" : : "r"(value), "r"(address) : "memory");
 }
 
-/* A register in the processor's own order. */
-static inline u32 read_native32(__UINTPTR_TYPE__ address)
-{
-    u32 value = *(volatile u32 *)address;
-    __asm__ volatile("eieio" : : : "memory");
-    return value;
-}
-
-static inline void write_native32(__UINTPTR_TYPE__ address, u32 value)
-{
-    *(volatile u32 *)address = value;
-    __asm__ volatile("eieio" : : : "memory");
-}
-
 /* This processor may reorder loads as well as stores; there is one of it, but devices look at memory too. */
 static inline void compiler_barrier(void)
 {

@@ -10,7 +10,7 @@ enum {
     MODERN_VERSION = 2,
     LEGACY_VERSION = 1,
 
-    /* §4.2.2 and §4.2.4, registers */
+    /* §4.2.2 and §4.2.4, registers, little-endian in both versions */
     MAGIC_VALUE = 0x000,
     VERSION = 0x004,
     DEVICE_ID = 0x008,
@@ -39,15 +39,12 @@ static struct virtio_device *on_line;
 
 static u32 read_register(const struct virtio_device *device, u32 offset)
 {
-    return device->is_legacy ? read_native32(device->base + offset) : read_le32(device->base + offset);
+    return read_le32(device->base + offset);
 }
 
 static void write_register(const struct virtio_device *device, u32 offset, u32 value)
 {
-    if (device->is_legacy)
-        write_native32(device->base + offset, value);
-    else
-        write_le32(device->base + offset, value);
+    write_le32(device->base + offset, value);
 }
 
 /* Taking the interrupt back; used buffers and the configuration are seen by whoever was woken. */
@@ -56,16 +53,13 @@ static void acknowledge_line(void)
     write_register(on_line, INTERRUPT_ACK, read_register(on_line, INTERRUPT_STATUS));
 }
 
-/* Which version a device has shows in the order in which its first register reads as it should. */
 static int is_there(struct virtio_device *device, u32 place)
 {
     device->base = VIRTIO_BASE + place * VIRTIO_STEP;
     device->place = place;
-    for (device->is_legacy = 0; device->is_legacy < 2; device->is_legacy++)
-        if (read_register(device, MAGIC_VALUE) == MAGIC &&
-            read_register(device, VERSION) == (device->is_legacy ? LEGACY_VERSION : MODERN_VERSION))
-            return 1;
-    return 0;
+    u32 version = read_register(device, VERSION);
+    device->is_legacy = version == LEGACY_VERSION;
+    return read_register(device, MAGIC_VALUE) == MAGIC && (device->is_legacy || version == MODERN_VERSION);
 }
 
 int virtio_find(struct virtio_device *device, u16 virtio_id, int intx)

@@ -1,5 +1,5 @@
-/* A virtio device behind registers in memory (virtio 1.3 §4.2): version 2, which is little-endian, or the legacy
- * version 1, which is in the processor's own order. */
+/* A virtio device behind registers in memory (virtio 1.3 §4.2): version 2, whose rings and requests are little-endian, or
+ * the legacy version 1, where they are in the processor's own order. */
 #pragma once
 
 #include "../types.h"

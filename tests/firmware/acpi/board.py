@@ -9,11 +9,11 @@ from vmm.boards.pc import platform
 from vmm.config import make_config
 
 ADDRESSES = {tables.TABLES_FILE: 0x3FF0000, tables.FACS_FILE: 0x3FF8000, tables.RSDP_FILE: 0xE0000}
-DEVICES = ("virtio-balloon-pci", "virtio-rng-pci,addr=9")
+DEVICES = ("virtio-balloon-pci", "virtio-rng-pci,addr=9", "virtio-rng-device,slot=2")
 
 
 def files() -> dict[str, bytes]:
-    """The fw_cfg files of a machine with a balloon in slot 3 and another device in slot 9."""
+    """The fw_cfg files of a machine with a balloon in slot 3, another device in slot 9 and one on virtio-mmio."""
     return tables.build(platform(make_config("hello", devices=DEVICES)))
 
 

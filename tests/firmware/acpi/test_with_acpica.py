@@ -63,6 +63,8 @@ def interpreter(tmp_path: Path) -> str:
         "execute \\_SB.LNKC._DIS",
         "evaluate \\_SB.LNKC._STA",
         "evaluate \\_S5",
+        "evaluate \\_SB.VM02._HID",
+        "evaluate \\_SB.VM02._CRS",
         "quit",
     ]
     return run(tmp_path, tool("acpiexec"), "dsdt.aml", typed="\n".join(commands) + "\n")
@@ -90,6 +92,16 @@ def test_a_link_reads_and_writes_the_bridge_s_register(interpreter: str) -> None
 def test_s5_is_sleep_type_0(interpreter: str) -> None:
     (package,) = answers(interpreter, "\\_S5")
     assert re.findall(r"\[Integer\] = ([0-9A-F]+)", package) == ["0" * 16] * 4
+
+
+def test_a_virtio_mmio_device_has_its_name_its_registers_and_its_line(interpreter: str) -> None:
+    """LNRO0005, by which Linux's virtio_mmio finds it; the board's third place is at FEC12000h with line 15."""
+    (identifier,) = answers(interpreter, "\\_SB.VM02._HID")
+    assert '"LNRO0005"' in identifier
+    (resources,) = answers(interpreter, "\\_SB.VM02._CRS")
+    data = bytes.fromhex("".join(re.findall(r"^ *[0-9A-F]{4}: ((?:[0-9A-F]{2} )+)", resources, re.MULTILINE)))
+    assert data[:12] == bytes.fromhex("86 0900 01 0020c1fe 00020000"), "read and write, base, length"
+    assert data[12:21] == bytes.fromhex("89 0600 09 01 0f000000"), "one interrupt: level, active high, shared"
 
 
 def test_it_finds_no_fault(interpreter: str) -> None:
