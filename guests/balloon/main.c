@@ -79,7 +79,7 @@ int guest_main(const struct boot_info *boot_info)
     hooks.intx = parameter_u64(pointer_to(boot_info->cmdline), "intx", 0) != 0;
     reporting = parameter_u64(pointer_to(boot_info->cmdline), "report", 0);
     hooks.reports_free_pages = reporting != 0;
-    machine_start();
+    machine_start(boot_info);
     pages_start(boot_info);
     if (!balloon_start(&balloon, &hooks))
         panic("there is no balloon");

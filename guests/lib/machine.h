@@ -4,10 +4,12 @@
  */
 #pragma once
 
+#include "boot_info.h"
 #include "types.h"
 
-/* Exceptions and interrupts can be handled from here on.  One that nobody handles is a panic with the place. */
-void machine_start(void);
+/* Exceptions and interrupts can be handled from here on.  One that nobody handles is a panic with the place.  Before
+ * pages_start(): the processor's tables may have to be taken out of the memory map. */
+void machine_start(const struct boot_info *boot_info);
 
 /* A tick every so many microseconds, which also wakes whoever sleeps; 0 stops it. */
 void machine_tick_every(u64 microseconds);

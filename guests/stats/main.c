@@ -150,7 +150,7 @@ int guest_main(const struct boot_info *boot_info)
     u64 ticks = parameter_u64(pointer_to(boot_info->cmdline), "ticks", ~0ull);
     hooks.intx = parameter_u64(pointer_to(boot_info->cmdline), "intx", 0) != 0;
 
-    machine_start();
+    machine_start(boot_info);
     pages_start(boot_info);
     start_arena();
     if (!balloon_start(&balloon, &hooks))

@@ -11,10 +11,10 @@ static void count_tick(void)
     ticks++;
 }
 
-void machine_start(void)
+void machine_start(const struct boot_info *boot_info)
 {
     exceptions_start();
-    paging_start();
+    paging_start(boot_info);
     interrupts_handle(LINE_TIMER, count_tick);
 }
 

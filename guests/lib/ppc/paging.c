@@ -6,9 +6,9 @@
 #include "io.h"
 
 enum {
-    GROUPS = 1024, /* the smallest table that there may be: 64 KiB */
+    FEWEST_GROUPS = 1024, /* the smallest table that there may be: 64 KiB */
     GROUP_ENTRIES = 8,
-    TABLE_BYTES = GROUPS * GROUP_ENTRIES * 8,
+    RAM_PER_GROUP = 4, /* pages: half of a group, so that there is room for other segments */
     PAGE_SHIFT = 12,
     PAGES_PER_TABLE = PAGE_SIZE / sizeof(u32),
     TABLES = 0x10000000 / (PAGES_PER_TABLE * PAGE_SIZE), /* of a segment of 256 MiB */
@@ -33,36 +33,20 @@ enum {
     BLOCK_WRITABLE = 2,
     BLOCK_DEVICES = 0x28, /* not cached, guarded */
     DEVICES = (int)0xf0000000,
+
+    SEGMENT_NO_EXECUTE = 1 << 28,
+    SEGMENT_SHIFT = 28,
+    SEGMENTS = 16,
 };
 
 struct entry {
     u32 high, low;
 };
 
-/* Aligned to its own size at run time: in the image that would cost as much again. */
-static struct entry room[2 * GROUPS][GROUP_ENTRIES];
 static struct entry (*hash_table)[GROUP_ENTRIES];
+static u32 groups; /* a power of two */
 static u32 *tables[TABLES];
 static page_fault_handler fault_handler;
-
-#define SET_DATA_BLOCK(number, address, attributes)                                                                    \
-    __asm__ volatile("mtdbatl " #number ", %1\n\tmtdbatu " #number ", %0"                                              \
-                     :                                                                                                 \
-                     : "r"((u32)(address) | BLOCK_256_MIB | BLOCK_VALID), "r"((u32)(address) | (attributes)))
-
-void paging_start(void)
-{
-    hash_table = pointer_to(align_up(address_of(room), TABLE_BYTES));
-    SET_DATA_BLOCK(0, 0, BLOCK_WRITABLE);
-    SET_DATA_BLOCK(1, 0x10000000, BLOCK_WRITABLE);
-    SET_DATA_BLOCK(2, 0x20000000, BLOCK_WRITABLE);
-    SET_DATA_BLOCK(3, DEVICES, BLOCK_DEVICES | BLOCK_WRITABLE);
-    __asm__ volatile("mtibatl 0, %1\n\tmtibatu 0, %0" : : "r"(BLOCK_256_MIB | BLOCK_VALID), "r"(BLOCK_WRITABLE));
-    for (u32 segment = 0; segment < 16; segment++)
-        __asm__ volatile("mtsrin %0, %1" : : "r"(segment), "r"(segment << 28));
-    __asm__ volatile("mtsdr1 %0" : : "r"((u32)address_of(hash_table)));
-    write_msr(read_msr() | MSR_ME | MSR_IR | MSR_DR);
-}
 
 u64 page_free_base(void)
 {
@@ -81,23 +65,23 @@ static u32 *own_entry(u64 address)
     return table ? &table[index_of(address) % PAGES_PER_TABLE] : NULL;
 }
 
-static struct entry *group_of(u32 index, int secondary)
+static struct entry *group_of(u32 segment, u32 index, int secondary)
 {
-    u32 hash = ARENA_SEGMENT ^ index;
-    return hash_table[(secondary ? ~hash : hash) % GROUPS];
+    u32 hash = segment ^ index;
+    return hash_table[(secondary ? ~hash : hash) & (groups - 1)];
 }
 
-static u32 high_word(u32 index, int secondary)
+static u32 high_word(u32 segment, u32 index, int secondary)
 {
-    return (u32)ENTRY_VALID | ARENA_SEGMENT << ENTRY_SEGMENT | (secondary ? ENTRY_SECONDARY : 0) | index >> ENTRY_API;
+    return (u32)ENTRY_VALID | segment << ENTRY_SEGMENT | (secondary ? ENTRY_SECONDARY : 0) | index >> ENTRY_API;
 }
 
 static struct entry *find(u32 index)
 {
     for (int secondary = 0; secondary < 2; secondary++) {
-        struct entry *group = group_of(index, secondary);
+        struct entry *group = group_of(ARENA_SEGMENT, index, secondary);
         for (u32 i = 0; i < GROUP_ENTRIES; i++)
-            if (group[i].high == high_word(index, secondary))
+            if (group[i].high == high_word(ARENA_SEGMENT, index, secondary))
                 return &group[i];
     }
     return NULL;
@@ -118,38 +102,91 @@ static void take_out(struct entry *entry, u32 index)
     *own |= *(volatile u32 *)&entry->low & (ENTRY_USED | ENTRY_CHANGED);
 }
 
-/* The index of the page that an entry of a group is for: its low bits follow from the group. */
+/* The index of the page that an entry is for: its upper bits stand in it, the others follow from its group. */
 static u32 index_behind(const struct entry *entry)
 {
     u32 group = (u32)((address_of(entry) - address_of(hash_table)) / (GROUP_ENTRIES * sizeof(struct entry)));
     u32 hash = entry->high & ENTRY_SECONDARY ? ~group : group;
-    return (entry->high & 0x3f) << ENTRY_API | ((hash ^ ARENA_SEGMENT) & (GROUPS - 1));
+    u32 low_bits = (1 << ENTRY_API) - 1; /* there are at least as many groups */
+    return (entry->high & 0x3f) << ENTRY_API | ((hash ^ ARENA_SEGMENT) & low_bits);
 }
 
-static struct entry *free_place(u32 index, int *secondary)
+/* An entry that another page of the guest's own segment gives up; RAM keeps its own. */
+static struct entry *give_up(u32 segment, u32 index, int *secondary)
 {
-    static u32 victim;
+    static u32 hand;
+    for (u32 tried = 0; tried < 2 * GROUP_ENTRIES; tried++, hand++) {
+        *secondary = hand / GROUP_ENTRIES % 2;
+        struct entry *entry = &group_of(segment, index, *secondary)[hand % GROUP_ENTRIES];
+        if ((entry->high >> ENTRY_SEGMENT & 0xffffff) != ARENA_SEGMENT)
+            continue;
+        take_out(entry, index_behind(entry));
+        hand++;
+        return entry;
+    }
+    panic("the hash table has no place for page %xh of segment %xh", index, segment);
+}
+
+static struct entry *free_place(u32 segment, u32 index, int *secondary)
+{
     for (*secondary = 0; *secondary < 2; ++*secondary) {
-        struct entry *group = group_of(index, *secondary);
+        struct entry *group = group_of(segment, index, *secondary);
         for (u32 i = 0; i < GROUP_ENTRIES; i++)
             if (!(group[i].high & (u32)ENTRY_VALID))
                 return &group[i];
     }
-    *secondary = 0;
-    struct entry *entry = &group_of(index, 0)[victim++ % GROUP_ENTRIES];
-    take_out(entry, index_behind(entry));
-    return entry;
+    return give_up(segment, index, secondary);
 }
 
-static void put_in(u32 index, u32 own)
+static void put_in(u32 segment, u32 index, u32 own)
 {
     int secondary;
-    struct entry *entry = free_place(index, &secondary);
+    struct entry *entry = free_place(segment, index, &secondary);
     *(volatile u32 *)&entry->low = (own & (u32)(PAGE_ADDRESS | ENTRY_USED | ENTRY_CHANGED)) | ENTRY_COHERENT |
                                    ENTRY_WRITABLE;
     full_fence();
-    *(volatile u32 *)&entry->high = high_word(index, secondary);
+    *(volatile u32 *)&entry->high = high_word(segment, index, secondary);
     full_fence();
+}
+
+/* The last usable range gives the table its place: the highest that is aligned to the table's size. */
+static void place_table(const struct boot_info *boot_info)
+{
+    struct memory_range *map = pointer_to(boot_info->memory_map);
+    struct memory_range *last = &map[boot_info->memory_map_entries - 1];
+    u64 end = last->base + last->length;
+    for (groups = FEWEST_GROUPS; (u64)groups * RAM_PER_GROUP * PAGE_SIZE < end; groups *= 2)
+        ;
+    u64 bytes = (u64)groups * GROUP_ENTRIES * sizeof(struct entry);
+    u64 table = align_down(end - bytes, bytes);
+    if (last->type != MEMORY_USABLE || table < last->base)
+        panic("no memory for a hash table of %lu pages", bytes / PAGE_SIZE);
+    last->length = table - last->base;
+    hash_table = memset(pointer_to(table), 0, (usize)bytes);
+}
+
+static u32 segment_register(u32 segment)
+{
+    return segment | SEGMENT_NO_EXECUTE;
+}
+
+void paging_start(const struct boot_info *boot_info)
+{
+    const struct memory_range *map = pointer_to(boot_info->memory_map);
+    const struct memory_range *last = &map[boot_info->memory_map_entries - 1];
+    u64 end = last->base + last->length;
+    place_table(boot_info);
+    for (u64 gpa = 0; gpa < end; gpa += PAGE_SIZE)
+        put_in((u32)(gpa >> SEGMENT_SHIFT), index_of(gpa), (u32)gpa | ENTRY_USED | ENTRY_CHANGED);
+    __asm__ volatile("mtibatl 0, %1\n\tmtibatu 0, %0" : : "r"(BLOCK_256_MIB | BLOCK_VALID), "r"(BLOCK_WRITABLE));
+    __asm__ volatile("mtdbatl 0, %1\n\tmtdbatu 0, %0"
+                     :
+                     : "r"((u32)DEVICES | BLOCK_256_MIB | BLOCK_VALID),
+                       "r"((u32)DEVICES | BLOCK_DEVICES | BLOCK_WRITABLE));
+    for (u32 segment = 0; segment < SEGMENTS; segment++)
+        __asm__ volatile("mtsrin %0, %1" : : "r"(segment_register(segment)), "r"(segment << SEGMENT_SHIFT));
+    __asm__ volatile("mtsdr1 %0" : : "r"((u32)address_of(hash_table) | (groups / FEWEST_GROUPS - 1)));
+    write_msr(read_msr() | MSR_ME | MSR_IR | MSR_DR);
 }
 
 int paging_fault(u32 address)
@@ -161,7 +198,7 @@ int paging_fault(u32 address)
         own = own_entry(address);
     }
     if (!find(index_of(address)))
-        put_in(index_of(address), *own);
+        put_in(ARENA_SEGMENT, index_of(address), *own);
     return 1;
 }
 

@@ -7,8 +7,9 @@
 
 static page_fault_handler fault_handler;
 
-void machine_start(void)
+void machine_start(const struct boot_info *boot_info)
 {
+    (void)boot_info; /* the firmware has made the page tables */
     interrupts_start();
     apic_start();
 }
