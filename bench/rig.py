@@ -25,8 +25,9 @@ REQUEST_PAGES = 256
 QUEUE_SIZE = 256
 RAM_BYTES = 512 * MIB
 RAM_START = 0x100000
-DESC, AVAILABLE, USED, BUFFERS = 0x100000, 0x102000, 0x104000, 0x200000
-FIRST_PFN, LAST_PFN = 0x1000, RAM_BYTES >> PAGE_SHIFT
+RINGS = RAM_BYTES - 4 * MIB  # behind every page that is given away
+DESC, AVAILABLE, USED, BUFFERS = RINGS, RINGS + 0x2000, RINGS + 0x4000, RINGS + 0x10000
+FIRST_PFN, LAST_PFN = 0x1000, RINGS >> PAGE_SHIFT
 
 Pfns = NDArray[Any]
 
@@ -42,7 +43,7 @@ def backed_by(backing: str) -> Iterator[None]:
 
 
 def pfns_of(pattern: str, count: int) -> Pfns:
-    """`count` page frame numbers, a multiple of 8, above everything else that the rig keeps in RAM."""
+    """`count` page frame numbers, a multiple of 8."""
     generator = np.random.default_rng(1)
     if pattern == "ascending":
         pfns = np.arange(FIRST_PFN, FIRST_PFN + count)
@@ -73,7 +74,6 @@ class Rig:
         device.write_status(15, 0)
         self._available = self.memory.view(AVAILABLE, 6 + 2 * QUEUE_SIZE).view("<u2")
         self._used = self.memory.view(USED, 6 + 8 * QUEUE_SIZE).view("<u2")
-        self._pages = self.memory.regions[1].array
 
     def place(self, arrays: Sequence[Pfns]) -> list[int]:
         """Chain i is descriptor i, whose buffer holds arrays[i]; returns the buffers' addresses."""
@@ -96,7 +96,9 @@ class Rig:
 
     def touch(self, pfns: Pfns) -> None:
         """Put host memory behind the pages: discarding what is not backed would cost nothing."""
-        self._pages[(pfns.astype(np.int64) << PAGE_SHIFT) - RAM_START] = 1
+        gpas = pfns.astype(np.int64) << PAGE_SHIFT
+        for region in self.memory.regions:
+            region.array[gpas[(gpas >= region.gpa) & (gpas < region.end)] - region.gpa] = 1
         self.memory.take_writes()
 
     def kick(self) -> None:

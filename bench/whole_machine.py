@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+
 import vmm
 from bench.measure import PASSES, Times, alternate, timed_ns
-from bench.rig import MIB, REQUEST_PAGES, Rig, backed_by, pfns_of
+from bench.rig import MIB, REQUEST_PAGES, Pfns, Rig, backed_by
 from devices.memory import PAGE_BYTES
+from devices.virtio.balloon.pages import PFN, PageSet, PfnReader
+from devices.virtio.spec import ByteOrder
 from vmm.machine import Machine
 
 GUEST_BYTES, BALLOON_BYTES = 128 * MIB, 64 * MIB
@@ -70,11 +74,31 @@ def _until_told(machine: Machine, pages: int) -> int:
     return told[0] - start
 
 
+def _requests_of(machine: Machine) -> list[list[Pfns]]:
+    """The arrays of page frame numbers that the guest sends to inflate by 64 MiB, those of one notification together.
+
+    The pages are back with the guest afterwards."""
+    payloads: list[Pfns] = []
+
+    class Listening(PfnReader):
+        def read(self, payload: bytes, order: ByteOrder = "<") -> PageSet:
+            payloads.append(np.frombuffer(payload, PFN))
+            return super().read(payload, order)
+
+    device = machine.board.need_balloon()[1]
+    with mock.patch.object(device, "_reader", Listening(device.memory)):
+        _inflated_to(machine, BALLOON_PAGES)()
+    machine.run(until="1s")
+    _inflated_to(machine, 0)()
+    machine.run(until="1s")
+    return [np.split(pfns, range(REQUEST_PAGES, len(pfns), REQUEST_PAGES)) for pfns in payloads]
+
+
 def end_to_end(backing: str) -> Times:
-    """Inflating by 64 MiB: "guest" from outside the machine, "device" the same requests without CPU and guest."""
+    """Inflating by 64 MiB: "guest" from outside the machine, "device" the guest's own requests, as many with one
+    notification, without CPU and guest."""
     machine, rig = _balloon_guest(backing), Rig(backing)
-    requests = BALLOON_PAGES // REQUEST_PAGES
-    arrays = pfns_of("ascending", BALLOON_PAGES).reshape(requests, REQUEST_PAGES)
+    batches = _requests_of(machine)
 
     def guest() -> int:
         took = _until_told(machine, BALLOON_PAGES)
@@ -85,14 +109,14 @@ def end_to_end(backing: str) -> Times:
 
     def device() -> int:
         took = 0
-        for start in range(0, requests, 128):
-            rig.place(list(arrays[start : start + 128]))
-            for head in range(min(128, requests - start)):
-                rig.offer(head)
-                took += timed_ns(rig.kick)
+        for arrays in batches:
+            rig.place(arrays)
+            rig.offer(*range(len(arrays)))
+            took += timed_ns(rig.kick)
         return took
 
-    times = alternate({"guest": guest, "device": device}, lambda: rig.touch(arrays.reshape(-1)))
+    pages = np.concatenate([pfns for arrays in batches for pfns in arrays])
+    times = alternate({"guest": guest, "device": device}, lambda: rig.touch(pages))
     rig.close()
     machine.close()
     return times

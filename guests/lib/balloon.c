@@ -25,8 +25,9 @@ enum {
     REPORT_BYTES = 4 << 20, /* the longest range of a report, as Linux makes them */
 };
 
-/* Buffers the device reads.  At most one request for pages and one statistics buffer are under way at any time. */
-static u32 pfns[BALLOON_REQUEST_PAGES];
+/* Buffers the device reads.  At most one batch of requests for pages and one statistics buffer are under way at any
+ * time. */
+static u32 pfns[BALLOON_BATCH_PAGES];
 static struct balloon_stat stats[BALLOON_MAX_STATS];
 
 static void offer_stats(struct balloon *balloon)
@@ -87,27 +88,42 @@ int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
     return 1;
 }
 
-static void change_order(u32 count)
+/* Notifies the device of what was added to the queue and sleeps until all of it is acknowledged. */
+static void finish(struct balloon *balloon, struct virtqueue *queue)
 {
-    for (u32 i = 0; i < count; i++)
-        pfns[i] = order32(1, pfns[i]);
-}
-
-/* Sends the first `count` PFNs and sleeps until the device has acknowledged them. */
-static void request(struct balloon *balloon, struct virtqueue *queue, u32 count)
-{
-    if (virtio_is_swapped(&balloon->device))
-        change_order(count);
-    virtqueue_add(queue, pfns, count * sizeof(pfns[0]), 0);
     virtqueue_kick(queue);
-    while (virtqueue_take_used(queue) < 0) {
+    while (queue->free_count < queue->size) {
+        if (virtqueue_take_used(queue) >= 0)
+            continue;
         virtio_check(&balloon->device);
         sleep_until_interrupt();
         refill_stats(balloon);
     }
-    if (virtio_is_swapped(&balloon->device))
-        change_order(count);
-    balloon->requests++;
+}
+
+/* The first `count` PFNs in the device's order, or back in ours. */
+static void change_order(const struct balloon *balloon, u32 count)
+{
+    int swapped = virtio_is_swapped(&balloon->device);
+    for (u32 i = 0; swapped && i < count; i++)
+        pfns[i] = order32(swapped, pfns[i]);
+}
+
+/* Sends the first `count` PFNs, in requests of BALLOON_REQUEST_PAGES, and sleeps until the device has acknowledged them.
+ *
+ * All requests that the queue has room for share one notification and one interrupt. */
+static void request(struct balloon *balloon, struct virtqueue *queue, u32 count)
+{
+    change_order(balloon, count);
+    for (u32 sent = 0; sent < count; finish(balloon, queue)) {
+        while (sent < count && queue->free_count) {
+            u32 part = (u32)min_u64(count - sent, BALLOON_REQUEST_PAGES);
+            virtqueue_add(queue, pfns + sent, part * sizeof(pfns[0]), 0);
+            sent += part;
+            balloon->requests++;
+        }
+    }
+    change_order(balloon, count);
 }
 
 static void update_actual(struct balloon *balloon)
@@ -157,30 +173,16 @@ enum balloon_state balloon_step(struct balloon *balloon)
     balloon->target = virtio_read_config32(&balloon->device, CONFIG_NUM_PAGES);
     u64 held = balloon->pages.count;
     if (held > balloon->target) {
-        deflate(balloon, (u32)min_u64(held - balloon->target, BALLOON_REQUEST_PAGES));
+        deflate(balloon, (u32)min_u64(held - balloon->target, BALLOON_BATCH_PAGES));
         return BALLOON_MOVING;
     }
-    u32 wanted = (u32)min_u64(balloon->target - held, BALLOON_REQUEST_PAGES);
+    u32 wanted = (u32)min_u64(balloon->target - held, BALLOON_BATCH_PAGES);
     if (wanted && inflate(balloon, wanted))
         return BALLOON_MOVING;
 
     /* Nothing to do: the time to see whether that is because the device is broken.  A request finds out by itself. */
     virtio_check(&balloon->device);
     return wanted ? BALLOON_SHORT : BALLOON_REACHED;
-}
-
-/* Sends what was added to reporting_vq and sleeps until all of it is acknowledged. */
-static void finish_reports(struct balloon *balloon)
-{
-    struct virtqueue *queue = &balloon->reporting_vq;
-    virtqueue_kick(queue);
-    while (queue->free_count < queue->size) {
-        if (virtqueue_take_used(queue) >= 0)
-            continue;
-        virtio_check(&balloon->device);
-        sleep_until_interrupt();
-        refill_stats(balloon);
-    }
 }
 
 u64 balloon_report_free_pages(struct balloon *balloon)
@@ -195,11 +197,11 @@ u64 balloon_report_free_pages(struct balloon *balloon)
         while (end - gpa < REPORT_BYTES && page_set_next(free, end) == end)
             end += PAGE_SIZE;
         if (!queue->free_count)
-            finish_reports(balloon);
+            finish(balloon, queue);
         virtqueue_add(queue, pointer_to(gpa), (u32)(end - gpa), VIRTQ_DESC_F_WRITE);
         count += (end - gpa) / PAGE_SIZE;
     }
-    finish_reports(balloon);
+    finish(balloon, queue);
     return count;
 }
 

@@ -1,15 +1,19 @@
 /* The balloon's driver (virtio 1.3 §5.5): gives pages to the host and takes them back, as the host asks.
  *
  * It never looks at why it was woken.  balloon_step() compares what the host wants (num_pages) with what the balloon
- * holds (actual) and goes one request in that direction; it also refills the statistics buffer if the host has returned
- * it.  So an interrupt only has to end a sleep, and none can be missed.
+ * holds (actual) and goes one batch of requests in that direction; it also refills the statistics buffer if the host
+ * has returned it.  So an interrupt only has to end a sleep, and none can be missed.
  */
 #pragma once
 
 #include "pages.h"
 #include "virtio.h"
 
-enum { BALLOON_MAX_STATS = 16, BALLOON_REQUEST_PAGES = 256 };
+enum {
+    BALLOON_MAX_STATS = 16,
+    BALLOON_REQUEST_PAGES = 256,
+    BALLOON_BATCH_PAGES = 16 * BALLOON_REQUEST_PAGES, /* in requests that are under way together */
+};
 
 /* §5.5.6.4, the tags of statistics. */
 enum balloon_tag {
@@ -56,7 +60,7 @@ struct balloon {
 };
 
 enum balloon_state {
-    BALLOON_MOVING,  /* one request was done, more to do */
+    BALLOON_MOVING,  /* one batch was done, more to do */
     BALLOON_SHORT,   /* the host wants pages, but there are none to give */
     BALLOON_REACHED, /* the balloon holds what the host wants */
 };
