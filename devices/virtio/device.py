@@ -226,8 +226,9 @@ class VirtioDevice(Negotiation, ABC):
     @property
     def is_live(self) -> bool:
         """Whether the device may use its queues now: from DRIVER_OK on, or from a legacy driver's first kick on."""
-        state = self.status & _LIVE_MASK
-        return self.dma_enabled and (state == _DRIVER_OK or (not state and self._legacy_fixed))
+        if self.status & _LIVE_MASK == _DRIVER_OK:
+            return self.dma_enabled
+        return self._legacy_fixed and self.dma_enabled and not self.status & _LIVE_MASK
 
     @property
     def is_ready(self) -> bool:

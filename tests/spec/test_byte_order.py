@@ -87,18 +87,19 @@ def test_l3_5_5_4_the_configuration_is_little_endian_all_the_same(make_machine: 
 
 
 @LEGACY
-def test_2_7_3_many_chains_at_once(big: BalloonMachine) -> None:
-    """As many as the queue has entries: the way on which all chains are followed together."""
-    assert big.balloon.queues[INFLATEQ].size == 128
-    for framing in (1, 2):
-        pfns = big.filled_pfns(128 // framing)
-        pieces = [[pfn_bytes([pfn], ">")] if framing == 1 else [(pfn).to_bytes(4, "big")[:1]] for pfn in pfns]
-        for pfn, readable in zip(pfns, pieces, strict=True):
-            rest = [] if framing == 1 else [pfn.to_bytes(4, "big")[1:]]
-            big.driver.offer(INFLATEQ, readable=[*readable, *rest])
-        big.driver.kick(INFLATEQ)
-        assert len(big.driver.collect(INFLATEQ)) == len(pfns)
-        assert big.are_zero(pfns)
+@pytest.mark.parametrize("framing", ["one piece", "cut in an entry", "one piece in a table"])
+def test_2_7_3_many_chains_at_once(big: BalloonMachine, framing: str) -> None:
+    """As many as the queue has descriptors: the way on which all chains are followed together."""
+    driver, queue = big.driver, big.driver.queues[INFLATEQ]
+    assert queue.size == 128
+    pfns = big.filled_pfns(64 if framing == "cut in an entry" else 128)
+    for pfn in pfns:
+        entry = pfn.to_bytes(4, "big")
+        pieces = [entry[:1], entry[1:]] if framing == "cut in an entry" else [entry]
+        driver.offer(INFLATEQ, readable=pieces, indirect=queue.indirect and framing == "one piece in a table")
+    driver.kick(INFLATEQ)
+    assert len(driver.collect(INFLATEQ)) == len(pfns)
+    assert big.are_zero(pfns)
     assert big.balloon.bad_pfns == 0
 
 

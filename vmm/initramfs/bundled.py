@@ -12,7 +12,8 @@ BALLOON_MODULES = (
     "virtio_pci",
     "virtio_balloon",
 )
-MACHINE_MODULES = ("pvpanic-mmio", "button", "evdev")  # panics are reported, and the power button acts
+MACHINE_MODULES = ("pvpanic-mmio", "button", "evdev", "virtio_mmio")
+"""Panics are reported, the power button acts, and devices may be on virtio-mmio instead of PCI."""
 PLACES = (
     ("init", "init"),
     ("inittab", "etc/inittab"),
