@@ -181,10 +181,25 @@ def test_power_management_bits_do_not_stop_the_world() -> None:
 
 
 def test_no_clock_of_the_host_is_seen() -> None:
-    source = "mftb 4\n mftbu 5\n mfdec 6\n report 4\n report 5\n report 6\n1: b 1b"
+    source = """
+        li      3, 1234
+        mttbl   3
+        mttbu   3
+        mtdec   3
+        lis     4, 0x10
+        mtctr   4
+    1:  bdnz    1b
+        mftb    4
+        report  4
+        mftbu   4
+        report  4
+        mfdec   4
+        report  4
+    2:  b       2b
+    """
     with ppc_lab(source) as lab:
-        lab.run(20)
-        assert lab.reports == [0, 0, 0]
+        lab.run(0x100100)
+        assert lab.reports == [0, 0, 1234]
 
 
 # -- the bus ---------------------------------------------------------------------------------------------------------

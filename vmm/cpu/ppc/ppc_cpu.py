@@ -9,7 +9,7 @@ Three things are not as in a real 604e:
 * It begins at the guest's entry in real mode, with exceptions at address 0: there is no ROM.
 * MSR[POW] cannot be set: Unicorn would never come back.  A guest sleeps by ePAPR's hypercall EV_IDLE (`sc 1` with the
   token in r11), which returns when an interrupt waits, whether or not MSR[EE] is set.
-* The time base and the decrementer read 0 and never run; the board has a timer.
+* The time base reads 0 and the decrementer what was written to it: neither runs, and the board has a timer instead.
 
 It owns the engine and the translated code; it knows no device, no clock and no address beyond RAM.
 """
