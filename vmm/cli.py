@@ -61,6 +61,7 @@ Examples:
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
   vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci
+  vmm boot stats --arch ppc                 the same guest on a big-endian processor
 
 \b
 Sizes: 64M, 1.5G, 512K; a number alone is MiB. Times: 2s, 500ms; a number alone

@@ -290,3 +290,35 @@ def test_an_image_is_loaded_where_it_says(arch: str) -> None:
         assert machine.board.payload.kind == ("ELF32" if arch == PPC else "ELF64")
         again = load(read_image("stats", arch), machine.memory, arch=config.arch)
         assert again == machine.board.payload
+
+
+OWN_GUEST = r"""
+    .globl  _start
+_start:
+    lwz     4, 36(3)                /* the low half of the parameter's address */
+    lis     5, 0xf000
+1:  lbz     6, 0(4)
+    cmpwi   6, 0
+    beq     2f
+    stb     6, 0(5)
+    addi    4, 4, 1
+    b       1b
+2:  lis     5, 0xf000
+    ori     5, 5, 0x1000
+    li      6, 7
+    stwbrx  6, 0, 5
+3:  b       3b
+"""
+
+
+def test_a_program_of_ones_own_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Built as documented: a static ELF file above FFFFh, with what the board's table says."""
+    source, linked = tmp_path / "own.S", tmp_path / "own.elf"
+    source.write_text(OWN_GUEST)
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "powerpc-freestanding-eabi", "-nostdlib", "-static"]
+    subprocess.run([*compiler, "-Wl,--image-base=0x20000", str(source), "-o", str(linked)], check=True)
+    words = ["boot", str(linked), "--arch", "ppc", "--param", "from a program of my own", "--json"]
+    assert main(words) == 7
+    report = json.loads(capfd.readouterr().out)
+    assert report["console"] == "from a program of my own"
+    assert (report["outcome"], report["exit_code"]) == ("quit", 7)
