@@ -97,6 +97,29 @@ def test_a_load_without_a_translation_is_told_with_its_address() -> None:
         assert lab.reports == [0x456789A8, 0x40000000, ORIGIN + 6 * 4]
 
 
+def test_a_traced_program_stops_behind_each_instruction() -> None:
+    source = f"""
+        lis     4, traced@h
+        ori     4, 4, traced@l
+        mtsrr0  4
+        li      5, 0x1400       /* ME and SE */
+        mtsrr1  5
+        rfi
+    traced:
+        li      6, 1
+        li      6, 2
+    handler:
+        mfsrr0  20
+        subis   20, 20, {ORIGIN >> 16}
+        report  20
+        report  6
+    1:  b       1b
+    """
+    with ppc_lab(source, vectors={0xD00: "handler"}) as lab:
+        lab.run(20)
+        assert lab.reports == [lab.labels["traced"] + 4 - ORIGIN, 1]
+
+
 def test_a_jump_to_where_no_memory_is_is_a_machine_check() -> None:
     source = "lis 4, 0x9000\n mtctr 4\n bctr\nhandler:\n mfsrr0 21\n report 21\n1: b 1b"
     with ppc_lab(source, vectors={0x200: "handler"}) as lab:
@@ -356,6 +379,39 @@ def test_code_that_the_host_changes_is_run_anew() -> None:
         lab.cpu.drop_translations(lab.memory.take_writes())
         before = len(lab.reports)
         lab.run(3)
+        assert set(lab.reports[before:]) == {2}
+
+
+def test_code_that_the_host_changes_is_found_behind_a_translation() -> None:
+    """Translations are kept by physical address; the program runs 256 MiB above it."""
+    source = """
+        lis     4, 0x1000
+        ori     5, 4, 0x1ffe
+        li      6, 2
+        mtspr   529, 6          /* 10000000h to 1FFFFFFFh are 0 to FFFFFFFh */
+        mtspr   528, 5
+        lis     4, high@h
+        ori     4, 4, high@l
+        oris    4, 4, 0x1000
+        mtsrr0  4
+        li      5, 0x1020       /* ME and IR */
+        mtsrr1  5
+        rfi
+        .balign 4096
+    high:
+        li      4, 1
+        report  4
+        b       high
+    """
+    with ppc_lab(source) as lab:
+        lab.run(10)
+        assert set(lab.reports) == {1}
+        assert lab.cpu.registers()["pc"] >> 28 == 1
+        assert lab.cpu.holds_code(lab.labels["high"], 4)
+        lab.memory.write(lab.labels["high"], (0x38800002).to_bytes(4, "big"))  # li 4, 2
+        lab.cpu.drop_translations(lab.memory.take_writes())
+        before = len(lab.reports)
+        lab.run(5)
         assert set(lab.reports[before:]) == {2}
 
 
