@@ -317,6 +317,11 @@ def test_a_program_of_ones_own_runs(tmp_path: Path, capfd: pytest.CaptureFixture
     source.write_text(OWN_GUEST)
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "powerpc-freestanding-eabi", "-nostdlib", "-static"]
     subprocess.run([*compiler, "-Wl,--image-base=0x20000", str(source), "-o", str(linked)], check=True)
+    with boot(str(linked), PPC, memory="4M") as machine:
+        ranges = [machine.memory.peek(0x4100 + 24 * n, 24) for n in range(4)]
+        starts = [(int.from_bytes(r[:8], "big"), int.from_bytes(r[16:20], "big")) for r in ranges]
+        assert starts[:3] == [(0, 2), (0x10000, 1), (0x20000, 3)], "reserved, usable, the image"
+        assert starts[3][1] == 1
     words = ["boot", str(linked), "--arch", "ppc", "--param", "from a program of my own", "--json"]
     assert main(words) == 7
     report = json.loads(capfd.readouterr().out)
