@@ -11,7 +11,7 @@ from devices.errors import DriverError
 from devices.memory import GuestMemory
 from devices.virtio.walk import Walker
 from vmm.testing.layout import Descriptor
-from vmm.testing.raw import NEXT
+from vmm.testing.raw import INDIRECT, NEXT, WRITE
 
 GIB = 1 << 30
 TABLE_GPA = 0x1000
@@ -60,3 +60,20 @@ def test_2_7_5_2_chains_that_are_that_long_only_together_are_accepted(memory: Gu
         memory.write(TABLE_GPA + 16 * slot, Descriptor(0, 0xFFFF_FFFF).pack())
     chains = Walker(memory, TABLE_GPA, SIZE, False).in_lock_step(np.arange(SIZE))
     assert chains is not None and len(chains) == SIZE
+
+
+def test_2_7_3_a_big_endian_table_and_its_indirect_ones_are_followed_both_ways(memory: GuestMemory) -> None:
+    """Big-endian chains are as quick as any: neither way leaves them to the other."""
+    inner = 0x8000
+    chains = [Descriptor(0x10_0000, 8, NEXT, 1), Descriptor(0x20_0000, 12, WRITE), Descriptor(inner, 32, INDIRECT)]
+    for slot, entry in enumerate(chains):
+        memory.write(TABLE_GPA + 16 * slot, entry.pack(">"))
+    for slot, entry in enumerate((Descriptor(0x30_0000, 1, NEXT, 1), Descriptor(0x40_0000, 2))):
+        memory.write(inner + 16 * slot, entry.pack(">"))
+    walker, heads = Walker(memory, TABLE_GPA, SIZE, True, ">"), np.array([2, 0], np.intp)
+    together, singly = walker.in_lock_step(heads), walker.one_by_one(heads.tolist(), bytearray(SIZE))
+    assert together is not None
+    for found in (together, singly):
+        assert found.addr.tolist() == [0x30_0000, 0x40_0000, 0x10_0000, 0x20_0000]
+        assert found.length.tolist() == [1, 2, 8, 12]
+        assert found.writable.tolist() == [False, False, False, True]
