@@ -26,6 +26,7 @@ from vmm.keyboard import KeyboardGuard
 from vmm.outcome import Outcome, describe_triple_fault
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
+from vmm.ppc_platform import PpcPlatform
 from vmm.state import TARGET_STEPS, UNBOUNDED, MachineState, restore, save
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Machine(Stateful):
     def _make_platform(self) -> BoardPlatform:
         """What answers the CPU, with the CPU where it begins."""
         if not isinstance(self.board, PcBoard):
-            return BoardPlatform(self.board, self._clock)
+            return PpcPlatform(self.board, self._clock)
         platform = PcPlatform(self.board, self._clock)
         if self.config.bios == NO_FIRMWARE:
             direct.start(self.board, platform)

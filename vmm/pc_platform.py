@@ -47,15 +47,18 @@ class PcPlatform(BoardPlatform):
     def _carry_out(self, effects: Effects) -> None:
         if effects is NOTHING:
             return
-        for message in effects.messages:
+        messages, lines, deadline, stop, events, ended_vectors, rewired, shadows = effects
+        for message in messages:
             self._deliver(message)
-        super()._carry_out(effects)
-        for vector in effects.ended_vectors:
+        for line in lines:
+            self._carry_out(self._pc.interrupts.set_line(line.name, line.level))
+        for vector in ended_vectors:
             self._carry_out(self._pc.interrupts.end_of_interrupt(vector))
-        if effects.rewired:
+        if rewired:
             self._carry_out(self._pc.interrupts.rewire())
-        if effects.shadows:
-            self.cpu.map_shadow(effects.shadows)
+        if shadows:
+            self.cpu.map_shadow(shadows)
+        self._note(deadline, stop, events)
 
     def _deliver(self, message: Message) -> None:
         """An MSI-X message is a bus write: to the interrupt controllers, to RAM, or to a device."""

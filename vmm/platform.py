@@ -63,11 +63,10 @@ class BoardPlatform(Stateful):
 
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
         self._after_access(self._board.mmio.write(gpa, size, value, self.now_ns))
-        self._leave_for_a_line()
         self.refresh_irq()  # an end of interrupt or a lower task priority lets the next one through
 
     def _leave_for_a_line(self) -> None:
-        """Observers hear of a line of the console when it is written, not when the slice ends."""
+        """After a write to the console: observers hear of a line when it is written, not when the slice ends."""
         if self._board.serial.output.endswith(b"\n"):
             self.cpu.request_exit()
 
@@ -88,9 +87,12 @@ class BoardPlatform(Stateful):
     def _carry_out(self, effects: Effects) -> None:
         if effects is NOTHING:
             return
-        _messages, lines, deadline, stop, events, _ended_vectors, _rewired, _shadows = effects
-        for line in lines:
+        for line in effects.lines:
             self._carry_out(self._board.interrupts.set_line(line.name, line.level))
+        self._note(effects.deadline, effects.stop, effects.events)
+
+    def _note(self, deadline: bool, stop: Stop | None, events: tuple[Event, ...]) -> None:
+        """What is nobody's business but the machine's."""
         if stop is not None and self.stop is None:
             self.stop = stop
         if events:

@@ -73,7 +73,7 @@ from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
 from vmm.pc_platform import PcPlatform
-from vmm.platform import BoardPlatform
+from vmm.ppc_platform import PpcPlatform
 
 OTHER_TRANSPORTS: tuple[Way, ...] = ("transitional", "legacy", "mmio", "mmio-legacy")
 FIT = "The saved state does not fit this machine: "
@@ -130,7 +130,7 @@ BUILT: dict[type, str] = {
     PpcBoard: "config memory payload mmio rom timed entry",
     LineController: "_bits",
     IntervalTimer: "line",
-    BoardPlatform: "attentive cpu _board _clock _memory",
+    PpcPlatform: "attentive cpu _board _clock _memory",
     PcPlatform: "attentive cpu _board _clock _memory _pc",
     Machine: "config observers debug_sinks typist _interrupted board memory",
 }
@@ -196,7 +196,7 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "Negotiation", "VirtioDevice", "VirtioPciFunction"}
+    abstract = {"Stateful", "BoardPlatform", "Negotiation", "VirtioDevice", "VirtioPciFunction"}
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 
