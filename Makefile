@@ -24,7 +24,7 @@ test: lint test-packages
 	$(PYTHON_IN_VENV) -m pytest -n 2 $(ARGS)
 
 test-long: test-environment
-	VMM_EXAMPLES=20 $(PYTHON_IN_VENV) -m pytest -n 2 --timeout 0 tests/devices/virtio/test_equality.py $(ARGS)
+	VMM_EXAMPLES=20 $(PYTHON_IN_VENV) -m pytest -n 2 --timeout 0 tests/devices/virtio/test_*equality.py $(ARGS)
 
 # Other people's firmware and kernel, for the tests that boot them, and other people's reading of ACPI tables.
 test-packages: test-environment

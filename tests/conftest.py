@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,12 @@ from hypothesis import settings
 # No test asserts how long something takes, so no example may fail for being slow on a busy machine.
 settings.register_profile("balloon-vmm", deadline=None)
 settings.load_profile("balloon-vmm")
+
+# A signal that the tests were started with ignored, in the background or by nohup, stays without effect on them; but
+# the programs that they start, which respect that, shall have it as everywhere else.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

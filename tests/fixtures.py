@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.support import MODERN_WAYS, BalloonMachine, Way, build_reporting
+from tests.support import MODERN_WAYS, PACKED_WAYS, BalloonMachine, Way, build_reporting
 
 
 class MakeMachine(Protocol):
@@ -19,13 +19,16 @@ class MakeMachine(Protocol):
 def parametrize_ways(metafunc: pytest.Metafunc, usual: Sequence[Way]) -> None:
     """One test for each of the `usual` ways to the device, or for those that the mark `ways` names.
 
-    With the mark `modern` the test is about what a legacy interface does not have."""
+    With the mark `modern` the test is about what a legacy interface does not have; with `split_rings` it is about split
+    rings, or writes into one."""
     if "way" not in metafunc.fixturenames:
         return
     named = metafunc.definition.get_closest_marker("ways")
     modern = metafunc.definition.get_closest_marker("modern")
     ways: Sequence[Way] = named.args if named is not None else usual
-    metafunc.parametrize("way", [way for way in ways if modern is None or way in MODERN_WAYS], indirect=True)
+    ways = [way for way in ways if modern is None or way in MODERN_WAYS]
+    split = metafunc.definition.get_closest_marker("split_rings")
+    metafunc.parametrize("way", [way for way in ways if split is None or way not in PACKED_WAYS], indirect=True)
 
 
 @pytest.fixture

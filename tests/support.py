@@ -5,7 +5,7 @@ This is where the concrete device side meets `vmm.testing`, which knows none of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -40,11 +40,23 @@ from vmm.testing.protocols import EventLike, Transport
 
 MIB = 1 << 20
 Way = Literal[
-    "direct", "pci", "pci-intx", "transitional", "mmio", "legacy", "legacy-intx", "transitional-legacy", "mmio-legacy"
+    "direct",
+    "pci",
+    "pci-intx",
+    "transitional",
+    "mmio",
+    "packed",
+    "packed-pci",
+    "legacy",
+    "legacy-intx",
+    "transitional-legacy",
+    "mmio-legacy",
 ]
 """How a driver reaches its device: by contract methods; over PCI with MSI-X, or with INTx, the modern function or the
-legacy one; over a transitional function's modern or legacy face; over virtio-mmio version 2 or 1."""
-MODERN_WAYS: tuple[Way, ...] = ("direct", "pci", "pci-intx", "transitional", "mmio")
+legacy one; over a transitional function's modern or legacy face; over virtio-mmio version 2 or 1.
+With packed rings "packed" is the direct way, "packed-pci" PCI with MSI-X."""
+MODERN_WAYS: tuple[Way, ...] = ("direct", "pci", "pci-intx", "transitional", "mmio", "packed-pci")
+PACKED_WAYS: tuple[Way, ...] = ("packed", "packed-pci")
 LEGACY_WAYS: tuple[Way, ...] = ("legacy", "legacy-intx", "transitional-legacy", "mmio-legacy")
 ONE_LINE_WAYS: tuple[Way, ...] = ("pci-intx", "mmio", "legacy-intx", "mmio-legacy")
 """Where a line tells that there is an interrupt, and not of which queue."""
@@ -70,6 +82,7 @@ build_reporting = build_with(spec.VIRTIO_BALLOON_F_PAGE_REPORTING, spec.VIRTIO_B
 _FUNCTIONS: dict[Way, Callable[[Balloon, int], VirtioPciFunction]] = {
     "pci": VirtioPciModern,
     "pci-intx": VirtioPciModern,
+    "packed-pci": VirtioPciModern,
     "transitional": VirtioPciTransitional,
     "transitional-legacy": VirtioPciTransitional,
     "legacy": VirtioPciLegacy,
@@ -80,8 +93,8 @@ _FUNCTIONS: dict[Way, Callable[[Balloon, int], VirtioPciFunction]] = {
 class BalloonMachine:
     """A balloon and its driver on `layout`'s RAM; the driver takes its pages from 1 MiB on.
 
-    `way` is how the driver reaches the device, `processor` the byte order of its processor.  Nothing is initialised
-    until `driver.start()`.
+    `way` is how the driver reaches the device, and by which kind of ring ("packed" is the direct way); `processor` is
+    the byte order of its processor.  Nothing is initialised until `driver.start()`.
     """
 
     def __init__(
@@ -96,9 +109,11 @@ class BalloonMachine:
         self.memory = memory if memory is not None else GuestMemory(RAM_LAYOUT)
         self.pages = PageAllocator(*DRIVER_RAM)
         self.balloon = build(self.memory)
+        if way in PACKED_WAYS:
+            self.balloon.device_features |= 1 << spec.VIRTIO_F_RING_PACKED
         self.balloon.driver_order = processor
         self.bench: DirectBench | BusBench[Notifications]
-        if way == "direct":
+        if way in ("direct", "packed"):
             direct = DirectTransport(self.balloon, self.memory, self.pages)
             self.bench = DirectBench(direct, self.balloon)
             self.driver = BalloonDriver(direct, processor=processor)
@@ -215,8 +230,8 @@ class CountingMemory(GuestMemory):
 
     `copied_bytes` were read or gathered, `discarded_runs` given to `discard`, in any number of calls."""
 
-    def __init__(self) -> None:
-        super().__init__(RAM_LAYOUT)
+    def __init__(self, layout: Sequence[tuple[int, int]] = RAM_LAYOUT) -> None:
+        super().__init__(layout)
         self.restart()
 
     def restart(self) -> None:
@@ -236,5 +251,11 @@ class CountingMemory(GuestMemory):
         runs = list(runs) if counts_pages is None else runs
         self.discarded_runs += len(runs)  # type: ignore[arg-type]
         total = super().discard(runs, counts_pages)
+        self.discarded_pages += total // PAGE_BYTES
+        return total
+
+    def discard_run(self, pfn: int, count_pages: int) -> int:
+        self.discarded_runs += 1
+        total = super().discard_run(pfn, count_pages)
         self.discarded_pages += total // PAGE_BYTES
         return total

@@ -1,6 +1,7 @@
 """`vmm` and `python -m vmm`: sees that the four packages belong together, then starts the command line.
 
-It imports next to nothing before `main` answers for Ctrl-C: what the interpreter does until then is not in its hands.
+It imports next to nothing before it answers for Ctrl-C and SIGTERM: what the interpreter does until then is not in its
+hands.
 """
 
 from __future__ import annotations
@@ -9,11 +10,30 @@ import os
 import signal
 import sys
 
+TYPE_CHECKING = False  # typing's own costs time before anybody answers for Ctrl-C
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 EXIT_INTERRUPTED = 130
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Until `main` is reached nothing was begun that wants cleaning up.
-    signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(EXIT_INTERRUPTED))
+
+def _leave(_number: int = 0, _frame: object = None) -> None:
+    """Where nothing was begun, or everything is done, there is nothing to clean up."""
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _answer(handler: Callable[[int, Any], None]) -> None:
+    """SIGTERM and SIGHUP are what Ctrl-C is: `handler` gets them, unless whoever started us has one ignored, as a shell
+    has Ctrl-C for a job in the background, and nohup a hang-up."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    _answer(_leave)
 
 
 def shadowed() -> str | None:
@@ -39,18 +59,24 @@ def shadowed() -> str | None:
 
 
 def main() -> int:
-    """The console script's entry; returns the exit status."""
+    """The console script's entry; returns the exit status.
+
+    Who was interrupted leaves at once, with everything cleaned up and written: while the interpreter takes itself apart
+    a second signal would be told with a traceback, or make another status of it."""
+    status = EXIT_INTERRUPTED
     try:
-        # From here on SIGTERM is what Ctrl-C is: what was begun is cleaned up, and the status says why.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for a job in the background
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        # From here on what was begun is cleaned up, and the status says why.
+        _answer(signal.default_int_handler)
         _replace_closed_streams()
-        return _start(sys.argv[1:])
+        status = _start(sys.argv[1:])
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        pass
     finally:
+        _answer(_leave)
         _drop_what_cannot_be_written()
+    if status == EXIT_INTERRUPTED:
+        _leave()
+    return status
 
 
 def _drop_what_cannot_be_written() -> None:
@@ -64,10 +90,11 @@ def _drop_what_cannot_be_written() -> None:
 
 
 def _replace_closed_streams() -> None:
-    """A process may be started with its output closed: then nobody wants it, and that is no mistake."""
-    for name in ("stdout", "stderr"):
+    """A process may be started with streams closed: then its input is at an end and nobody wants its output, and that
+    is no mistake.  In this order each gets its own number, and no file of ours is taken for one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
 
 
 def _start(words: list[str]) -> int:

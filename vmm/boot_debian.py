@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devices.errors import ConfigError
 from guests.debian import DEBIAN
+from vmm.config import MachineConfig, format_size
 
 if TYPE_CHECKING:
     from vmm.boot_options import BootOptions
+    from vmm.debian.files import ReturnedFiles
+    from vmm.debian.guest import LinuxGuest
 
 NAME = DEBIAN.name
 ONLY_HERE = ("shell", "run", "add", "out", "fetch")  # options that mean nothing for any other guest
@@ -30,6 +33,8 @@ def check_options(options: BootOptions) -> None:
             raise ConfigError(f"The guest {NAME!r} is for x86_64 only, not for {options.arch!r}.")
         if options.debugcon:
             raise ConfigError(f"There is no debug port on the board of {options.arch!r}.")
+    if options.shell and options.serial not in ("", "stdio"):
+        raise ConfigError(f"A shell is typed to, so its console can only be 'stdio', not {options.serial!r}.")
 
 
 def boot_debian(options: BootOptions) -> int:
@@ -37,37 +42,66 @@ def boot_debian(options: BootOptions) -> int:
     from vmm.debian.files import ReturnedFiles
     from vmm.debian.guest import READY, Task, debian_guest
     from vmm.runner import Request, run
+    from vmm.terminal import is_interactive
 
-    task = Task(options.shell, options.run, options.add or (), bool(options.out), options.fetch)
+    typed = _takes_input(options)
+    task = Task(
+        options.shell,
+        options.run,
+        options.add or (),
+        bool(options.out),
+        options.fetch,
+        takes_input=typed,
+        interactive=typed and is_interactive(),
+    )
     with ExitStack() as stack:
         returned = stack.enter_context(ReturnedFiles(Path(options.out))) if options.out else None
         linux = stack.enter_context(debian_guest(task, _tell, options.param or ""))
-        config = _for_task(options, linux.kernel, linux.initrd, linux.command_line).config(DEBIAN)
         request = Request(
-            replace(config, targets=(), poll_ns=0) if _does_without_demonstration(options) else config,
-            "stdio" if options.shell and not options.serial else options.serial,
+            _config(options, linux),
+            "stdio" if typed else options.serial,
             options.report,
             options.json,
             options.debugcon,
-            shell_ready=READY if options.shell else None,
+            shell_ready=READY if typed else None,
             debug_sinks=() if returned is None else (returned.receive,),
         )
+        _tell(f"Linux's command line is: {linux.command_line}")
         status = run(request)
-        if returned is not None:
-            _tell(returned.unpack())
-        return status
+        return status if returned is None else _take_files(returned, status)
 
 
-def _for_task(options: BootOptions, kernel: str, initrd: str, command_line: str) -> BootOptions:
-    """The same wishes, with the files to boot; a shell lives in the host's time unless the user says otherwise."""
-    clock = options.clock or ("realtime" if options.shell else "")
-    return replace(options, guest=kernel, initrd=[initrd], param=command_line, clock=clock)
+def _takes_input(options: BootOptions) -> bool:
+    """Whether what is typed here reaches the guest's program: a shell's always, a script's where the user says so."""
+    return (options.shell and options.serial in ("", "stdio")) or (bool(options.run) and options.serial == "stdio")
 
 
-def _does_without_demonstration(options: BootOptions) -> bool:
-    """A shell or a script is left alone, unless the user wants something of the balloon."""
-    return bool(options.shell or options.run) and options.target is None and options.poll is None
+def _config(options: BootOptions, linux: LinuxGuest) -> MachineConfig:
+    """The machine.  Who types lives in the host's time; a shell or a script gets nothing of the demonstration."""
+    clock = options.clock or ("realtime" if _takes_input(options) else "")
+    words = replace(options, guest=linux.kernel, initrd=[linux.initrd], param=linux.command_line, clock=clock)
+    if options.shell or options.run:
+        words = replace(words, target=options.target or "", poll=options.poll or "0")
+    config = replace(words.config(DEBIAN), title=linux.title, reset_status=linux.panic_status)
+    if config.memory_bytes < linux.needs_bytes:
+        raise ConfigError(
+            f"With its files the guest {NAME!r} needs at least {format_size(linux.needs_bytes)} of RAM, "
+            f"not {format_size(config.memory_bytes)}."
+        )
+    return config
+
+
+def _take_files(returned: ReturnedFiles, status: int) -> int:
+    """Put the guest's files in their place.  Where a run failed, why it did matters more than that none came."""
+    try:
+        _tell(returned.unpack())
+    except ConfigError as error:
+        if not status:
+            raise
+        _tell(str(error))
+    return status
 
 
 def _tell(line: str) -> None:
-    print(f"{NAME}: {line}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # it is no reason to stop that nobody reads it
+        print(f"{NAME}: {line}", file=sys.stderr, flush=True)

@@ -66,7 +66,8 @@ class BootOptions:
         str,
         _option(
             metavar="stdio|file:PATH|null",
-            help="Where the guest's console goes, unchanged; by default its lines are shown among the others.",
+            help="Where the guest's console goes, unchanged; stdio is typed from too. By default its lines are shown "
+            "among the others.",
         ),
     ] = ""
     report: Annotated[str, _option(metavar="FILE.json", help="Also write what --json prints to a file.")] = ""

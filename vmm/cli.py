@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,7 +39,7 @@ EXIT_STATUSES = (
     ("4", "triple fault: the vector, CS:RIP and the registers are told"),
     ("5", "a device was left needing a reset when the guest ended"),
     ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),
-    ("130", "interrupted by Ctrl-C or SIGTERM, or nobody reads the output any more"),
+    ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, or nobody reads the output any more"),
 )
 
 BOOT_HELP = """Boot a guest and watch its balloon.
@@ -213,7 +213,8 @@ def _print(text: str) -> None:
 
 
 def _complain(sentence: str, status: int) -> int:
-    print(f"vmm: {sentence}", file=sys.stderr)
+    with suppress(OSError):  # nobody can be told
+        print(f"vmm: {sentence}", file=sys.stderr)
     return status
 
 

@@ -27,6 +27,10 @@ class Clock(Protocol):
 
     def now_ns(self, blocks: int) -> int: ...
 
+    def ns_of_blocks(self) -> tuple[int, int] | None:
+        """`now_ns` as (ns a block, ns at block 0), valid until the next `idle_until`; None if it is no such thing."""
+        ...
+
     def budget(self, blocks: int, deadline_ns: int | None) -> int:
         """How many blocks to run, at least 1, so as not to pass the deadline by more than a block."""
         ...
@@ -52,6 +56,9 @@ class VirtualClock(Stateful):
 
     def now_ns(self, blocks: int) -> int:
         return blocks * BLOCK_NS + self.skipped_ns
+
+    def ns_of_blocks(self) -> tuple[int, int] | None:
+        return BLOCK_NS, self.skipped_ns
 
     def budget(self, blocks: int, deadline_ns: int | None) -> int:
         if deadline_ns is None:
@@ -85,6 +92,9 @@ class RealtimeClock(Stateful):
 
     def now_ns(self, blocks: int) -> int:
         return self.elapsed_ns
+
+    def ns_of_blocks(self) -> tuple[int, int] | None:
+        return None
 
     def budget(self, blocks: int, deadline_ns: int | None) -> int:
         if deadline_ns is None:

@@ -89,8 +89,10 @@ class MachineConfig:
     `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  It may be "none":
     the guest, a Linux or PVH kernel, is then started without any firmware.  `modules` are files
     for a Multiboot kernel, each with the words that go with it.  `parameter` reaches the guest as its command line.
-    `targets` are in the order of their times; the power button is pressed at `powerdown_ns`; `arch` is the processor,
-    and with it the board.  ConfigError when a field cannot be, or two of them cannot be together.
+    `targets` are in the order of their times; the power button is pressed at `powerdown_ns`.  `title` is what to call
+    the guest where its file's name means nothing to the user; `reset_status` is the exit status where a reset of the
+    machine ends the run; `arch` is the processor, and with it the board.  ConfigError when a field cannot be, or two of
+    them cannot be together.
     """
 
     guest: str
@@ -104,6 +106,8 @@ class MachineConfig:
     bios: str = ""
     modules: tuple[str, ...] = ()
     devices: tuple[DeviceConfig, ...] = field(default_factory=lambda: parse_devices((DEFAULT_DEVICE,)))
+    title: str = ""
+    reset_status: int = 0
     arch: ArchName = "x86_64"
 
     def __post_init__(self) -> None:
@@ -183,7 +187,7 @@ class MachineConfig:
     @property
     def name(self) -> str:
         """What runs: the guest, or else the firmware."""
-        return self.guest or self.bios
+        return self.title or self.guest or self.bios
 
     @property
     def has_balloon(self) -> bool:

@@ -31,6 +31,7 @@ ESSENTIAL_REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     *("rflags", "cr0", "cr2", "cr3", "cr4"),
 )
+KERNELS, CONSOLES = ("Linux", "PVH"), ("console=", "earlyprintk", "earlycon")
 _UNIT_OF = {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
 
 
@@ -177,11 +178,16 @@ def both_sizes(ram_bytes: int, balloon_bytes: int) -> str:
     return f"{format_size(ram_bytes)} left to the guest (balloon {format_size(balloon_bytes)})"
 
 
-def image_note(payload: Payload | None) -> str:
-    """What should be said about the guest's file: that it was taken for machine code; "" when it is no flat image."""
-    if payload is None or payload.kind != "flat":
+def image_note(payload: Payload | None, parameter: str = "") -> str:
+    """What should be said about the guest's file: that it was taken for machine code, or that a kernel will be silent,
+    since its command line names no console; "" otherwise."""
+    if payload is None:
         return ""
-    return f"{payload.name} is no ELF file: loaded as a flat image at {payload.entry:x}h"
+    if payload.kind == "flat":
+        return f"{payload.name} is no ELF file: loaded as a flat image at {payload.entry:x}h"
+    if payload.kind.startswith(KERNELS) and not any(word.startswith(CONSOLES) for word in parameter.split()):
+        return f"no console in the kernel's command line {parameter!r}: Linux says nothing without console=ttyS0"
+    return ""
 
 
 def stats_lines(gauges: Gauges) -> list[str]:
@@ -321,7 +327,7 @@ class PlainDisplay(Silent):
         self._out = out
         self._show_console = show_console
         self._lines = ConsoleLines()
-        self._note = image_note(machine.board.payload)
+        self._note = image_note(machine.board.payload, machine.config.parameter)
         self._shown: Gauges | None = None  # the statistics that were printed last
 
     def begin(self) -> None:

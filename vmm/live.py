@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -31,6 +31,7 @@ from vmm.display import (
     summary,
     target_line,
 )
+from vmm.streams import GuardedText
 
 if TYPE_CHECKING:
     from devices.effects import Event
@@ -47,8 +48,8 @@ class LiveDisplay(Silent):
     def __init__(self, machine: Machine, out: TextIO, *, show_console: bool = True) -> None:
         self._machine = machine
         self._show_console = show_console
-        self._note = image_note(machine.board.payload)
-        self._console = Console(file=out, markup=False, highlight=False, emoji=False)
+        self._note = image_note(machine.board.payload, machine.config.parameter)
+        self._console = Console(file=cast(TextIO, GuardedText(out)), markup=False, highlight=False, emoji=False)
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._lines = ConsoleLines()
         self._drawn_s = 0.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from devices.effects import Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
-from devices.state import COUNTER, PART, TEXT, TIME_NS, Bytes, HasState, Int, Maybe, Record, Stateful, Table
+from devices.state import COUNTER, PART, TEXT, TIME_NS, HasState, Int, Maybe, Record, Stateful, Table
 from vmm import direct
 from vmm.boards import make_board
 from vmm.boards.pc import PcBoard
@@ -27,7 +27,8 @@ from vmm.outcome import Outcome, describe_triple_fault
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
 from vmm.ppc_platform import PpcPlatform
-from vmm.state import TARGET_STEPS, UNBOUNDED, MachineState, restore, save
+from vmm.state import TARGET_STEPS, MachineState, restore, save
+from vmm.transcript import Transcript
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,8 +73,8 @@ class Machine(Stateful):
         "_steps": TARGET_STEPS,
         "_powerdown_ns": Maybe(TIME_NS),
         "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
-        "_console": Bytes(UNBOUNDED),
-        "_debug_output": Bytes(UNBOUNDED),
+        "_console": PART,
+        "_debug_output": PART,
         "_stats_seen": COUNTER,
     }
 
@@ -82,8 +83,7 @@ class Machine(Stateful):
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
         self.typist: Typist | None = None
-        self._console = bytearray()  # appending to bytes would copy all of it for each line
-        self._debug_output = bytearray()
+        self._console, self._debug_output = Transcript(), Transcript()
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
@@ -128,12 +128,17 @@ class Machine(Stateful):
 
     @property
     def console(self) -> bytes:
-        """Everything the guest wrote to its serial console so far."""
+        """What the guest wrote to its serial console so far, the newest MiB of it."""
         return bytes(self._console)
 
     @property
+    def console_dropped_bytes(self) -> int:
+        """What it wrote before that."""
+        return self._console.dropped_bytes
+
+    @property
     def debug_output(self) -> bytes:
-        """Everything the guest wrote to the debug port 402h so far."""
+        """What the guest wrote to the debug port 402h so far, the newest MiB of it."""
         return bytes(self._debug_output)
 
     @property
@@ -257,9 +262,9 @@ class Machine(Stateful):
         elif stop.kind is StopKind.QUIT:
             self._finish(stop.kind.value, stop.code, f"the guest ended with exit code {stop.code}")
         else:
-            self._finish(
-                stop.kind.value, 0, f"the guest {'reset the machine' if stop.kind is StopKind.RESET else 'powered off'}"
-            )
+            is_reset = stop.kind is StopKind.RESET
+            detail = f"the guest {'reset the machine' if is_reset else 'powered off'}"
+            self._finish(stop.kind.value, self.config.reset_status if is_reset else 0, detail)
 
     def _finish_unless_broken(self, kind: str, detail: str) -> None:
         """The guest did not say how it went: a device that still needs a reset makes this a failure."""
@@ -294,7 +299,7 @@ class Machine(Stateful):
     def _settle_output(self) -> None:
         """Hand console output and events to the observers, in the order in which they came."""
         data = self.board.serial.take_output()
-        self._console += data
+        self._console.add(data)
         self._settle_debug_output()
         events = self.platform.take_events()
         for observer in self.observers:
@@ -313,7 +318,7 @@ class Machine(Stateful):
         """Hand on what came out of the debug port."""
         data = self.board.take_debug_output()
         if data:
-            self._debug_output += data
+            self._debug_output.add(data)
             for sink in self.debug_sinks:
                 sink(data)
 

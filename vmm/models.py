@@ -53,6 +53,10 @@ _ID_PROPERTY = Property("id", "name", "", "the device's name in every answer")
 _RING = (
     Property("indirect_desc", "flag", "on", "offer VIRTIO_F_INDIRECT_DESC"),
     Property("event_idx", "flag", "on", "offer VIRTIO_F_EVENT_IDX"),
+    Property("packed", "flag", "off", "offer VIRTIO_F_RING_PACKED, the packed ring"),
+    Property("in_order", "flag", "off", "offer VIRTIO_F_IN_ORDER"),
+    Property("queue_reset", "flag", "on", "offer VIRTIO_F_RING_RESET"),
+    Property("notification-data", "flag", "off", "offer VIRTIO_F_NOTIFICATION_DATA (QEMU has no such property here)"),
 )
 _PCI = (
     _ID_PROPERTY,
@@ -69,11 +73,7 @@ _MMIO = (
     Property("force-legacy", "flag", "off", "on: version 1 (QEMU has this at virtio-mmio itself, where it is on)"),
     *_RING,
 )
-_FIXED = (
-    Property("packed", "fixed", "off", "the packed ring"),
-    Property("in_order", "fixed", "off", "buffers used in the order offered"),
-    Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),
-)
+_FIXED = (Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),)
 _BALLOON = (
     Property("must-tell-host", "flag", "on", "offer VIRTIO_BALLOON_F_MUST_TELL_HOST (QEMU has no such property)"),
     Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),

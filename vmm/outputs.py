@@ -16,8 +16,12 @@ from typing import BinaryIO
 
 from devices.errors import ConfigError
 from vmm.display import Silent
+from vmm.files import open_to_write
 from vmm.models import did_you_mean
 from vmm.streams import guarded
+
+LONGEST_LINE_BYTES = 4096
+"""Of a line that does not end so much is kept back until it does."""
 
 # -- the serial console --------------------------------------------------------------------------------------------
 
@@ -28,11 +32,42 @@ class SerialSink(Silent):
     def __init__(self, out: BinaryIO, what: str) -> None:
         self._out = out
         self._what = what
+        self.at_line_start = True
 
     def on_console(self, data: bytes) -> None:
         with guarded(self._what):
             self._out.write(data)
             self._out.flush()
+        self.at_line_start = data.endswith(b"\n")
+
+
+class LineSink(SerialSink):
+    """The same, but line by line, for a stream on which something else is told too: the lines that a display prints, or
+    the console `beside`.  A line that the console has not ended is ended for it."""
+
+    def __init__(self, out: BinaryIO, what: str, beside: SerialSink | None = None) -> None:
+        super().__init__(out, what)
+        self._beside = beside
+        self._rest = b""
+
+    def on_console(self, data: bytes) -> None:
+        lines, end, self._rest = (self._rest + data).rpartition(b"\n")
+        if len(self._rest) > LONGEST_LINE_BYTES:  # the guest does not decide how much is kept here
+            lines, end, self._rest = lines + end + self._rest, b"\n", b""
+        if end:
+            self._write_lines(lines + end)
+
+    def finish(self) -> None:
+        """The guest writes no more: its last line is told as far as it came."""
+        if self._rest:
+            self._write_lines(self._rest + b"\n")
+        self._rest = b""
+
+    def _write_lines(self, lines: bytes) -> None:
+        if self._beside is not None and not self._beside.at_line_start:
+            lines = b"\n" + lines
+            self._beside.at_line_start = True
+        super().on_console(lines)
 
 
 def serial_path(text: str, what: str = "serial console") -> Path | None:
@@ -49,7 +84,7 @@ def serial_path(text: str, what: str = "serial console") -> Path | None:
 def serial_file(path: Path, kind: str = "serial") -> Iterator[SerialSink]:
     """A sink that writes a new file at `path`."""
     what = f"The {kind} file {path}"
-    with guarded(what), open(path, "wb", buffering=0) as out:
+    with guarded(what), open(open_to_write(path), "wb", buffering=0) as out:
         yield SerialSink(out, what)
 
 
@@ -77,7 +112,8 @@ class ReportFile:
 
     def write(self, text: str) -> None:
         with guarded(self._what):
-            Path(self._draft or self._place).write_text(text, encoding="utf-8")
+            with open(open_to_write(self._draft or self._place), "w", encoding="utf-8") as out:
+                out.write(text)
             if self._draft is not None:
                 os.replace(self._draft, self._place)
                 self._draft = None

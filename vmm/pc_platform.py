@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devices.effects import NOTHING, Effects, Message
-from vmm.boards.pc import PcBoard
+from vmm.boards.pc import SILENT_PORTS, PcBoard
 from vmm.clock import Clock
 from vmm.cpu import ClosedCpu
 from vmm.cpu.x86 import X86Cpu
@@ -23,18 +23,26 @@ class PcPlatform(BoardPlatform):
 
     def port_read(self, port: int, size: int) -> int:
         value, effects = self._pc.ports.read(port, size, self.now_ns)
-        self._after_access(effects)
-        self.refresh_irq()  # a poll of the 8259 pair acknowledges
+        self._after_port_access(port, effects)  # a poll of the 8259 pair acknowledges
         return value
 
     def port_write(self, port: int, size: int, value: int) -> None:
-        self._after_access(self._pc.ports.write(port, size, value, self.now_ns))
+        self._after_port_access(port, self._pc.ports.write(port, size, value, self.now_ns))
         self._leave_for_a_line()
-        self.refresh_irq()  # the 8259 pair sits here
+
+    def _after_port_access(self, port: int, effects: Effects) -> None:
+        """Most ports change no interrupt: a console writes one character with two accesses."""
+        self._after_access(effects)
+        if effects is not NOTHING or port in SILENT_PORTS:
+            self.refresh_irq()
 
     def tsc(self) -> int:
         """The time-stamp counter: 1 GHz."""
         return self.now_ns
+
+    def tsc_of_blocks(self) -> tuple[int, int] | None:
+        """The same as a function of the block count, while nobody sets the clock."""
+        return self._clock.ns_of_blocks()
 
     def acknowledge_irq(self) -> int:
         """The vector that the CPU delivers now."""

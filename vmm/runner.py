@@ -1,7 +1,8 @@
 """One run for the command line: build the machine, show it, hold it to a watchable pace, and say how it ended.
 
-The machine knows nothing of terminals, signals or wall time; this module does, and does nothing else.  Ctrl-C and
-SIGTERM end the run at the next opportunity and not in the middle of something, so the report is still written.
+The machine knows nothing of terminals, signals or wall time; this module does, and does nothing else.  Ctrl-C,
+SIGTERM, SIGHUP and SIGQUIT end the run at the next opportunity and not in the middle of something, so the report is
+still written and the terminal put back.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from vmm.display import PlainDisplay, Silent
-from vmm.outputs import ReportFile, SerialSink, serial_file, serial_path
-from vmm.streams import GuardedText, OutputGone, forget_stdout
+from vmm.outputs import LineSink, ReportFile, SerialSink, serial_file, serial_path
+from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
 from vmm.terminal import ShellDisplay, console_input
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.machine import Machine
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
 
 
@@ -55,7 +57,7 @@ def run(request: Request) -> int:
         if report_file is not None:
             stack.callback(report_file.discard)
         sink = _sink(request, request.serial, "serial", stack)
-        debug_sink = _sink(request, request.debugcon, "debug", stack)
+        debug_sink = _debug_sink(request, sink, stack)
 
         from vmm.machine import Machine  # numpy and the CPU emulator: not before everything cheap was checked
 
@@ -67,7 +69,7 @@ def run(request: Request) -> int:
             machine.debug_sinks.append(debug_sink.on_console)
         machine.debug_sinks += request.debug_sinks
         with console_input(machine, request.shell_ready) if request.serial == "stdio" else nullcontext():
-            _run_to_the_end(machine, display)
+            _run_to_the_end(machine, display, debug_sink)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
         text = json.dumps(report) + "\n"
         if report_file is not None:
@@ -81,13 +83,15 @@ def run(request: Request) -> int:
         return int(report["exit_code"])
 
 
-def _run_to_the_end(machine: Machine, display: Silent) -> None:
+def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | None) -> None:
     """Until there is an outcome; a reader that went away interrupts the run as Ctrl-C does."""
     pacer = Pacer(display.waiting, hold=machine.config.clock == "virtual") if sys.stdout.isatty() else None
     with _interrupting(machine, pacer):
         try:
             display.begin()
             machine.run(pace=pacer)
+            if isinstance(debug_sink, LineSink):
+                debug_sink.finish()
         except OutputGone:
             forget_stdout()
             machine.observers.clear()
@@ -103,9 +107,20 @@ def _sink(request: Request, text: str, kind: str, stack: ExitStack) -> SerialSin
     path = serial_path(text, f"{kind} console")
     if path is not None:
         return stack.enter_context(serial_file(path, kind))
-    # With --json nothing but the object may reach the standard output.
-    out = sys.stderr if request.json else sys.stdout
-    return SerialSink(out.buffer, "The output")
+    return SerialSink(_raw_stdio(request), OUTPUT)
+
+
+def _debug_sink(request: Request, serial: SerialSink | None, stack: ExitStack) -> SerialSink | None:
+    """The same for the debug port.  On this process's own output its lines stand beside those of the display or of the
+    serial console, and no line is to begin within another."""
+    if request.debugcon != "stdio":
+        return _sink(request, request.debugcon, "debug", stack)
+    return LineSink(_raw_stdio(request), OUTPUT, serial if request.serial == "stdio" else None)
+
+
+def _raw_stdio(request: Request) -> BinaryIO:
+    """With --json nothing but the object may reach the standard output."""
+    return (sys.stderr if request.json else sys.stdout).buffer
 
 
 def _display(request: Request, machine: Machine) -> Silent:
@@ -141,8 +156,12 @@ def _with_wall_time(report: dict[str, Any], wall_s: float) -> dict[str, Any]:
 
 @contextmanager
 def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the machine to end, a second one is Python's own."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """The first of ENDING asks the machine to end, a second of the same is what it was before.
+
+    One that is ignored stays so: nohup wants that, and a shell for its jobs in the background."""
+    # All of them are known before the first is changed: from then on `interrupt` may be called.
+    asked = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: handler for number, handler in asked.items() if handler is not signal.SIG_IGN}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         machine.interrupt()
@@ -150,14 +169,15 @@ def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
             pacer.stop()
         signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    for number in before:
+        signal.signal(number, interrupt)
     unraisable, sys.unraisablehook = sys.unraisablehook, _unless_interrupted
     try:
         yield
     finally:
         sys.unraisablehook = unraisable
-        for number in signals:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _unless_interrupted(unraisable: sys.UnraisableHookArgs) -> None:

@@ -6,7 +6,8 @@ and nothing is read beyond that, so a pipe's writer waits.  A byte is offered on
 terminal with a handshake does.
 
 On a terminal the mode is raw, every key belongs to the guest, and Ctrl-A is the one escape.  `raw_mode` puts the
-terminal back however the run ends.
+terminal back however the run ends.  A standard input that was closed, and the terminal of a job in the background,
+count as input that has ended: nothing is read there, and nothing of the terminal is changed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ END_AGAIN_NS = 1_000_000_000  # guest time until the end of input is typed again
 HELP = """
 Ctrl-A H  this help
 Ctrl-A X  end the machine and leave
-Ctrl-A C  the monitor
+Ctrl-A C  the monitor (this version has none)
 Ctrl-A A  send Ctrl-A to the guest
 """
 NO_MONITOR = "\nThere is no monitor in this version; Ctrl-A H lists what there is.\n"
@@ -139,7 +140,7 @@ class ConsoleInput:
     def _read(self) -> None:
         try:
             data = os.read(self._fd, READ_BYTES)
-        except OSError:  # a terminal that was hung up
+        except OSError:  # a terminal that was hung up, or that another job has by now
             data = b""
         self._at_end = not data
         if self._keys is not None:
@@ -182,12 +183,15 @@ def raw_mode(fd: int, *, signals: bool) -> Iterator[None]:
     raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.IGNCR | termios.INLCR | termios.ISTRIP | termios.IXON)
     raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | (0 if signals else termios.ISIG))
     raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+    reading = signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # sent into the background: no input, and no stop
     try:
         termios.tcsetattr(fd, termios.TCSADRAIN, raw)
         yield
     finally:
-        with suppress(termios.error):  # it may have been hung up
-            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        if not _is_in_background(fd):  # else the shell has put it back, and this would stop us
+            with suppress(termios.error):  # it may have been hung up
+                termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTTIN, reading)
 
 
 @contextmanager
@@ -196,13 +200,9 @@ def console_input(machine: Machine, ready: bytes | None) -> Iterator[None]:
 
     `ready` is for a shell: what the guest sends to the debug port when it wants input.  Then Ctrl-A is the escape, all
     other keys are the guest's, and the end of a pipe is typed as Ctrl-D."""
-    fd = _standard_input()
-    if fd is None:
-        yield
-        return
-    is_terminal = os.isatty(fd) and sys.stdout.isatty()
-    is_shell = ready is not None
+    is_terminal, is_shell = is_interactive(), ready is not None
     with ExitStack() as stack:
+        fd = stack.enter_context(_standard_input())
         stack.enter_context(
             ConsoleInput(
                 machine,
@@ -232,12 +232,41 @@ def _heard(machine: Machine, words: bytes) -> Callable[[], bool]:
     return lambda: heard
 
 
-def _standard_input() -> int | None:
-    """Its file descriptor; None where it was closed."""
+def is_interactive() -> bool:
+    """Whether somebody sits at a terminal that is both standard input and output, and ours to read from."""
+    fd = _readable_input()
+    return fd is not None and os.isatty(fd) and sys.stdout.isatty()
+
+
+@contextmanager
+def _standard_input() -> Iterator[int]:
+    """Its file descriptor, or one at its end where there is nothing to read."""
+    fd = _readable_input()
+    if fd is not None:
+        yield fd
+        return
+    ended = os.open(os.devnull, os.O_RDONLY)
     try:
-        return None if sys.stdin is None else sys.stdin.fileno()
+        yield ended
+    finally:
+        os.close(ended)
+
+
+def _readable_input() -> int | None:
+    """The file descriptor; None where it was closed, or where reading would stop us, a job in the background."""
+    try:
+        fd = None if sys.stdin is None else sys.stdin.fileno()
     except (OSError, ValueError):
         return None
+    return None if fd is None or _is_in_background(fd) else fd
+
+
+def _is_in_background(fd: int) -> bool:
+    """Whether `fd` is the terminal that controls us, and another job has it."""
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:  # no terminal, or none that controls us
+        return False
 
 
 def say(text: str) -> None:

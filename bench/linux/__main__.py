@@ -3,6 +3,14 @@
 QEMU runs with one thread of its own translator (TCG), as this project runs on one thread of Unicorn's, which is an
 older fork of it: both translate the guest's code, neither uses the processor's virtualization.  All of the guest's RAM
 was written to before it is given to the host.  Ratios are medians of the ratios of each pass.
+
+What a profile (perf) of this project's side showed.  Of the boot about a third is translated code, a quarter the
+translator, which looks through its whole TLB for each new block, a tenth the search for the block after an indirect
+jump, a sixth Python: 18,500 characters of console, two port accesses each, and 8,192 looks for PCI buses that the MCFG
+table announces.  7 % are stores into executable pages, which all have Unicorn look for code they might change: until
+the end of its boot the kernel's own data is mapped so.  Inflating is a third Python (the device, and its interrupts), a
+quarter the host's discards; clearing each page is little since machine code does it.  Deflating is two thirds Python:
+about 0.2 ms a request of 256 pages in the device, and 0.1 ms for the delivery of its interrupt.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from bench.linux.scenario import APPEND, MEMORY_MIB, MIB, Timings, measure, now
 from devices.effects import Event
 from vmm.machine import Machine
 
-PIECE = "2ms"  # of guest time, between two looks; a condition would be looked at after each event
+PIECE = "5ms"  # of guest time, between two looks (QEMU is asked as often); `until` would look after each event
 
 
 class Console:

@@ -32,7 +32,7 @@ ARRAYS = ("head", "buffer_id", "slots", "first", "addr", "length", "writable")
 class Chains:
     """n chains of m descriptors in all.
 
-    head        (n,) uint16   index of each chain's first descriptor in the descriptor table
+    head        (n,) uint16   index of each chain's first descriptor in the descriptor table or ring
     buffer_id   (n,) uint16   what the used element names; the head in a split ring
     slots       (n,) intp     entries of the descriptor table the chain occupies (1 for an indirect table)
     first       (n + 1,) intp chain i has the descriptors first[i] .. first[i + 1] - 1
@@ -45,8 +45,18 @@ class Chains:
 
     __slots__ = ("addr", "buffer_id", "count", "descriptors", "first", "head", "length", "slots", "writable")
 
-    def __init__(self, head: Heads, slots: Index, first: Index, addr: U64, length: U64, writable: Flags) -> None:
-        self.head = self.buffer_id = head
+    def __init__(
+        self,
+        head: Heads,
+        slots: Index,
+        first: Index,
+        addr: U64,
+        length: U64,
+        writable: Flags,
+        buffer_id: Heads | None = None,
+    ) -> None:
+        self.head = head
+        self.buffer_id = head if buffer_id is None else buffer_id
         self.slots = slots
         self.first = first
         self.addr = addr
@@ -62,6 +72,18 @@ class Chains:
         """The buffer id of chain `index`."""
         return int(self.buffer_id[index])
 
+    def slots_of(self, index: int) -> int:
+        """How many entries of the descriptor table or ring chain `index` occupies."""
+        return int(self.slots[index])
+
+    def names_and_slots(self) -> list[tuple[int, int]]:
+        """Buffer id and slots of each chain."""
+        return list(zip(self.buffer_id.tolist(), self.slots.tolist(), strict=True))
+
+    def are_readable(self) -> bool:
+        """Whether no buffer of any chain is device-writable."""
+        return not self.writable.any()
+
     def only(self, index: int) -> Chains:
         """Chain `index` alone, so that a device can hold it while the others are completed."""
         start, end = int(self.first[index]), int(self.first[index + 1])
@@ -72,6 +94,7 @@ class Chains:
             self.addr[start:end],
             self.length[start:end],
             self.writable[start:end],
+            self.buffer_id[index : index + 1],
         )
 
     def readable_bytes(self) -> list[int]:
@@ -133,17 +156,23 @@ class _SavedChains:
     """How chains that a device holds are saved: a list with one entry a chain."""
 
     _buffer = Tuple(uint(64), Int(1, (1 << 64) - 1), FLAG)
-    _chain = Record(dict, head=uint(16), slots=Int(1, 1 << 16), buffers=Many(_buffer, longest=1 << 16))
+    _chain = Record(
+        dict, head=uint(16), buffer_id=uint(16), slots=Int(1, 1 << 16), buffers=Many(_buffer, longest=1 << 16)
+    )
     _chains = Many(_chain, longest=1 << 16)
 
     def save(self, current: Chains) -> Plain:
         buffers = list(zip(current.addr.tolist(), current.length.tolist(), current.writable.tolist(), strict=True))
         borders = current.first.tolist()
+        columns = current.head.tolist(), current.buffer_id.tolist(), current.slots.tolist(), borders, borders[1:]
         return [
-            {"head": head, "slots": slots, "buffers": [list(buffer) for buffer in buffers[start:end]]}
-            for head, slots, start, end in zip(
-                current.head.tolist(), current.slots.tolist(), borders, borders[1:], strict=False
-            )
+            {
+                "head": head,
+                "buffer_id": name,
+                "slots": slots,
+                "buffers": [list(buffer) for buffer in buffers[start:end]],
+            }
+            for head, name, slots, start, end in zip(*columns, strict=False)
         ]
 
     def check(self, current: Chains | None, saved: Any, where: str) -> None:
@@ -158,6 +187,7 @@ class _SavedChains:
             np.array([addr for addr, _, _ in buffers], np.uint64),
             np.array([length for _, length, _ in buffers], np.uint64),
             np.array([writable for _, _, writable in buffers], np.bool_),
+            np.array([chain["buffer_id"] for chain in saved], np.uint16),
         )
 
 
@@ -195,7 +225,7 @@ for _name in ARRAYS:
 class FewChains(_WithoutArrays):
     """Chains in lists, for as few as plain Python is quicker for; `first` has one entry more than there are chains."""
 
-    __slots__ = ("_addr", "_first", "_heads", "_length", "_slots", "_writable")
+    __slots__ = ("_addr", "_first", "_heads", "_ids", "_length", "_slots", "_writable")
 
     def __init__(
         self,
@@ -205,10 +235,12 @@ class FewChains(_WithoutArrays):
         addr: list[int],
         length: list[int],
         writable: list[bool],
+        ids: list[int] | None = None,
     ) -> None:
         self._arrays = None
         self.count, self.descriptors = len(heads), len(addr)
         self._heads = heads
+        self._ids = heads if ids is None else ids
         self._slots = slots
         self._first = first
         self._addr = addr
@@ -223,10 +255,20 @@ class FewChains(_WithoutArrays):
             np.array(self._addr, np.uint64),
             np.array(self._length, np.uint64),
             np.array(self._writable),
+            np.array(self._ids, np.uint16),
         )
 
     def id_of(self, index: int) -> int:
-        return self._heads[index]
+        return self._ids[index]
+
+    def slots_of(self, index: int) -> int:
+        return self._slots[index]
+
+    def names_and_slots(self) -> list[tuple[int, int]]:
+        return list(zip(self._ids, self._slots, strict=True))
+
+    def are_readable(self) -> bool:
+        return True not in self._writable
 
     def readable_bytes(self) -> list[int]:
         return self._sums_of(False)
@@ -255,12 +297,13 @@ class FewChains(_WithoutArrays):
 class OneBuffer(_WithoutArrays):
     """One chain of one descriptor, which is what most drivers offer."""
 
-    __slots__ = ("_bytes", "_gpa", "_head", "_write")
+    __slots__ = ("_bytes", "_gpa", "_head", "_id", "_write")
 
-    def __init__(self, head: int, gpa: int, length: int, writable: bool) -> None:
+    def __init__(self, head: int, gpa: int, length: int, writable: bool, buffer_id: int) -> None:
         self._arrays = None
         self.count = self.descriptors = 1
         self._head = head
+        self._id = buffer_id
         self._gpa = gpa
         self._bytes = length
         self._write = writable
@@ -273,10 +316,17 @@ class OneBuffer(_WithoutArrays):
             np.array([self._gpa], np.uint64),
             np.array([self._bytes], np.uint64),
             np.array([self._write]),
+            np.array([self._id], np.uint16),
         )
 
     def id_of(self, index: int) -> int:
-        return self._head
+        return self._id
+
+    def slots_of(self, index: int) -> int:
+        return 1
+
+    def are_readable(self) -> bool:
+        return not self._write
 
     def only(self, index: int) -> Chains:
         return self

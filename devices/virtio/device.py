@@ -4,7 +4,8 @@ Owns the device's life from reset to DRIVER_OK and what may happen when.  Refuse
 transports call what is public here) and what its queues are for (a subclass answers `process`).
 
 A subclass gives its `device_id`, its `config` registers (attributes of its own) and its queues, and overrides
-`process`; the other hooks are `live`, `lost`, `deadline_ns`, `deadline_reached`, `config_written` and `settings`.
+`process`; the other hooks are `carry_on`, `live`, `lost`, `queue_lost`, `deadline_ns`, `deadline_reached`,
+`config_written` and `settings`.
 
 Invariants
 - Nothing is consumed before DRIVER_OK, with bus mastering off, after FAILED, DEVICE_NEEDS_RESET or a reset; a kick that
@@ -13,6 +14,9 @@ Invariants
   from a deadline or a host command.
 - Every `DriverError` ends in one place, `_broken`.  It costs the driver its device and nobody anything else.
 - The work of one call is bounded (`WORK_LIMIT`); what is left is carried on with at a deadline that has come already.
+  A device that begins more than that at once says `work_is_left`, pauses the queue and goes on in `carry_on`.
+- A driver uses one interface.  The first through which it changes anything after a reset is its own until the next, and
+  what comes through the other is ignored, resets excepted (`claim`).
 
 A legacy driver (§3.1.2) may use the device before DRIVER_OK: its first kick ends negotiation, and from then on the
 device is live.
@@ -44,6 +48,7 @@ WORK_LIMIT = 65536
 # Plain integers: the arithmetic of enum flags is slow, and these are asked for on every kick.
 _DRIVER, _DRIVER_OK, _FEATURES_OK = int(Status.DRIVER), int(Status.DRIVER_OK), int(Status.FEATURES_OK)
 _NEEDS_RESET, _FAILED = int(Status.DEVICE_NEEDS_RESET), int(Status.FAILED)
+_NOTIFICATION_DATA = 1 << spec.VIRTIO_F_NOTIFICATION_DATA
 _LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
 
 Argument = TypeVar("Argument")
@@ -112,16 +117,19 @@ class VirtioDevice(Negotiation, ABC):
         return notifications
 
     def write_queue(self, index: int, field: str, value: int, now_ns: int) -> Notifications:
-        """`field` is "size", "desc_gpa", "driver_gpa", "device_gpa" or "enabled".
+        """`field` is "size", "desc_gpa", "driver_gpa", "device_gpa", "enabled" or "reset".
 
-        Refused silently, as a register would: a queue that does not exist, any change of an enabled queue, a size that
-        is no power of two or too large (§4.1.4.3.2), enabling before FEATURES_OK or without the queue's feature."""
+        Refused silently, as a register would: a queue that does not exist, any change of an enabled queue but its reset
+        (§2.6.1, with RING_RESET), a size that is too large or, unless the ring is packed, no power of two (§4.1.4.3.2),
+        enabling before FEATURES_OK or without the queue's feature."""
         queue = self.queues[index] if 0 <= index < len(self.queues) else None
-        if queue is None or queue.enabled:
+        if queue is None or queue.enabled != (field == "reset"):
             return NO_NOTIFICATIONS
+        if field == "reset":
+            return self._reset_queue(queue) if value == 1 else NO_NOTIFICATIONS
         if field == "enabled":
             return self._enable(queue, now_ns) if value == 1 else NO_NOTIFICATIONS
-        queue.write(field, value)
+        queue.write(field, value, self.negotiated_features)
         return NO_NOTIFICATIONS
 
     def place_queue(self, index: int, gpa: int, align: int, now_ns: int) -> Notifications:
@@ -156,14 +164,21 @@ class VirtioDevice(Negotiation, ABC):
             return True
         return bool(self.driver_features >> queue.feature & 1)
 
-    def notify(self, index: int, now_ns: int) -> Notifications:
-        """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored."""
+    def notify(self, index: int, now_ns: int, data: int | None = None) -> Notifications:
+        """The driver kicked queue `index` (§2.9); a queue that does not exist is ignored.
+
+        `data` are the 32 bits of the notification where the transport has them.  They count with NOTIFICATION_DATA
+        only, and no more than as a hint: what is available is what the ring says, and where they disagree the watchers
+        are told."""
         if not 0 <= index < len(self.queues):
             return NO_NOTIFICATIONS
         queue = self.queues[index]
         if self.legacy and not self._legacy_fixed and queue.desc_gpa and self.status & _DRIVER:
             return self._fix_legacy_features(now_ns) | self._become_live(now_ns)
-        return self._look_at((queue,), now_ns)
+        notifications = self._look_at((queue,), now_ns)
+        if self.driver_features & _NOTIFICATION_DATA and queue.ring is not None and self.is_live:
+            notifications |= self._check_data(queue, data)
+        return notifications
 
     def read_config(self, offset: int, size: int) -> int:
         """The little-endian value of `size` bytes of device configuration; behind its end they are zero."""
@@ -192,8 +207,13 @@ class VirtioDevice(Negotiation, ABC):
     def advance(self, now_ns: int) -> Notifications:
         """Do what has come due."""
         notifications = NO_NOTIFICATIONS
-        if self._carry_on_ns is not None and self._carry_on_ns <= now_ns:
+        if self._carry_on_ns is not None and self._carry_on_ns <= now_ns and self.is_live:
             self._carry_on_ns = None
+            self._budget = WORK_LIMIT
+            notifications |= self._contained(self.carry_on, now_ns)
+            if self._budget <= 0:
+                self._carry_on_ns = now_ns + 1  # so that a run stopped and resumed at this moment does no slice more
+                notifications |= Notifications(deadline=True)
             notifications |= self._look_at(self.queues, now_ns)
         if self.is_live and (own := self.deadline_ns()) is not None and own <= now_ns:
             notifications |= self._contained(self.deadline_reached, now_ns)
@@ -246,6 +266,10 @@ class VirtioDevice(Negotiation, ABC):
         """Count work that a payload brought towards `WORK_LIMIT`; the unit is what following a descriptor costs."""
         self._budget -= work
 
+    def work_is_left(self) -> None:
+        """Nothing more of this queue fits into this call: `carry_on` shall be called at a deadline that has come."""
+        self._budget = 0
+
     def config_changed(self) -> Notifications:
         """The device changed its configuration space (§2.5): the generation changes, and a live driver is told.
 
@@ -262,6 +286,10 @@ class VirtioDevice(Negotiation, ABC):
     @abstractmethod
     def process(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Chains that the driver made available: complete them, or hold them and complete them later."""
+
+    def carry_on(self, now_ns: int) -> Notifications:
+        """Go on with what was begun, for one slice.  Every queue is looked at afterwards."""
+        return NO_NOTIFICATIONS
 
     def live(self, now_ns: int) -> Notifications:
         """The device has become live (DRIVER_OK, or bus mastering back on), and every queue was looked at."""
@@ -340,6 +368,28 @@ class VirtioDevice(Negotiation, ABC):
         queue.set_up(self.memory, self.negotiated_features, self.order)
         return self.event("queue-enabled", f"queue {queue.index} ({queue.name}) is enabled with {queue.size} entries")
 
+    def _reset_queue(self, queue: Queue) -> Notifications:
+        """§2.6.1: done at once; what is in flight is never returned, and the driver may set the queue up again."""
+        if not self.has_feature(spec.VIRTIO_F_RING_RESET):
+            return NO_NOTIFICATIONS
+        queue.reset()
+        self.queue_lost(queue)
+        told = self.event("queue-reset", f"the driver reset queue {queue.index} ({queue.name})")
+        return told | Notifications(deadline=True)
+
+    def _check_data(self, queue: Queue, data: int | None) -> Notifications:
+        """§2.9: whether a notification says what the ring said, once everything available was taken."""
+        wrong = ""
+        if data is None:
+            wrong = "has no data, although VIRTIO_F_NOTIFICATION_DATA was negotiated"
+        elif data & 0xFFFF != queue.index:
+            wrong = f"names queue {data & 0xFFFF}"
+        elif queue.ring is not None and self._carry_on_ns is None and (said := queue.ring.misannounced(data)):
+            wrong = f"announces {said}"
+        if not wrong:
+            return NO_NOTIFICATIONS
+        return self.event("notification-data", f"a notification of queue {queue.index} ({queue.name}) {wrong}")
+
     def _become_live(self, now_ns: int) -> Notifications:
         """Look at every queue, since kicks may have come too early, and let the subclass catch up."""
         notifications = self._look_at(self.queues, now_ns)
@@ -355,7 +405,7 @@ class VirtioDevice(Negotiation, ABC):
         total = NO_NOTIFICATIONS
         for queue in queues:
             ring = queue.ring
-            if ring is None or not self.is_live:
+            if ring is None or queue.paused or not self.is_live:
                 continue
             try:
                 while (chains := ring.take_available()) is not None:

@@ -1,19 +1,39 @@
 """One virtqueue as its registers show it, enabled or not (virtio 1.3 §2.6, §4.1.4.3).
 
-Owns what the driver wrote about a queue and which writes are refused.  The rings themselves are `split`'s."""
+Owns what the driver wrote about a queue, which writes are refused, and which features make which ring.  The rings
+themselves are `split`'s and `packed`'s."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from devices.errors import DriverError
 from devices.memory import GuestMemory
 from devices.state import COUNTER, FLAG, Int, State, Stateful, Table, refuse, uint
 from devices.virtio import spec
+from devices.virtio.packed import PackedQueue
 from devices.virtio.split import SplitQueue
 
 _ADDRESSES = ("desc_gpa", "driver_gpa", "device_gpa")
+
+RING_FEATURES: Final = (
+    1 << spec.VIRTIO_F_INDIRECT_DESC
+    | 1 << spec.VIRTIO_F_EVENT_IDX
+    | 1 << spec.VIRTIO_F_RING_PACKED
+    | 1 << spec.VIRTIO_F_IN_ORDER
+    | 1 << spec.VIRTIO_F_NOTIFICATION_DATA
+    | 1 << spec.VIRTIO_F_RING_RESET
+)
+"""The features of rings that any device can offer."""
+LEGACY_RING_FEATURES: Final = 1 << spec.VIRTIO_F_NOTIFY_ON_EMPTY | 1 << spec.VIRTIO_F_ANY_LAYOUT
+"""Those that only a legacy or transitional device may offer (§6.3).  Any layout is understood in any case."""
+DEFAULT_RING_FEATURES: Final = (
+    1 << spec.VIRTIO_F_INDIRECT_DESC | 1 << spec.VIRTIO_F_EVENT_IDX | 1 << spec.VIRTIO_F_RING_RESET
+)
+"""QEMU's."""
+
+Ring: TypeAlias = SplitQueue | PackedQueue
 
 
 class QueueSpec(NamedTuple):
@@ -28,8 +48,9 @@ class QueueSpec(NamedTuple):
 class Queue(Stateful):
     """`size` starts as `max_size`; addresses are guest-physical; `ring` is there while the queue is enabled.
 
-    `requests` counts the chains ever taken, across resets too.  ValueError unless `max_size` is a power of two up to
-    32768."""
+    While it is `paused` nothing more is taken from it: the device still works on what it took, and knows by its own
+    state when that ends.  `requests` counts the chains ever taken, across resets too.  ValueError unless `max_size` is
+    a power of two up to 32768."""
 
     index: int
     name: str
@@ -40,7 +61,8 @@ class Queue(Stateful):
     desc_gpa: int = 0
     driver_gpa: int = 0
     device_gpa: int = 0
-    ring: SplitQueue | None = None
+    ring: Ring | None = None
+    paused: bool = False
     requests: int = field(default=0, compare=False)
 
     STATE: ClassVar[Table] = {
@@ -52,7 +74,7 @@ class Queue(Stateful):
     BESIDE: ClassVar = ("ring",)
 
     def __post_init__(self) -> None:
-        if not _is_size(self.max_size, spec.VIRTQ_MAX_SIZE):
+        if not _is_size(self.max_size, spec.VIRTQ_MAX_SIZE, 0):
             raise ValueError(f"the size of {self.name} must be a power of two up to 32768, not {self.max_size}")
         self.size = self.max_size
 
@@ -68,8 +90,9 @@ class Queue(Stateful):
     def check_queue(self, saved: Any, where: str, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
         """ConfigError unless `restore_queue` can take `saved`: its ring must be one in `memory`."""
         Stateful.check_state(self, saved, where)
-        if not _is_size(saved["size"], self.max_size):
-            raise refuse(f"{where}.size", f"a power of two up to {self.max_size}", saved["size"])
+        if not _is_size(saved["size"], self.max_size, features):
+            kind = "a number" if _is_packed(features) else "a power of two"
+            raise refuse(f"{where}.size", f"{kind} up to {self.max_size}", saved["size"])
         if saved["enabled"] != (saved["ring"] is not None):
             raise refuse(f"{where}.ring", "there exactly if the queue is enabled", saved["ring"])
         if saved["enabled"]:
@@ -88,11 +111,12 @@ class Queue(Stateful):
         if self.ring is not None:
             self.ring.restore_state(saved["ring"])
 
-    def write(self, name: str, value: int) -> None:
-        """Set "size" or an address of a queue that is not enabled.  A size that is no power of two or above the maximum
-        leaves the old one (§4.1.4.3.2).  ValueError for any other name."""
+    def write(self, name: str, value: int, features: int) -> None:
+        """Set "size" or an address of a queue that is not enabled; `features` were negotiated.  A size that is above
+        the maximum or, unless the ring is packed, no power of two leaves the old one (§4.1.4.3.2).  ValueError for any
+        other name."""
         if name == "size":
-            if _is_size(value, self.max_size):
+            if _is_size(value, self.max_size, features):
                 self.size = value
         elif name in _ADDRESSES:
             setattr(self, name, value & (1 << 64) - 1)
@@ -110,12 +134,26 @@ class Queue(Stateful):
         """Forget the rings; what the driver wrote stays."""
         self.enabled = False
         self.ring = None
+        self.paused = False
 
     def reset(self) -> None:
         """Back to how it was built."""
         self.disable()
         self.size = self.max_size
         self.desc_gpa = self.driver_gpa = self.device_gpa = 0
+
+
+def is_in_flight(saved_queue: Any, saved_chain: Any) -> bool:
+    """Whether a queue, as it was saved and found to be in order, has the chain in flight."""
+    marks = () if saved_queue["ring"] is None else saved_queue["ring"]["in_flight"]
+    head, buffer_id = saved_chain["head"], saved_chain["buffer_id"]
+    if isinstance(marks, bytes):  # a split ring's: one byte a head
+        return head == buffer_id and any(marks[head : head + 1])
+    return head < saved_queue["size"] and buffer_id in marks
+
+
+def _is_packed(features: int) -> bool:
+    return bool(features >> spec.VIRTIO_F_RING_PACKED & 1)
 
 
 def _ring(
@@ -126,12 +164,32 @@ def _ring(
     desc_gpa: int,
     driver_gpa: int,
     device_gpa: int,
-) -> SplitQueue:
-    indirect, event_idx = (bool(features >> bit & 1) for bit in (spec.VIRTIO_F_INDIRECT_DESC, spec.VIRTIO_F_EVENT_IDX))
+) -> Ring:
+    indirect, event_idx, in_order, on_empty = (
+        bool(features >> bit & 1)
+        for bit in (
+            spec.VIRTIO_F_INDIRECT_DESC,
+            spec.VIRTIO_F_EVENT_IDX,
+            spec.VIRTIO_F_IN_ORDER,
+            spec.VIRTIO_F_NOTIFY_ON_EMPTY,
+        )
+    )
+    parts = desc_gpa, driver_gpa, device_gpa
+    if _is_packed(features):
+        return PackedQueue(memory, size, *parts, indirect=indirect, event_idx=event_idx, in_order=in_order)
+    on_empty = on_empty and not features >> spec.VIRTIO_F_VERSION_1 & 1
     return SplitQueue(
-        memory, size, desc_gpa, driver_gpa, device_gpa, indirect=indirect, event_idx=event_idx, order=order
+        memory,
+        size,
+        *parts,
+        indirect=indirect,
+        event_idx=event_idx,
+        in_order=in_order,
+        notify_on_empty=on_empty,
+        order=order,
     )
 
 
-def _is_size(value: int, maximum: int) -> bool:
-    return 0 < value <= maximum and not value & value - 1
+def _is_size(value: int, maximum: int, features: int) -> bool:
+    """§2.7: powers of two; §2.8.10.1: any number in a packed ring."""
+    return 0 < value <= maximum and (_is_packed(features) or not value & value - 1)

@@ -1,9 +1,9 @@
-"""The split ring, page frame numbers, reports and statistics once more, one value at a time.
+"""The split and the packed ring, page frame numbers, reports and statistics once more, one value at a time.
 
-This is the text to read first, and the oracle of the tests: `walk`, `split`, `balloon.pages`, `balloon.reporting` and
-`balloon.stats` must give the same answer, or break the same rule, on every input.  It shares no code with them and
-cares for nothing but being plain: every number is read from RAM where it is needed, by its place in the specification's
-structures.
+This is the text to read first, and the oracle of the tests: `walk`, `split`, `packed_walk`, `packed`, `balloon.pages`,
+`balloon.reporting` and `balloon.stats` must give the same answer, or break the same rule, on every input.  It shares no
+code with them and cares for nothing but being plain: every number is read from RAM where it is needed, by its place in
+the specification's structures.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ class Buffer(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """The buffers of the chain that starts at descriptor `head`."""
+    """The buffers of the chain that starts at descriptor `head`; `buffer_id` and `slots` are a packed ring's."""
 
     head: int
     buffers: list[Buffer]
+    buffer_id: int = -1
+    slots: int = 0
 
 
 class Ring:
@@ -116,6 +118,123 @@ class Ring:
         self.next_used = (self.next_used + 1) % 65536
         self.memory.write_int(self.used + 2, 2, self.next_used)
         self.in_flight.remove(head)
+
+
+class PackedRing:
+    """The device's side of a packed virtqueue (§2.8) in one place and one size, aligned and inside RAM."""
+
+    def __init__(self, memory: GuestMemory, size: int, desc: int, indirect: bool) -> None:
+        self.memory = memory
+        self.size = size
+        self.desc = desc
+        self.indirect = indirect
+        self.avail_place, self.avail_wrap = 0, 1
+        self.used_place, self.used_wrap = 0, 1
+        self.in_flight: dict[int, int] = {}  # buffer id: descriptors of the ring
+
+    def take_available(self) -> list[Chain]:
+        """§2.8.12: every chain the driver made available, up to as many descriptors as the queue has entries."""
+        chains: list[Chain] = []
+        descriptors = 0
+        place, wrap = self.avail_place, self.avail_wrap
+        free = self.size - sum(self.in_flight.values())
+        while self.is_available(place, wrap):
+            if free == 0:
+                raise DriverError("2.8.16", "made available while it is in flight", head=place)
+            chain = self.follow(place, wrap, free)
+            descriptors += len(chain.buffers)
+            if descriptors > self.size:
+                break  # the next call's work
+            if chain.buffer_id in self.in_flight:
+                raise DriverError("2.8.21.1", "the id is in flight", head=place)
+            chains.append(chain)
+            self.in_flight[chain.buffer_id] = chain.slots
+            free -= chain.slots
+            for _ in range(chain.slots):
+                place, wrap = self.after(place, wrap)
+            self.avail_place, self.avail_wrap = place, wrap
+        return chains
+
+    def after(self, place: int, wrap: int) -> tuple[int, int]:
+        """§2.8.1: the wrap counter changes behind the last descriptor."""
+        return (place + 1, wrap) if place + 1 < self.size else (0, 1 - wrap)
+
+    def is_available(self, place: int, wrap: int) -> bool:
+        """§2.8.1: AVAIL is as the driver's wrap counter, USED is not."""
+        flags = self.memory.read_int(self.desc + 16 * place + 14, 2)
+        avail, used = bool(flags & spec.VIRTQ_DESC_F_AVAIL), bool(flags & spec.VIRTQ_DESC_F_USED)
+        return avail == bool(wrap) and used != bool(wrap)
+
+    def follow(self, head: int, wrap: int, free: int) -> Chain:
+        """§2.8.6, §2.8.7: one chain, of neighbours in the ring or in one table."""
+        buffers: list[Buffer] = []
+        place, slots = head, 0
+        while True:
+            if slots == free:
+                raise DriverError("2.8.17", "longer than there are free descriptors", head=head)
+            gpa, length, name, flags = self.fields(self.desc + 16 * place)
+            slots += 1
+            if flags & spec.VIRTQ_DESC_F_INDIRECT:
+                if not self.indirect or slots > 1 or flags & spec.VIRTQ_DESC_F_NEXT:
+                    raise DriverError("2.8.19", "no indirect descriptor may stand here", head=head)
+                if length == 0 or length % 16:
+                    raise DriverError("2.8.7", "no table has this length", head=head)
+                if length // 16 > self.size:
+                    raise DriverError("2.8.17", "a table longer than the queue", head=head)
+                self.check_ram(head, gpa, length)
+                for entry in range(gpa, gpa + length, 16):
+                    inner_gpa, inner_length, _, inner_flags = self.fields(entry)
+                    self.add(head, buffers, inner_gpa, inner_length, inner_flags)
+                return Chain(head, buffers, name, slots)
+            self.add(head, buffers, gpa, length, flags)
+            if not flags & spec.VIRTQ_DESC_F_NEXT:
+                return Chain(head, buffers, name, slots)
+            place, wrap = self.after(place, wrap)
+            if slots < free and not self.is_available(place, wrap):
+                raise DriverError("2.8.17", "the list goes on where nothing is available", head=head)
+
+    def fields(self, gpa: int) -> tuple[int, int, int, int]:
+        """§2.8.13: address, length, buffer id and flags of one descriptor."""
+        read = self.memory.read_int
+        return read(gpa, 8), read(gpa + 8, 4), read(gpa + 12, 2), read(gpa + 14, 2)
+
+    def add(self, head: int, buffers: list[Buffer], gpa: int, length: int, flags: int) -> None:
+        """One element: readable ones first, none without a byte, all of it RAM."""
+        writable = bool(flags & spec.VIRTQ_DESC_F_WRITE)
+        if buffers and buffers[-1].writable and not writable:
+            raise DriverError("2.8.17", "readable after writable", head=head)
+        if length == 0:
+            raise DriverError("2.8.13", "an empty buffer", head=head)
+        self.check_ram(head, gpa, length)
+        buffers.append(Buffer(gpa, length, writable))
+
+    def check_ram(self, head: int, gpa: int, length: int) -> None:
+        """Every byte must be RAM."""
+        if not self.memory.contains(gpa, length):
+            error = OutsideRam(gpa, length, "2.8.13")
+            error.head = head
+            raise error
+
+    def put_used(self, buffer_id: int, written: int) -> None:
+        """§2.8.1, §2.8.4: one used descriptor for the whole chain; the next one stands behind all of the chain's."""
+        gpa = self.desc + 16 * self.used_place
+        flags = spec.VIRTQ_DESC_F_WRITE if written else 0
+        if self.used_wrap:
+            flags |= spec.VIRTQ_DESC_F_AVAIL | spec.VIRTQ_DESC_F_USED
+        self.memory.write_int(gpa + 8, 4, written)
+        self.memory.write_int(gpa + 12, 2, buffer_id)
+        self.memory.write_int(gpa + 14, 2, flags)
+        for _ in range(self.in_flight.pop(buffer_id)):
+            self.used_place, self.used_wrap = self.after(self.used_place, self.used_wrap)
+
+
+def wants_packed_notification(size: int, off: int, wrap: int, place: int, place_wrap: int, slots: int) -> bool:
+    """§2.8.10 with EVENT_IDX: whether `off` and `wrap` name one of the `slots` descriptors used from `place` on."""
+    for _ in range(slots):
+        if (place, place_wrap) == (off, wrap):
+            return True
+        place, place_wrap = (place + 1, place_wrap) if place + 1 < size else (0, 1 - place_wrap)
+    return False
 
 
 def wants_notification(used_event: int, old: int, new: int) -> bool:

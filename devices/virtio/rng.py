@@ -15,11 +15,12 @@ from devices.state import COUNTER, Table
 from devices.virtio import spec
 from devices.virtio.chains import Chains
 from devices.virtio.device import Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.queue import DEFAULT_RING_FEATURES
 
 MAX_BATCH_BYTES = 65536
 """No batch gets more, and each of its buffers gets an equal part: the driver chooses the lengths, up to 4 GiB."""
 
-DEFAULT_FEATURES = 1 << spec.VIRTIO_F_INDIRECT_DESC | 1 << spec.VIRTIO_F_EVENT_IDX | 1 << spec.VIRTIO_F_VERSION_1
+DEFAULT_FEATURES = DEFAULT_RING_FEATURES | 1 << spec.VIRTIO_F_VERSION_1
 
 
 class Rng(VirtioDevice):

@@ -109,6 +109,23 @@ def virtq_used(queue_size: int) -> np.dtype[np.void]:
     )
 
 
+# -- §2.8 Packed virtqueues --------------------------------------------------------------------------------------------
+
+VIRTQ_DESC_F_AVAIL: Final = 1 << 7  # §2.8.1; NEXT, WRITE and INDIRECT are as above
+VIRTQ_DESC_F_USED: Final = 1 << 15
+
+PVIRTQ_DESC_ALIGN: Final = 16  # §2.8.10.1
+PVIRTQ_EVENT_ALIGN: Final = 4
+
+pvirtq_desc: Final = np.dtype([("addr", "<u8"), ("len", "<u4"), ("id", "<u2"), ("flags", "<u2")])  # §2.8.13
+pvirtq_event_suppress: Final = np.dtype(
+    [("desc", "<u2"), ("flags", "<u2")]
+)  # §2.8.14; the wrap counter is desc's bit 15
+
+RING_EVENT_FLAGS_ENABLE: Final = 0  # §2.8.10
+RING_EVENT_FLAGS_DISABLE: Final = 1
+RING_EVENT_FLAGS_DESC: Final = 2
+
 # -- §5.5 Traditional memory balloon device ----------------------------------------------------------------------------
 
 VIRTIO_BALLOON_F_MUST_TELL_HOST: Final = 0  # §5.5.3

@@ -39,7 +39,7 @@ _FLAGS, _IDX = 0, 1  # 16-bit words of both rings
 class SplitQueue(Stateful):
     """A queue of `size` entries (a power of two up to 32768) whose parts are where the driver said.
 
-    `indirect` and `event_idx` tell whether VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX were negotiated.
+    `indirect`, `event_idx`, `in_order` and `notify_on_empty` tell which features were negotiated.
     `order` is the byte order of all of it, the driver's own in a legacy queue (§2.7.3).
     DriverError when a part is misaligned (§2.7.1) or is not inside one region of RAM."""
 
@@ -58,6 +58,8 @@ class SplitQueue(Stateful):
         *,
         indirect: bool = False,
         event_idx: bool = False,
+        in_order: bool = False,
+        notify_on_empty: bool = False,
         order: spec.ByteOrder = "<",
     ) -> None:
         _check_alignment("descriptor table", desc_gpa, spec.VIRTQ_DESC_ALIGN)
@@ -66,6 +68,8 @@ class SplitQueue(Stateful):
         self.size = size
         self._memory = memory
         self._event_idx = event_idx
+        self._in_order = in_order
+        self._notify_on_empty = notify_on_empty
         self._walker = Walker(memory, desc_gpa, size, indirect, order)
         # One more 16-bit word each for used_event and avail_event, which are there only with EVENT_IDX.
         available = memory.view(driver_gpa, 4 + 2 * size + 2 * event_idx)
@@ -137,13 +141,26 @@ class SplitQueue(Stateful):
             return False
         return int(np.bincount(heads).max()) == 1
 
+    def misannounced(self, data: int) -> str:
+        """What is wrong with the available index of notification `data` (§2.9), now that everything was taken; "" if
+        nothing is.  The ring may be ahead of what was announced by what it holds, never behind."""
+        index = data >> 16 & 0xFFFF
+        if (self._next_available - index) & 0xFFFF <= self.size:
+            return ""
+        return f"available index {index}, the ring's is {self._next_available}"
+
     # -- putting ---------------------------------------------------------------------------------------------------
 
     def put_used(self, chains: Chains, written: int | Sequence[int] = 0) -> None:
-        """Return `chains`; `written` is how many bytes were stored in the buffers of each (§2.7.8.2), or of all."""
+        """Return `chains`; `written` is how many bytes were stored in the buffers of each (§2.7.8.2), or of all.
+
+        With IN_ORDER one element stands for all of them (§2.7.9), unless a skipped one would pass for written."""
         count = chains.count
         position = self._next_used & self.size - 1
-        if count < LOCK_STEP_FROM_CHAINS:
+        if self._in_order and count > 1 and chains.are_readable():
+            self._used_elem.pack_into(self._used_bytes, _RING + 8 * position, chains.id_of(count - 1), 0)
+            self._heads_in_flight[chains.buffer_id] = 0
+        elif count < LOCK_STEP_FROM_CHAINS:
             for index in range(count):
                 head = chains.id_of(index)
                 place = _RING + 8 * (position + index & self.size - 1)
@@ -167,6 +184,8 @@ class SplitQueue(Stateful):
         """Whether the driver wants to hear of what was put since the last call (§2.7.7.2)."""
         self._memory.fence()
         old, self._notified_used = self._notified_used, self._next_used
+        if self._notify_on_empty and self._next_used != old and self._available[_IDX] == self._next_available:
+            return True  # §6.3: it ran out of available descriptors, however much the driver wants to be left alone
         if self._event_idx:
             used_event = self._available[2 + self.size]
             return (self._next_used - used_event - 1) & 0xFFFF < (self._next_used - old) & 0xFFFF

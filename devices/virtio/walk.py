@@ -54,7 +54,7 @@ class Walker:
             gpa, size, flags, _ = self._desc.unpack_from(self._bytes, head * _DESC_BYTES)
             if not flags & (_NEXT | _INDIRECT) and size and self._memory.region_of(gpa, size) is not None:
                 in_flight[head] = 1
-                return OneBuffer(head, gpa, size, bool(flags & _WRITE))
+                return OneBuffer(head, gpa, size, bool(flags & _WRITE), head)
         return self.one_by_one([head], in_flight)
 
     # -- one by one ------------------------------------------------------------------------------------------------

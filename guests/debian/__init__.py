@@ -1,8 +1,8 @@
 """What runs in Linux: the scripts of the bundled initramfs, and `port`, a program with which they reach the machine.
 
 `init` prepares the machine, `inittab` and `run` start `/main` and end the machine after it.  `/main` is `demo`,
-`shell`, `commands` or a script of the user's; `power-button` is what acpid runs.  Nothing here knows how they are
-packed, or which kernel it will be.
+`shell`, `commands`, or `script` for a script of the user's; `power-button` is what acpid runs.  Nothing here knows how
+they are packed, or which kernel it will be.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEBIAN = GuestRow(  # without an image: the kernel is Debian's, and the rest is 
         r"^demo: MemTotal \d+ MiB, MemFree \d+ MiB, MemAvailable \d+ MiB$",
     ),
 )
-FILES = ("init", "inittab", "run", "demo", "shell", "commands", "power-button", "port.elf")
+FILES = ("init", "inittab", "run", "demo", "shell", "commands", "script", "power-button", "port.elf")
 
 
 def bundled_file(name: str) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.boot import debian
+from tests.boot.balloon import KEPT_KINDS, Guests
 from tests.boot.guest import MOUNT, SHELL, SHELL_IS_UP, Linux
 
 SETUPS = {"msi-x": "", "intx": "pci=nomsi", "8259 and 8254": "nolapic noapic acpi=off"}
@@ -27,3 +28,17 @@ def shell(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linu
     with Linux(tmp_path_factory.mktemp("shell"), archive, SETUPS[setup]) as guest:
         guest.wait_for(SHELL_IS_UP)
         yield guest
+
+
+@pytest.fixture(scope="session")
+def all_guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
+    guests = Guests(tmp_path_factory.mktemp("guests"))
+    yield guests
+    guests.close()
+
+
+@pytest.fixture(scope="module")
+def guests(all_guests: Guests) -> Iterator[Guests]:
+    """Guests with a balloon, each booted once for all tests of a module; the commonest once for all modules."""
+    yield all_guests
+    all_guests.close(but=KEPT_KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,10 @@ from typing import Self
 import vmm
 from devices.effects import Event
 from tests.boot import debian
+from vmm.config import parse_duration
+from vmm.machine import Machine
 from vmm.outcome import Outcome
+from vmm.state import MachineState
 
 STEP = "20ms"
 GIVE_UP_NS = 60 * 10**9
@@ -24,6 +28,16 @@ mount -t devtmpfs dev /dev
 """
 SHELL = 'stty -F /dev/ttyS0 cols 500\nexec setsid sh -c "exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1"\n'
 SHELL_IS_UP = "/ # "
+COMPLAINT = re.compile(r"BUG:|WARNING:|blocked for more than|virtio_balloon.*(fail|error)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A guest at one moment: its machine, the events until then, and how many questions there had been."""
+
+    machine: MachineState
+    events: tuple[tuple[int, Event], ...]
+    questions: int
 
 
 @dataclass
@@ -82,6 +96,13 @@ class Linux:
             assert outcome is None or text in self.console[after:], f"{outcome} before {text!r}:\n{self.tail()}"
             assert self.machine.now_ns < end_ns, f"{text!r} did not come:\n{self.tail()}"
 
+    def run_until(self, holds: Callable[[Machine], bool], within: str = "20s") -> None:
+        """Run until `holds` is true of the machine."""
+        end_ns = self.machine.now_ns + parse_duration(within)
+        outcome = self.machine.run(lambda machine: machine.now_ns >= end_ns or holds(machine))
+        assert outcome is None, f"{outcome}:\n{self.tail()}"
+        assert holds(self.machine), f"it does not come to hold within {within}; {self.machine.balloon}:\n{self.tail()}"
+
     def run_to_the_end(self) -> Outcome:
         """Run until the guest ends the machine itself."""
         outcome = self.machine.run("60s")
@@ -107,6 +128,22 @@ class Linux:
         assert found is not None, answer
         assert found[2] == "0", f"{command!r} ended with {found[2]}: {found[1]}"
         return found[1]
+
+    @property
+    def complaints(self) -> list[str]:
+        """Lines in which the kernel says that something is wrong with it or with a device."""
+        return [line for line in self.console.splitlines() if COMPLAINT.search(line)]
+
+    # -- one boot for many tests -------------------------------------------------------------------------------------
+
+    def save(self) -> Saved:
+        return Saved(self.machine.save(), tuple(self.events), self._questions)
+
+    def restore(self, saved: Saved) -> None:
+        """Go back to the moment of `saved`, with all the guest has printed and all that was heard until then."""
+        self.machine.restore(saved.machine)
+        self.events[:] = saved.events
+        self._questions = saved.questions
 
     def tail(self) -> str:
         return self.console[-3000:]

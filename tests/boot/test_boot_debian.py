@@ -80,8 +80,15 @@ def test_a_shell_on_a_terminal_is_left_with_its_key_and_leaves_the_terminal_as_i
     words = [sys.executable, "-m", "vmm", "boot", "debian", "--shell"]
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     try:
-        shown = b""
-        for until, keys in ((b"# ", b"echo $((6*7))\r"), (b"\n42\r", b""), (b"# ", b"\x01x")):
+        shown = b""  # a Ctrl-C that comes before there is a shell must not end what prepares it
+        for until, keys in (
+            (b"entering the guest", b"\x03"),
+            (b"# ", b"echo started; sleep 1000\r"),
+            (b"\nstarted\r", b"\x03"),
+            (b"# ", b"echo $((6*7))\r"),
+            (b"\n42\r", b""),
+            (b"# ", b"\x01x"),
+        ):
             shown = _read_until(ours, until, shown)
             os.write(ours, keys)
         status = process.wait(PATIENCE_S)
@@ -111,3 +118,31 @@ def test_the_demonstration_follows_the_target_and_hears_the_power_button(environ
     totals = [int(line.split()[2]) for line in report["console"].splitlines() if line.startswith("demo: MemTotal")]
     assert min(totals) == pytest.approx(max(totals) - 128, abs=1)
     assert report["stats"]["values"]["stat-total-memory"] >> 20 in (min(totals), max(totals))
+
+
+def test_the_properties_of_the_balloon_mean_the_same_to_debian_s_driver(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A process that needs what the balloon has gets it, and what it leaves behind goes back to the host."""
+    script = tmp_path / "script"
+    script.write_text(
+        "#!/bin/sh\nsleep 2\necho features: $(cat /sys/bus/virtio/devices/virtio0/features)\n"
+        "echo 1 >/proc/sys/vm/overcommit_memory\n"
+        "dd if=/dev/zero of=/dev/null bs=100M count=1 || exit 9\nsleep 6\n",
+        encoding="utf-8",
+    )
+    device = "virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on"
+    done = vmm(environment, "-m", "256M", "--target", "128M@1s", "--run", str(script), "-device", device, "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["exit_code"]) == (0, 0), done.stderr
+    names = {"VIRTIO_BALLOON_F_DEFLATE_ON_OOM": 2, "VIRTIO_BALLOON_F_PAGE_REPORTING": 5}
+    (bits,) = (line.split()[1] for line in report["console"].splitlines() if line.startswith("features: "))
+    assert names.keys() <= set(report["features"]["negotiated"])
+    assert {bits[bit] for bit in names.values()} == {"1"}
+
+    balloon, memory = report["balloon"], report["memory"]
+    assert balloon["target_pages"] == (128 << 20) // 4096
+    assert 0 < balloon["actual_pages"] < balloon["target_pages"]
+    assert balloon["oom_deflated_pages"] == balloon["target_pages"] - balloon["actual_pages"] > 0
+    assert balloon["reported_bytes"] >= 64 << 20
+    assert memory["backed_bytes_end"] < memory["backed_bytes_peak"] - (50 << 20)

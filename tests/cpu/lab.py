@@ -155,6 +155,7 @@ class LogPlatform:
     inputs: dict[int, int] = field(default_factory=dict)
     on_write: dict[int, Callable[[int], None]] = field(default_factory=dict)
     cpu: UnicornCpu | None = None
+    tsc_line: tuple[int, int] | None = None
 
     def port_read(self, port: int, size: int) -> int:
         self.log.append(("in", port, size, 0))
@@ -176,6 +177,9 @@ class LogPlatform:
     def tsc(self) -> int:
         assert self.cpu is not None
         return self.cpu.blocks * 10
+
+    def tsc_of_blocks(self) -> tuple[int, int] | None:
+        return self.tsc_line
 
     def acknowledge_irq(self) -> int:
         assert self.cpu is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
-from tests.cpu.lab import RAM_LAYOUT, LogPlatform, lab
+from tests.cpu.lab import RAM_LAYOUT, USER_CODE, USER_DATA, LogPlatform, lab
 from vmm.cpu import ExitReason
 from vmm.cpu.unicorn_cpu import UnicornCpu
 
@@ -115,6 +117,74 @@ def test_rdtsc_asks_the_platform() -> None:
         assert bench.reports == [0x55667788, 0x11223344, 0x99, 0x77]
 
 
+READS_THE_COUNTER = """
+    movl $0xc0000103, %ecx; movl $0x12345678, %eax; movl $-1, %edx; wrmsr
+    movl $20, %ebx
+    1: movq $-1, %rax; movq %rax, %rcx; movq %rax, %rdx; rdtsc
+    call tell
+    movq $-1, %rax; movq %rax, %rcx; movq %rax, %rdx; rdtscp
+    call tell
+    decl %ebx; jnz 1b; hlt
+    tell: outl %eax, $0x80; shrq $32, %rax; outl %eax, $0x80
+    movl %edx, %eax; outl %eax, $0x80; shrq $32, %rdx; movl %edx, %eax; outl %eax, $0x80
+    movl %ecx, %eax; outl %eax, $0x80; shrq $32, %rcx; movl %ecx, %eax; outl %eax, $0x80
+    ret
+"""
+
+
+def counter(cpu: UnicornCpu, ticks: int, start: int) -> Callable[[], int]:
+    return lambda: cpu.blocks * ticks + start
+
+
+@pytest.mark.parametrize("line", [None, (10, 0), (10, 0x1234567_89ABCDEF), (7, 2**64 - 300), (1, 2**64 - 1)])
+def test_the_counter_by_machine_code_is_the_counter_by_the_platform(line: tuple[int, int] | None) -> None:
+    """With a line and without, in Python and natively, stopped anywhere: the same numbers in whole registers."""
+    found = []
+    for native, known, budget in ((True, line, 10**6), (True, line, 3), (True, None, 7), (False, line, 10**6)):
+        with lab(READS_THE_COUNTER, native=native) as bench:
+            cpu = bench.cpu
+            bench.platform.tsc = counter(cpu, *line or (10, 0))  # type: ignore[method-assign]
+            bench.platform.tsc_line = known
+            while bench.run(budget).reason is not ExitReason.HALTED:
+                pass
+            found.append((bench.reports, cpu.blocks))
+    assert found[0] == found[1] == found[2] == found[3]
+    answers = [tuple(found[0][0][i : i + 6]) for i in range(0, 240, 6)]
+    assert len(answers) == 40
+    values = [low | high << 32 for low, _, high, _, _, _ in answers]
+    ticks, start = line or (10, 0)
+    blocks = [(value - start) % 2**64 // ticks for value in values]
+    assert blocks == sorted(set(blocks)), "it only goes up"
+    assert all(answer[1] == answer[3] == 0 for answer in answers), "the upper halves are cleared"
+    assert {answer[4:] for answer in answers[0::2]} == {(0xFFFFFFFF, 0xFFFFFFFF)}, "RDTSC leaves RCX alone"
+    assert {answer[4:] for answer in answers[1::2]} == {(0x12345678, 0)}
+
+
+def test_the_line_of_the_counter_may_change_between_two_runs() -> None:
+    source = "1: rdtsc; outl %eax, $0x80; jmp 1b"
+    with lab(source) as bench:
+        for offset in (0, 1000, 5_000_000):
+            bench.platform.tsc_line = (10, offset)
+            before, start = len(bench.reports), bench.cpu.blocks
+            bench.run(20)
+            found = bench.reports[before:]
+            assert found and all(offset + 10 * start <= value <= offset + 10 * (start + 21) for value in found)
+
+
+def test_a_program_without_the_right_gets_no_counter() -> None:
+    """CR4.TSD: #GP in ring 3, by machine code too."""
+    source = f"""
+        movq %cr4, %rax; orl $4, %eax; movq %rax, %cr4
+        pushq ${USER_DATA}; pushq $0x60000; pushq $2; pushq ${USER_CODE}; pushq $user; iretq
+        user: movl $77, %eax; rdtsc; jmp user
+        handler: outl %eax, $0x80; hlt
+    """
+    with lab(source, gates={13: "handler"}) as bench:
+        bench.platform.tsc_line = (10, 0)
+        assert bench.run().reason is ExitReason.HALTED
+        assert bench.reports == [77]
+
+
 def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, ...]:
     source = f"""
         movl ${leaf}, %eax; movl ${subleaf}, %ecx; cpuid
@@ -133,6 +203,21 @@ def test_cpuid_hides_what_is_random_or_does_not_work() -> None:
     assert not ecx & 1 << 24, "TSC-deadline"
     assert edx & 1 << 9 and edx & 1 << 4, "there are an APIC and a time-stamp counter"
     assert not cpuid(7)[1] & 1 << 18, "RDSEED"
+
+
+def test_strings_are_said_to_be_fast_by_words_and_not_by_bytes() -> None:
+    """Linux then clears and copies pages with REP STOSQ and MOVSQ; an iteration costs the same time however wide."""
+    source = """
+        movl $0x1a0, %ecx; rdmsr; outl %eax, $0x80; movl %edx, %eax; outl %eax, $0x80
+        movl $0x800, %eax; xorl %edx, %edx; wrmsr; rdmsr; outl %eax, $0x80; hlt
+    """
+    with lab(source) as bench:
+        bench.run()
+        assert bench.reports == [1, 0, 0x800], "bit 0 is set by a reset, and the register is the guest's"
+        bench.cpu.reset()
+        registers: Any = bench.cpu.save_state()["registers"]
+        assert registers["misc_enable"] == 1
+    assert not cpuid(7)[1] & 1 << 9, "enhanced REP MOVSB and STOSB"
 
 
 def test_cpuid_tells_the_frequency_of_the_counter() -> None:

@@ -13,7 +13,7 @@ import pytest
 from unicorn import x86_const
 
 from devices.errors import ConfigError
-from vmm.cpu import binding, layout
+from vmm.cpu import binding, exit_checks, layout
 from vmm.cpu.layout import HF_CS64, HF_LMA, HF_PE, CpuState
 
 CODE = 0x1000
@@ -325,3 +325,36 @@ def test_blocks_that_are_not_mapped_from_the_largest_down_share_numbers(sizes: t
     assert pages[1][0] == 0x55
     assert (len(blocks) > 1) == (sizes[0] < sizes[1])
     engine.close()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_stop_within_a_block_waits_for_its_end_without_the_checks(bare: Bare, checked: bool) -> None:
+    """With Unicorn's check after each access it stops behind the load; without, before the block that follows."""
+    if not checked:
+        exit_checks.leave_out(bare.engine)
+    bare.load("8b07 ffc3 8907 ffc3 eb00 ffc3 f4")  # mov eax, [rdi]; inc ebx; mov [rdi], eax; inc ebx; jmp; inc ebx; hlt
+    bare.set("rdi", DATA)
+    bare.set("rbx", 0)
+    bare.engine.hook(binding.HOOK_LOAD, binding.LoadCallback(lambda *_access: bare.engine.stop()))
+    assert bare.engine.start(CODE) == binding.OK
+    assert bare.register("rbx") == (0 if checked else 2)
+
+
+def test_the_flag_for_the_checks_is_where_it_was_found() -> None:
+    exit_checks.find_flag.cache_clear()
+    assert exit_checks.find_flag() > 0
+
+
+def test_without_the_flag_nothing_is_changed(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exit_checks, "find_flag", lambda: 0)
+    before = ctypes.string_at(bare.engine.handle.value or 0, 4096)
+    exit_checks.leave_out(bare.engine)
+    assert ctypes.string_at(bare.engine.handle.value or 0, 4096) == before
+
+
+@pytest.mark.parametrize("place", [exit_checks._FLAG - 1, exit_checks._FLAG + 1])
+def test_another_byte_is_not_taken_for_the_flag(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    exit_checks.find_flag.cache_clear()
+    monkeypatch.setattr(exit_checks, "_FLAG", place)
+    assert exit_checks.find_flag() == 0
+    exit_checks.find_flag.cache_clear()

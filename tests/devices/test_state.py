@@ -51,9 +51,12 @@ from devices.state import (
     uint,
 )
 from devices.timer import Counter, Timer8254
+from devices.virtio import spec
 from devices.virtio.balloon import Balloon
 from devices.virtio.balloon.pages import BalloonPages
+from devices.virtio.balloon.sliced import SlicedBatch
 from devices.virtio.balloon.stats import StatsConversation
+from devices.virtio.packed import PackedQueue
 from devices.virtio.queue import Queue
 from devices.virtio.rng import Rng
 from devices.virtio.split import SplitQueue
@@ -63,7 +66,7 @@ from devices.virtio.transport.pci_legacy import LegacyRegisters, VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from devices.writes import WriteLog
-from tests.support import BalloonMachine, Way
+from tests.support import BalloonMachine, Way, build_with
 from vmm.boards.board import SeededEntropy
 from vmm.boards.pc import PcBoard
 from vmm.boards.ppc import PpcBoard
@@ -74,6 +77,7 @@ from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
 from vmm.pc_platform import PcPlatform
 from vmm.ppc_platform import PpcPlatform
+from vmm.transcript import Transcript
 
 OTHER_TRANSPORTS: tuple[Way, ...] = ("transitional", "legacy", "mmio", "mmio-legacy")
 FIT = "The saved state does not fit this machine: "
@@ -115,10 +119,13 @@ BUILT: dict[type, str] = {
     VirtioMmio: "line",
     VirtioMmioLegacy: "line",
     HostBridge: "_spaces _ram _mapped functions",
-    Queue: "index name max_size feature ring",
-    SplitQueue: "size _memory _event_idx _used_elem _walker _available _available_ring _used _used_bytes _used_ring "
-    "_used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _stats_queue",
+    Queue: "index name max_size feature ring paused",
+    PackedQueue: "size _memory _event_idx _in_order _walker _bytes _words _driver_event _device_event _records "
+    "_ring_gpa _device_gpa _round _ids_in_flight",
+    SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _used_elem _walker _available _available_ring "
+    "_used _used_bytes _used_ring _used_gpa _heads_in_flight",
+    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue",
+    SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "",
     BalloonPages: "_size _bytes _inside count",
@@ -132,11 +139,12 @@ BUILT: dict[type, str] = {
     IntervalTimer: "line",
     PpcPlatform: "attentive cpu _board _clock _memory",
     PcPlatform: "attentive cpu _board _clock _memory _pc",
+    Transcript: "",
     Machine: "config observers debug_sinks typist _interrupted board memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
-the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages` and `ShadowMemory` hold, `memory` of the
-machine, `cpu` of its platform)."""
+the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,
+`memory` of the machine, `cpu` of its platform)."""
 
 
 def attributes(thing: object) -> set[str]:
@@ -165,7 +173,9 @@ def everything() -> dict[type, Any]:
     machine.driver.start()
     full = Machine(make_config("hello", memory="4M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
     assert isinstance(full.platform.cpu, UnicornCpu)
-    rings = machine.balloon.queues[0].ring, full.memory.writes
+    packed = BalloonMachine(build=build_with(spec.VIRTIO_F_RING_PACKED))
+    packed.driver.start()
+    rings = machine.balloon.queues[0].ring, packed.balloon.queues[0].ring, full.memory.writes
     ppc = Machine(make_config("stats", memory="4M", arch="ppc"))
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
     others = [BalloonMachine(way) for way in OTHER_TRANSPORTS]
@@ -174,7 +184,7 @@ def everything() -> dict[type, Any]:
         walk(thing)
     full.close()
     ppc.close()
-    for made in (machine, *others):
+    for made in (machine, packed, *others):
         made.close()
     return found
 

@@ -140,6 +140,9 @@ class Lab:
     def tsc(self) -> int:
         return 0
 
+    def tsc_of_blocks(self) -> tuple[int, int] | None:
+        return None
+
     def acknowledge_irq(self) -> int:
         raise AssertionError("nothing here interrupts")
 

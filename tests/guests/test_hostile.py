@@ -189,8 +189,8 @@ def test_a_device_that_breaks_over_a_payload_is_noticed() -> None:
 def test_a_device_that_stays_silent_about_its_trouble_is_noticed() -> None:
     genuine = VirtioDevice.notify
 
-    def silent(balloon: VirtioDevice, index: int, now_ns: int) -> Notifications:
-        return genuine(balloon, index, now_ns)._replace(config=False)
+    def silent(balloon: VirtioDevice, index: int, now_ns: int, data: int | None = None) -> Notifications:
+        return genuine(balloon, index, now_ns, data)._replace(config=False)
 
     with mock.patch.object(VirtioDevice, "notify", silent):
         machine, _ = run("wrap")

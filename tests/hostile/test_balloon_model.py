@@ -7,18 +7,22 @@ the wrong page shows at once.  The driver library itself checks each head and ea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from devices.memory import PAGE_BYTES
-from tests.support import BalloonMachine, build_reporting
-from vmm.testing import RawQueue
+from devices.memory import PAGE_BYTES, GuestMemory
+from devices.virtio import spec
+from devices.virtio.balloon import Balloon
+from tests.support import BalloonMachine, Way, build_with
+from vmm.testing import RawPackedQueue, RawQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, PAGE_REPORTING, STATS_VQ, STATSQ, pfn_bytes
-from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC
+from vmm.testing.driver import EVENT_IDX, IN_ORDER, INDIRECT_DESC, NOTIFICATION_DATA, RING_PACKED, RING_RESET
 from vmm.testing.mistakes import RANGE_MISTAKES, RING_MISTAKES, Mistake
+from vmm.testing.packed_mistakes import PACKED_MISTAKES, PackedMistake
 from vmm.testing.pci import COMMAND_MASTER
 
 POOL_PAGES = 10
@@ -32,6 +36,11 @@ PFN_QUEUES = st.sampled_from([INFLATEQ, DEFLATEQ])
 PAGE_QUEUES = st.sampled_from([INFLATEQ, DEFLATEQ, REPORTING_VQ])
 RANGES = st.lists(st.tuples(st.integers(0, POOL_PAGES - 1), st.booleans()), min_size=1, max_size=6)
 """Pages of the pool to report; True for all but the first byte of one, which is no page."""
+WITHOUT = (
+    *(0, 0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | INDIRECT_DESC, STATS_VQ, PAGE_REPORTING),
+    *(RING_RESET, IN_ORDER, NOTIFICATION_DATA, IN_ORDER | EVENT_IDX),
+)
+SIZES = st.sampled_from([8, 32, 128, 5, 100])
 ENTRIES = st.lists(st.integers(0, POOL_PAGES - 1) | st.just(NOT_RAM), max_size=12)
 
 
@@ -49,12 +58,21 @@ def no_requests() -> dict[int, Requests]:
     return {INFLATEQ: Requests(), DEFLATEQ: Requests(), REPORTING_VQ: Requests()}
 
 
+build_everything: Callable[[GuestMemory], Balloon] = build_with(
+    spec.VIRTIO_BALLOON_F_PAGE_REPORTING,
+    spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
+    spec.VIRTIO_F_IN_ORDER,
+    spec.VIRTIO_F_NOTIFICATION_DATA,
+)
+
+
 class BalloonModel(RuleBasedStateMachine):
     """Pages of the pool are named by their index in it; `NOT_RAM` stands for one that is no page of RAM."""
 
-    @initialize()
-    def build(self) -> None:
-        self.machine = BalloonMachine("pci", build=build_reporting)
+    @initialize(way=st.sampled_from(["pci", "packed-pci"]))
+    def build(self, way: Way) -> None:
+        self.machine = BalloonMachine(way, build=build_everything)
+        self.packed = way == "packed-pci"
         self.driver = self.machine.driver
         self.pool = self.machine.filled_pfns(POOL_PAGES, 1)
         self.content = [1] * POOL_PAGES
@@ -120,8 +138,8 @@ class BalloonModel(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.prepared)
     @rule(
-        without=st.sampled_from([0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | INDIRECT_DESC, STATS_VQ, PAGE_REPORTING]),
-        size=st.sampled_from([8, 32, 128]),
+        without=st.sampled_from(WITHOUT),
+        size=SIZES,
     )
     def prepare(self, without: int, size: int) -> None:
         """Everything of §3.1.1 up to DRIVER_OK."""
@@ -129,8 +147,12 @@ class BalloonModel(RuleBasedStateMachine):
         self.forget()
         self.driver.acknowledge()
         self.driver.negotiate(self.driver.transport.read_device_features() & ~without)
-        self.driver.set_up_queues(size)
+        self.driver.set_up_queues(self.possible(size))
         self.prepared = True
+
+    def possible(self, size: int) -> int:
+        """Only a packed ring has any size."""
+        return size if self.packed else 1 << size.bit_length() - 1
 
     @precondition(lambda self: self.prepared and not self.driver_ok)
     @rule()
@@ -147,7 +169,8 @@ class BalloonModel(RuleBasedStateMachine):
         self.driver.reset()
         self.forget()
         self.driver.take_interrupts()
-        fresh = build_reporting(self.machine.memory)
+        fresh = build_everything(self.machine.memory)
+        fresh.device_features |= self.packed * RING_PACKED
         fresh.set_target(self.target, 0)
         fresh.set_polling_interval(self.interval_ns, 0)
         fresh.reset()
@@ -163,21 +186,41 @@ class BalloonModel(RuleBasedStateMachine):
         self.carry_out()
 
     @precondition(lambda self: self.live)
-    @rule(now=RARELY, queue=PAGE_QUEUES, mistake=st.sampled_from(RING_MISTAKES + RANGE_MISTAKES))
-    def break_a_ring(self, now: bool, queue: int, mistake: Mistake) -> None:
+    @rule(
+        now=RARELY,
+        queue=PAGE_QUEUES,
+        mistake=st.sampled_from(RING_MISTAKES + RANGE_MISTAKES) | st.sampled_from(PACKED_MISTAKES),
+    )
+    def break_a_ring(self, now: bool, queue: int, mistake: Mistake | PackedMistake) -> None:
         if (
             not now
+            or isinstance(mistake, PackedMistake) != self.packed
             or queue not in self.driver.queues
             or mistake.needs & ~self.driver.features
             or mistake.without & self.driver.features
         ):
             return
         self.driver.collect(queue)
-        raw = RawQueue(self.driver, queue)
-        mistake.make(raw)
-        raw.kick()
+        if isinstance(mistake, PackedMistake):
+            mistake.make(RawPackedQueue(self.driver, queue))
+        else:
+            mistake.make(RawQueue(self.driver, queue))
+        self.driver.transport.notify(queue)
         self.broken = True
         assert self.driver.needs_reset
+
+    @precondition(lambda self: self.prepared and not self.broken)
+    @rule(now=RARELY, queue=st.sampled_from([INFLATEQ, DEFLATEQ, REPORTING_VQ, STATSQ]), size=SIZES)
+    def reset_queue(self, now: bool, queue: int, size: int) -> None:
+        """One queue begins anew, with what was on its way in it forgotten (§2.6.1); the others go on."""
+        if not now or queue not in self.driver.queues or not self.driver.features & RING_RESET:
+            return
+        self.driver.reset_queue(queue)
+        self.driver.set_up_queue(queue, self.possible(size))
+        if queue == STATSQ:
+            self.posted = None
+        else:
+            self.requests[queue] = Requests()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -329,5 +372,5 @@ class BalloonModel(RuleBasedStateMachine):
             assert self.machine.statistics().values == expected
 
 
-BalloonModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+BalloonModel.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
 TestBalloonModel = BalloonModel.TestCase

@@ -15,6 +15,9 @@ import pytest
 from tests.guests.test_hostile import PAYLOAD_ERRORS, RING_ERRORS
 from tests.layers import ROOT, tree
 from vmm.testing.mistakes import RING_MISTAKES
+from vmm.testing.packed_mistakes import PACKED_MISTAKES
+
+MISTAKES = [mistake.name for mistake in (*RING_MISTAKES, *PACKED_MISTAKES)]
 
 
 class Row(NamedTuple):
@@ -35,6 +38,8 @@ TABLE = (
         tests="""
             hostile/test_ring_mistakes.py::test_a_mistake_costs_the_driver_its_device_and_nothing_else
             hostile/test_ring_mistakes.py::test_a_mistake_behind_good_chains_loses_no_head_silently
+            hostile/test_packed_mistakes.py::test_a_mistake_costs_the_driver_its_device_and_nothing_else
+            hostile/test_packed_mistakes.py::test_a_mistake_behind_good_chains_loses_none_silently
             spec/test_status_and_features.py::test_2_1_2_needs_reset_comes_with_a_configuration_notification
             guests/test_hostile.py::test_a_broken_ring_is_explained_with_its_queue_head_and_section""",
     ),
@@ -54,7 +59,8 @@ TABLE = (
     Row(
         "loop, or a chain longer than the queue",
         "reset",
-        "chain_of_one_that_loops chain_that_loops table_that_loops chain_longer_than_the_queue",
+        "chain_of_one_that_loops chain_that_loops table_that_loops chain_longer_than_the_queue "
+        "loop_over_the_whole_ring table_longer_than_the_queue",
         "loop",
         """
             hostile/test_regressions.py::test_regression_inflate_chain_that_never_ends
@@ -63,36 +69,44 @@ TABLE = (
     Row(
         "head offered again while it is in flight",
         "reset",
-        "same_head_twice",
+        "same_head_twice buffer_id_twice",
         "head-twice",
-        "hostile/test_regressions.py::test_regression_requests_without_end_while_one_is_held",
+        """
+            hostile/test_regressions.py::test_regression_requests_without_end_while_one_is_held
+            hostile/test_packed_mistakes.py::test_a_descriptor_that_the_device_holds_is_not_made_available_again
+            hostile/test_packed_mistakes.py::test_a_buffer_id_that_the_device_holds_is_not_used_again""",
     ),
     Row(
         "indirect table not negotiated, nested, or of a bad length",
         "reset",
         "indirect_not_negotiated indirect_and_next table_in_table table_in_itself table_of_no_bytes "
-        "table_of_one_and_a_half table_outside_ram table_of_4_gib",
+        "table_of_one_and_a_half table_outside_ram table_of_4_gib packed_indirect_not_negotiated "
+        "packed_indirect_and_next table_at_the_end_of_a_list packed_table_of_no_bytes packed_table_of_one_and_a_half "
+        "packed_table_outside_ram packed_table_of_4_gib",
         "indirect-refused indirect-nested indirect-next indirect-empty indirect-odd indirect-outside",
         "hostile/test_regressions.py::test_regression_indirect_table_longer_than_the_queue",
     ),
     Row(
         "descriptor without a byte",
         "reset",
-        "zero_length_descriptor",
+        "zero_length_descriptor packed_zero_length_descriptor zero_length_descriptor_in_a_list",
         "zero-length",
         "hostile/test_regressions.py::test_regression_zero_length_descriptor_loop",
     ),
     Row(
         "device-readable after device-writable",
         "reset",
-        "readable_after_writable readable_after_writable_in_table readable_table_after_writable",
+        "readable_after_writable readable_after_writable_in_table readable_table_after_writable "
+        "packed_readable_after_writable packed_readable_after_writable_in_table",
         "read-after-write",
     ),
     Row(
         "buffer outside RAM, past its end, around 2^64, or as long as 32 bits allow",
         "reset",
         "buffer_outside_ram buffer_half_outside_ram buffer_wraps_around_64_bits buffer_of_4_gib "
-        "writable_buffer_outside_ram second_descriptor_outside_ram",
+        "writable_buffer_outside_ram second_descriptor_outside_ram packed_buffer_outside_ram "
+        "packed_buffer_half_outside_ram packed_buffer_wraps_around_64_bits packed_buffer_of_4_gib "
+        "packed_writable_buffer_outside_ram packed_second_descriptor_outside_ram table_with_a_buffer_outside_ram",
         "outside-ram past-ram wrap huge",
         "hostile/test_regressions.py::test_regression_huge_descriptor_length",
     ),
@@ -100,7 +114,19 @@ TABLE = (
         "ring misaligned or outside RAM",
         "reset",
         requests="table-misaligned used-misaligned ring-outside ring-wrap",
-        tests="hostile/test_ring_mistakes.py::test_a_ring_that_is_misaligned_or_not_ram_needs_reset",
+        tests="""
+            hostile/test_ring_mistakes.py::test_a_ring_that_is_misaligned_or_not_ram_needs_reset
+            hostile/test_packed_mistakes.py::test_a_ring_that_is_misaligned_or_not_ram_needs_reset""",
+    ),
+    Row(
+        "list in a packed ring that goes on where nothing is available",
+        "reset",
+        "list_that_goes_on_where_nothing_is_available list_that_goes_on_in_the_wrong_round",
+    ),
+    Row(
+        "ring that is never empty",
+        "served",
+        tests="hostile/test_packed_mistakes.py::test_regression_a_ring_that_is_never_empty",
     ),
     Row(
         "page frame number outside RAM",
@@ -162,7 +188,7 @@ EVERY_ROW = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.what)
 @EVERY_ROW
 def test_a_row_names_only_what_exists(row: Row) -> None:
     assert row.mistakes or row.requests or row.tests
-    assert set(row.mistakes.split()) <= {mistake.name for mistake in RING_MISTAKES}
+    assert set(row.mistakes.split()) <= set(MISTAKES)
     assert set(row.requests.split()) <= {*RING_ERRORS, *PAYLOAD_ERRORS}
     for named in row.tests.split():
         path, _, name = named.partition("::")
@@ -181,5 +207,5 @@ def test_the_guest_s_requests_are_answered_as_their_row_says(row: Row) -> None:
 def test_every_mistake_and_every_wrong_request_has_exactly_one_row() -> None:
     mistakes = [name for row in TABLE for name in row.mistakes.split()]
     requests = [name for row in TABLE for name in row.requests.split()]
-    assert sorted(mistakes) == sorted(mistake.name for mistake in RING_MISTAKES)
+    assert sorted(mistakes) == sorted(MISTAKES)
     assert sorted(requests) == sorted((*RING_ERRORS, *PAYLOAD_ERRORS))

@@ -18,6 +18,8 @@ from vmm.testing import Descriptor, RawQueue
 from vmm.testing.balloon import INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
 
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
+
 SEEDS = (
     "CVE-2011-2212",
     "CVE-2016-5403",
@@ -27,6 +29,7 @@ SEEDS = (
     "CVE-2024-4693",
     "CVE-2026-5747",
     "QEMU #2576",
+    "QEMU #3968",
     "duplicate stats buffer",
     "inflate endless loop",
     "config offset overflow",

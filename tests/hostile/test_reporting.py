@@ -16,6 +16,8 @@ from vmm.testing.driver import EVENT_IDX
 from vmm.testing.mistakes import RANGE_MISTAKES, RING_MISTAKES, Mistake
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
 
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
+
 GIB = 1 << 30
 PAGE = 4096
 
@@ -202,7 +204,7 @@ def test_nothing_that_is_reported_is_read(counted: BalloonMachine) -> None:
 
 
 def test_one_kick_does_not_discard_all_of_a_large_ram_for_every_head() -> None:
-    """128 chains of 4 GiB less a page, each more than a batch may hold: after a part of them the CPU has its turn."""
+    """Eight chains of 4 GiB less a page: after a small part of one of them the CPU has its turn."""
     memory = GuestMemory(((0, 0xA0000), (0x100000, 8 * GIB - 0x100000)))
     machine = BalloonMachine("direct", memory=memory, build=build_reporting)
     driver = machine.driver
@@ -211,14 +213,13 @@ def test_one_kick_does_not_discard_all_of_a_large_ram_for_every_head() -> None:
     share = (4 * GIB - PAGE) // 128 // PAGE * PAGE
     entries = [Descriptor(GIB + i * share, share, WRITE | (NEXT if i < 127 else 0), i + 1) for i in range(128)]
     table = raw.table(entries)
-    for slot in range(128):
+    for slot in range(8):
         raw.descriptor(slot, table, 16 * 128, INDIRECT)
-    raw.available(*range(128))
+    raw.available(*range(8))
     raw.kick()
-    assert 0 < len(raw.heads_returned()) <= 2
+    assert raw.heads_returned() == []
     assert machine.balloon.next_deadline_ns() == machine.now_ns
-    for _ in range(128):
-        machine.bench.advance(0)
-    assert sorted(raw.heads_returned()) == list(range(128))
+    machine.bench.advance(1_000_000)
+    assert raw.heads_returned() == list(range(8))
     assert not driver.needs_reset
     machine.close()

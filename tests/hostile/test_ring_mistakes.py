@@ -14,6 +14,8 @@ from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX
 from vmm.testing.mistakes import HEAD, RING_MISTAKES, Mistake
 
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
+
 EVERY_MISTAKE = pytest.mark.parametrize("mistake", RING_MISTAKES, ids=lambda mistake: mistake.name)
 
 

@@ -161,6 +161,7 @@ def test_5_5_5_the_first_buffer_may_be_empty_and_asks_for_nothing(started: Ballo
     assert started.statistics().values == {"stat-free-memory": 3}
 
 
+@pytest.mark.split_rings
 def test_2_7_5_an_empty_buffer_is_no_descriptor_without_a_byte(started: BalloonMachine) -> None:
     """That is a broken ring on statsq as on any other queue."""
     raw = RawQueue(started.driver, STATSQ)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support import BalloonMachine
-from vmm.testing import RawQueue
+from vmm.testing import RawQueue, SplitQueue
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ
 from vmm.testing.driver import EVENT_IDX
+
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
 
 PAYLOAD = (0x8000, 4)
 """Four zero bytes: page frame number 0, which lies in RAM and matters to nobody here."""
@@ -37,6 +39,12 @@ def send(machine: BalloonMachine, buffers: int = 1, queue: int = INFLATEQ) -> in
     machine.driver.kick(queue, force=True)
     assert len(machine.driver.collect(queue)) == buffers
     return machine.driver.take_interrupts().for_queue(queue)
+
+
+def split_queue(machine: BalloonMachine) -> SplitQueue:
+    queue = machine.driver.queues[INFLATEQ]
+    assert isinstance(queue, SplitQueue)
+    return queue
 
 
 def test_2_7_7_2_with_flags_0_a_used_buffer_is_notified(flags: BalloonMachine) -> None:
@@ -90,7 +98,7 @@ def test_2_7_7_2_with_event_idx_a_driver_that_asks_for_none_gets_none(events: Ba
 
 def test_2_7_7_2_with_event_idx_used_event_works_across_the_wrap_of_the_index(events: BalloonMachine) -> None:
     """Drive the index to 65535 and ask for the buffer just before and just behind the wrap."""
-    queue = events.driver.queues[INFLATEQ]
+    queue = split_queue(events)
     raw = RawQueue(events.driver, INFLATEQ)
     for slot in range(queue.size):
         raw.descriptor(slot, *PAYLOAD)
@@ -119,7 +127,7 @@ def test_2_7_10_2_the_device_never_asks_for_silence_it_could_miss_work_by(machin
 
 
 def test_2_7_10_2_with_event_idx_flags_stay_0_and_avail_event_follows(events: BalloonMachine) -> None:
-    queue = events.driver.queues[INFLATEQ]
+    queue = split_queue(events)
     for _ in range(3 * queue.size):
         events.driver.offer(INFLATEQ, readable=[PAYLOAD])
         events.driver.kick(INFLATEQ)  # only if avail_event asks for it

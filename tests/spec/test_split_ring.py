@@ -13,6 +13,8 @@ from vmm.testing.balloon import INFLATEQ, pfn_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from vmm.testing.raw import INDIRECT, NEXT, WRITE
 
+pytestmark = pytest.mark.split_rings  # the rings written to here are split ones
+
 RING_FEATURES = {
     "plain": VERSION_1,
     "event-idx": VERSION_1 | EVENT_IDX,

@@ -6,6 +6,7 @@ Everything that needs a process of its own runs one, with the bundled guests; se
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -105,9 +106,10 @@ def test_a_mistake_gets_one_sentence_and_status_2(
 
 
 def test_a_guest_that_does_not_exist_gets_the_nearest_name() -> None:
-    done = vmm("boot", "stts")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"vmm: There is no .*'stts'; did you mean 'stats'\?\n", done.stderr)
+    for wrong, right in (("stts", "stats"), ("debain", "debian")):
+        done = vmm("boot", wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(rf"vmm: There is no .*'{wrong}'; did you mean '{right}'\?\n", done.stderr)
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty", "missing", "unreadable ELF", "too large"])
@@ -240,13 +242,19 @@ def test_a_triple_fault_is_told_with_vector_address_and_registers(tmp_path: Path
     assert "tsc_aux=" in detail  # everything is there
 
 
-def test_a_text_file_is_told_to_be_taken_for_machine_code(tmp_path: Path) -> None:
+def test_a_file_without_a_mark_is_told_to_be_taken_for_machine_code(tmp_path: Path) -> None:
+    flat(tmp_path, POWER_OFF)
+    done = vmm("boot", "guest.bin", cwd=tmp_path)
+    assert done.stdout.count("guest.bin is no ELF file: loaded as a flat image at 100000h") == 2
+    assert "is no ELF file" not in vmm("boot", "hello").stdout
+
+
+def test_a_text_file_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("# no guest at all")
     done = vmm("boot", "notes.txt", cwd=tmp_path)
-    assert done.stdout.count("notes.txt is no ELF file: loaded as a flat image at 100000h") == 2
-    assert done.returncode == 3  # the firmware met an exception
-    assert "is no ELF file" not in vmm("boot", "hello").stdout
+    sentence = "vmm: The guest 'notes.txt' is text, and no program for this machine.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
 
 
 # -- JSON and the report ---------------------------------------------------------------------------------------------
@@ -403,6 +411,42 @@ def test_with_json_the_console_on_stdio_goes_to_standard_error() -> None:
     done = vmm("boot", "hello", "--json", "--serial", "stdio")
     assert json.loads(done.stdout)["outcome"] == "quit"
     assert "hello from a guest" in done.stderr
+
+
+DEBUG_OUT, CONSOLE_OUT = bytes.fromhex("66ba0204 ee"), bytes.fromhex("66baf803 ee")  # mov dx, 402h / 3F8h; out dx, al
+
+
+def writes(debug: str, console: str) -> bytes:
+    """Code that writes both texts, one character of each in turn, and halts."""
+    code = b""
+    for pair in itertools.zip_longest(debug.encode(), console.encode()):
+        code += b"".join(
+            bytes((0xB0, byte)) + out
+            for byte, out in zip(pair, (DEBUG_OUT, CONSOLE_OUT), strict=True)
+            if byte is not None
+        )
+    return code + HALT
+
+
+@pytest.mark.parametrize("serial", ["shown", "stdio"])
+def test_lines_of_the_debug_port_stay_whole_among_those_of_the_console(serial: str, tmp_path: Path) -> None:
+    guest = flat(tmp_path, writes("debug one\ndebug two\nlast", "a console\nwith text\nend"))
+    words = ["boot", guest, "--debugcon", "stdio", *(["--serial", "stdio"] if serial == "stdio" else [])]
+    done = subprocess.run([*VMM, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    lines = [line.partition("| ")[2] or line for line in done.stdout.splitlines()]
+    assert [line for line in lines if line in ("debug one", "debug two", "last")] == ["debug one", "debug two", "last"]
+    if serial == "shown":
+        assert [line for line in lines if line in ("a console", "with text", "end")] == [
+            "a console",
+            "with text",
+            "end",
+        ]
+
+
+def test_the_debug_port_in_a_file_is_unchanged(tmp_path: Path) -> None:
+    guest, path = flat(tmp_path, writes("one\ntwo", "console")), tmp_path / "debug"
+    assert vmm("boot", guest, "--debugcon", f"file:{path}").returncode == 0
+    assert path.read_bytes() == b"one\ntwo"
 
 
 @pytest.mark.parametrize("option", ["--param", "-append"])

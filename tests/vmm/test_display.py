@@ -24,6 +24,7 @@ from vmm.display import (
     summary,
 )
 from vmm.live import LiveDisplay, view
+from vmm.loader import Payload
 
 
 def plain(machine: FakeMachine, **options: Any) -> tuple[PlainDisplay, io.StringIO]:
@@ -290,6 +291,28 @@ def test_the_live_view_tells_it_too() -> None:
 
 def test_a_machine_without_a_guest_of_its_own_has_nothing_to_tell_about_it() -> None:
     assert image_note(None) == ""
+
+
+@pytest.mark.parametrize("kind", ["Linux bzImage", "Linux vmlinux", "PVH"])
+@pytest.mark.parametrize(
+    ("parameter", "is_told"),
+    [
+        ("", True),
+        ("quiet root=/dev/null", True),
+        ("noconsole=1", True),
+        ("console=ttyS0", False),
+        ("quiet earlyprintk=ttyS0", False),
+    ],
+)
+def test_a_kernel_that_will_be_silent_is_told_so(kind: str, parameter: str, is_told: bool) -> None:
+    told = image_note(Payload("vmlinuz", kind, 0x1000000, ()), parameter)
+    assert told == is_told * (
+        f"no console in the kernel's command line {parameter!r}: Linux says nothing without console=ttyS0"
+    )
+
+
+def test_other_guests_need_no_console_on_their_command_line() -> None:
+    assert image_note(Payload("mine", "ELF64", 0x10000, ())) == ""
 
 
 def test_plain_output_ends_with_the_rest_of_the_console_and_the_summary() -> None:

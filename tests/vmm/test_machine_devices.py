@@ -103,3 +103,21 @@ def test_a_message_to_a_device_is_an_access_to_it(flat: Path) -> None:
         transport.msix.point(0, transport.notify_gpa(0), 0)
         machine.balloon.set_target("32M")
         assert queue.heads_returned() == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [
+        ("", {28, 29, 32, 40}),
+        ("packed=on,in_order=on,notification-data=on", {28, 29, 32, 34, 35, 38, 40}),
+        ("indirect_desc=off,event_idx=off,queue_reset=off", {32}),
+    ],
+)
+@pytest.mark.parametrize("driver", ["virtio-balloon-pci", "virtio-rng-pci"])
+def test_the_features_of_rings_follow_their_properties(flat: Path, driver: str, options: str, bits: set[int]) -> None:
+    """§6: INDIRECT_DESC 28, EVENT_IDX 29, VERSION_1 32, RING_PACKED 34, IN_ORDER 35, NOTIFICATION_DATA 38, RING_RESET
+    40; without properties what QEMU offers."""
+    flat.write_bytes(SPIN)
+    with vmm.boot(flat, devices=(f"{driver},{options}".rstrip(","),)) as machine:
+        offered = machine.board.virtio_devices[0].device_features
+    assert {bit for bit in range(24, 64) if offered >> bit & 1} == bits

@@ -254,7 +254,7 @@ FIT = "The saved state does not fit this machine: "
         ),
         (at("board.rtc.stored", b"x"), "board.rtc.stored must be 128 bytes, not '1 bytes'."),
         (at("board.serial.received", bytes(17)), "board.serial.received must be at most 16 bytes, not '17 bytes'."),
-        (at("run.console", "text"), "run.console must be bytes, not 'text'."),
+        (at("run.console.kept", "text"), "run.console.kept must be bytes, not 'text'."),
         (at("run.stop", {"kind": "sudden", "code": 0}), None),
         (at("run.steps.0.ram_bytes", None), None),
         (at("run.steps.0.ram_bytes", 5 * MIB), None),

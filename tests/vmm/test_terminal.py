@@ -314,11 +314,26 @@ def test_a_machine_has_its_typist_only_while_it_is_connected(
         assert machine.typist is None
 
 
-def test_a_closed_standard_input_is_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_standard_input_is_one_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     monkeypatch.setattr("sys.stdin", None)
     with console_input(machine.as_machine(), None):
-        assert machine.typist is None
+        assert machine.typist is not None
+        machine.typist.serve()
+        assert not machine.typist.can_wake
+
+
+def test_a_shell_hears_that_the_standard_input_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = FakeMachine()
+    monkeypatch.setattr("sys.stdin", None)
+    with console_input(machine.as_machine(), b"ready"):
+        assert machine.typist is not None
+        (listen,) = machine.debug_sinks
+        assert callable(listen)
+        listen(b"ready")
+        machine.typist.serve()
+        machine.typist.serve()
+        assert machine.guest_reads() == b"\x04"
 
 
 def test_a_shell_gets_input_when_it_has_said_its_words(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,14 @@ PCI_MEMORY_BASE = ECAM_BASE + WINDOW_BYTES  # up to the I/O APIC
 PM_BASE = 0x600
 COM1, COM1_PORTS = 0x3F8, 8
 CMOS, CMOS_PORTS = 0x70, 2
+PIC_MASTER, PIC_SLAVE, PIC_PORTS = 0x20, 0xA0, 2
 ELCR, ELCR_PORTS = 0x4D0, 2
+#: ports where an access of up to four bytes may reach the 8259 pair, which changes its output without a word of it
+SILENT_PORTS = frozenset(
+    port
+    for base, length in ((PIC_MASTER, PIC_PORTS), (PIC_SLAVE, PIC_PORTS), (ELCR, ELCR_PORTS))
+    for port in range(base - 3, base + length)
+)
 PVPANIC = 0x505
 FW_CFG, FW_CFG_DMA = 0x510, 0x514
 
@@ -208,7 +215,7 @@ class PcBoard(Board):
             return None
         modules = loader.read_modules(config.modules)
         boot = loader.BootData(config.parameter_bytes, modules, self.memory_map)
-        return loader.load(loader.read_image(config.guest), self.memory, boot)
+        return loader.load(loader.read_image(config.guest)._replace(name=config.name), self.memory, boot)
 
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)
@@ -256,14 +263,14 @@ class PcBoard(Board):
         pic = self.interrupts.pic
         rom, alias = Rom(self.rom), Rom(self.rom[-SHADOW_BYTES // 2 :].rjust(SHADOW_BYTES, b"\xff"))
         table: list[tuple[AddressSpace, int, int, Handler, str]] = [
-            (self.ports, 0x20, 2, pic.handler(0), "8259 master"),
+            (self.ports, PIC_MASTER, PIC_PORTS, pic.handler(0), "8259 master"),
             (self.ports, 0x40, 4, self.timer, "8254"),
             (self.ports, 0x60, 1, self.keyboard.data, "8042"),
             (self.ports, 0x61, 1, PortB(self.timer), "8254 port B"),
             (self.ports, 0x64, 1, self.keyboard.command, "8042"),
             (self.ports, CMOS, CMOS_PORTS, self.rtc, "CMOS"),
             (self.ports, 0x92, 1, self.port_92, "port 92h"),
-            (self.ports, 0xA0, 2, pic.handler(1), "8259 slave"),
+            (self.ports, PIC_SLAVE, PIC_PORTS, pic.handler(1), "8259 slave"),
             (self.ports, 0xF4, 4, IsaDebugExit(), "isa-debug-exit"),
             (self.ports, COM1, COM1_PORTS, self.serial, "COM1"),
             (self.ports, 0x402, 1, self.debug_port, "debug port"),
@@ -327,9 +334,16 @@ def _fw_cfg_items(config: MachineConfig) -> dict[int, bytes]:
     }
 
 
-_FEATURE_OF = {
+_RING_FEATURE_OF = {
     "indirect_desc": spec.VIRTIO_F_INDIRECT_DESC,
     "event_idx": spec.VIRTIO_F_EVENT_IDX,
+    "packed": spec.VIRTIO_F_RING_PACKED,
+    "in_order": spec.VIRTIO_F_IN_ORDER,
+    "queue_reset": spec.VIRTIO_F_RING_RESET,
+    "notification-data": spec.VIRTIO_F_NOTIFICATION_DATA,
+}
+_FEATURE_OF = {
+    **_RING_FEATURE_OF,
     "must-tell-host": spec.VIRTIO_BALLOON_F_MUST_TELL_HOST,
     "stats-vq": spec.VIRTIO_BALLOON_F_STATS_VQ,
     "deflate-on-oom": spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
@@ -351,7 +365,7 @@ def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
     if board.config.clock == "virtual":
         board.entropy.append(SeededEntropy(device.id))
         entropy = board.entropy[-1]
-    features = _features(device, ("indirect_desc", "event_idx"))
+    features = _features(device, _RING_FEATURE_OF)
     return Rng(board.memory, entropy, name=device.id, features=features)
 
 

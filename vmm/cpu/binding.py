@@ -45,6 +45,7 @@ HOOK_INTERRUPT = const.UC_HOOK_INTR
 HOOK_INSTRUCTION = const.UC_HOOK_INSN
 HOOK_BLOCK = const.UC_HOOK_BLOCK
 HOOK_INVALID_INSTRUCTION = const.UC_HOOK_INSN_INVALID
+HOOK_LOAD = const.UC_HOOK_MEM_READ
 HOOK_WRITE_PROTECTED = const.UC_HOOK_MEM_WRITE_PROT
 HOOK_TRANSLATED = const.UC_HOOK_EDGE_GENERATED
 
@@ -71,6 +72,7 @@ InCallback = CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
 OutCallback = CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
 SyscallCallback = CFUNCTYPE(None, c_void_p, c_void_p)
 ReplaceCallback = CFUNCTYPE(c_int, c_void_p, c_void_p)  # CPUID, RDTSC, RDTSCP: 1 = done, 0 = execute it
+LoadCallback = CFUNCTYPE(None, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p)
 ProtectedCallback = CFUNCTYPE(c_bool, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p)
 MmioReadCallback = CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint, c_void_p)
 MmioWriteCallback = CFUNCTYPE(None, c_void_p, c_uint64, c_uint, c_uint64, c_void_p)

@@ -14,7 +14,7 @@ from elftools.elf.elffile import ELFFile
 
 HERE = Path(__file__).parent
 TARGETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
-SECTIONS = {"block": ".text.block", "translated": ".text.translated"}
+SECTIONS = {name: f".text.{name}" for name in ("block", "translated", "rdtsc", "rdtscp")}
 FLAGS = (
     *("-Os", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fomit-frame-pointer"),
     *("-fno-stack-protector", "-fno-sanitize=all", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),

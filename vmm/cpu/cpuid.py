@@ -1,7 +1,8 @@
 """What CPUID says, where it must differ from what Unicorn would say.
 
 Unicorn answers as an Intel Haswell reduced to what it can translate.  Hidden: RDRAND and RDSEED (they would take the
-host's randomness and no run would be repeatable), x2APIC and TSC-deadline (their MSRs do not work).  Added: a
+host's randomness and no run would be repeatable), x2APIC and TSC-deadline (their MSRs do not work), ERMS (each
+iteration is a block here, and takes the time of one: words are eight times as fast as bytes).  Added: a
 hypervisor leaf, an invariant time-stamp counter, and its frequency, so that no guest has to measure it.
 """
 
@@ -21,7 +22,7 @@ HYPERVISOR_SIGNATURE = b"balloon-vmm\0"
 _LEAF1_ECX_HIDDEN = 1 << 30 | 1 << 24 | 1 << 21 | 1 << 27  # RDRAND, TSC-deadline, x2APIC; OSXSAVE is computed
 _LEAF1_ECX_OSXSAVE = 1 << 27
 _LEAF1_ECX_HYPERVISOR = 1 << 31
-_LEAF7_EBX_RDSEED = 1 << 18
+_LEAF7_EBX_HIDDEN = 1 << 18 | 1 << 9  # RDSEED, enhanced REP MOVSB and STOSB
 _LEAF80000007_EDX_INVARIANT_TSC = 1 << 8
 _NOTHING: Leaf = (0, 0, 0, 0)
 
@@ -47,7 +48,7 @@ def answer(leaf: int, subleaf: int, cr4: int, host: dict[tuple[int, int], Leaf])
         return eax, ebx, ecx, edx
     if leaf == 7:
         eax, ebx, ecx, edx = host[7, 0]
-        return (eax, ebx & ~_LEAF7_EBX_RDSEED, ecx, edx) if subleaf == 0 else _NOTHING
+        return (eax, ebx & ~_LEAF7_EBX_HIDDEN, ecx, edx) if subleaf == 0 else _NOTHING
     if leaf == 0x15:
         return 1, 1, TSC_HZ, 0  # TSC = crystal * 1 / 1
     if leaf == 0x16:

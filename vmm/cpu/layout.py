@@ -112,6 +112,7 @@ class CpuState:
     fmask = _Field(4856)
     kernel_gs_base = _Field(4864)
     tsc_aux = _Field(4896)
+    misc_enable = _Field(4920)
     error_code = _Field(STATE_SIZE - 184, "i")
     exception_is_int = _Field(STATE_SIZE - 180, "i")
     exception_next_eip = _Field(STATE_SIZE - 176)
@@ -216,7 +217,7 @@ def _verify_registers(engine: binding.Engine, state: CpuState) -> None:
         engine.write_register(getattr(x86_const, f"UC_X86_REG_{name}"), 0x1122334455667700 + number)
     msrs = {
         "star": 0xC0000081, "lstar": 0xC0000082, "cstar": 0xC0000083, "fmask": 0xC0000084,
-        "kernel_gs_base": 0xC0000102, "tsc_aux": 0xC0000103,
+        "kernel_gs_base": 0xC0000102, "tsc_aux": 0xC0000103, "misc_enable": 0x1A0,
         "sysenter_cs": 0x174, "sysenter_esp": 0x175, "sysenter_eip": 0x176,
     }  # fmt: skip
     for number in msrs.values():

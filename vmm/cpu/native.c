@@ -1,4 +1,4 @@
-/* The two callbacks that Unicorn calls too often for Python.
+/* The callbacks that Unicorn calls too often for Python.
  *
  * Compiled once per host architecture by `python -m vmm.cpu.build_native`; the machine code is kept in native_code.py,
  * so that no compiler is needed to install or run.  It must not call anything but the two function pointers it is
@@ -32,11 +32,15 @@ struct clock {
     u8 *code_pages;     /* one byte per page of guest-physical memory: 1 = code of this page was translated */
     u64 code_pages_length;
     u64 tlb_distance;   /* how far before its CPU state Unicorn keeps its tables of translations; 0: not to be used */
-    u8 *state;          /* Unicorn's CPU state, as the last block that repeated itself saw it */
+    u8 *state;          /* Unicorn's CPU state, as the last block saw it */
     u64 plain_pc;       /* the last block that repeats itself and holds no string instruction; only saves time */
     u64 string_time;    /* `executed` as the last block left it, if it was a string instruction */
     struct string_instruction string;
     u64 iterations;     /* of string instructions that were done here so far */
+    u64 tsc_per_block;  /* the time-stamp counter is `executed` times this plus `tsc_offset`; 0: only Python knows it */
+    u64 tsc_offset;
+    int (*rdtsc)(void *uc, void *data); /* the callbacks in Python, for that case */
+    int (*rdtscp)(void *uc, void *data);
 };
 
 struct translation {
@@ -88,8 +92,9 @@ __attribute__((section(".text.block"))) void block_callback(void *uc, u64 pc, u3
         clock->stop(uc);
         return;
     }
+    clock->state = cpu_state();
     if (pc == clock->previous_pc && size <= LONGEST_INSTRUCTION && pc != clock->plain_pc) {
-        repeat_block(uc, pc, size, clock, cpu_state());
+        repeat_block(uc, pc, size, clock, clock->state);
         return;
     }
     clock->executed++;
@@ -101,7 +106,6 @@ __attribute__((section(".text.block"))) void block_callback(void *uc, u64 pc, u3
 __attribute__((noinline, section(".text.block"))) static void repeat_block(void *uc, u64 pc, u32 size,
                                                                            struct clock *clock, u8 *state)
 {
-    clock->state = state;
     if (clock->tlb_distance && size == clock->previous_size && knows_string(clock, uc, state, pc, size)) {
         u64 iterations = run_string(clock, state, clock->limit - clock->executed);
         clock->iterations += iterations;
@@ -134,4 +138,31 @@ __attribute__((section(".text.translated"))) void translated_callback(void *uc, 
     note_page(uc, now->pc, clock);
     if ((last ^ now->pc) >> 12)
         note_page(uc, last, clock);
+}
+
+/* Where the counter stands: EDX and EAX, each with a cleared upper half. */
+static inline void put_tsc(const struct clock *clock)
+{
+    u64 *registers = (u64 *)clock->state, tsc = clock->executed * clock->tsc_per_block + clock->tsc_offset;
+    registers[RAX] = tsc & 0xffffffff;
+    registers[RDX] = tsc >> 32;
+}
+
+/* RDTSC, after Unicorn has looked at CR4.TSD; 1 = done. */
+__attribute__((section(".text.rdtsc"))) int rdtsc_callback(void *uc, struct clock *clock)
+{
+    if (!clock->tsc_per_block)
+        return clock->rdtsc(uc, clock);
+    put_tsc(clock);
+    return 1;
+}
+
+/* RDTSCP: the same, and the processor's number in ECX. */
+__attribute__((section(".text.rdtscp"))) int rdtscp_callback(void *uc, struct clock *clock)
+{
+    if (!clock->tsc_per_block)
+        return clock->rdtscp(uc, clock);
+    put_tsc(clock);
+    ((u64 *)clock->state)[RCX] = read_u32(clock->state, TSC_AUX_OFFSET);
+    return 1;
 }

@@ -22,6 +22,7 @@ LONGEST_INSTRUCTION = 15
 _INHIBIT_INTERRUPTS = 0x08
 _INTERRUPT_FLAG = 0x200
 _PAGE_SHIFT = 12
+_ALIGNMENT = 64
 
 
 class Clock(ctypes.Structure):
@@ -46,6 +47,10 @@ class Clock(ctypes.Structure):
         ("string_time", c_uint64),
         ("string", c_uint32),
         ("iterations", c_uint64),
+        ("tsc_per_block", c_uint64),
+        ("tsc_offset", c_uint64),
+        ("rdtsc", c_void_p),
+        ("rdtscp", c_void_p),
     )
 
 
@@ -59,20 +64,22 @@ def host_code() -> dict[str, str] | None:
 
 
 class NativeCallbacks:
-    """Machine code of both callbacks in one page that is written first and made executable then."""
+    """Machine code of the callbacks in one page that is written first and made executable then."""
 
     def __init__(self, code: dict[str, str]) -> None:
-        block, translated = bytes.fromhex(code["block"]), bytes.fromhex(code["translated"])
-        second = -(-len(block) // 64) * 64
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._memory[: len(block)] = block
-        self._memory[second : second + len(translated)] = translated
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        places, end = {}, 0
+        for name, text in code.items():
+            machine_code = bytes.fromhex(text)
+            self._memory[end : end + len(machine_code)] = machine_code
+            places[name] = c_void_p(address + end)
+            end += -(-len(machine_code) // _ALIGNMENT) * _ALIGNMENT
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mprotect(c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_EXEC) != 0:
             raise OSError(ctypes.get_errno(), "the host does not let memory be made executable")
-        self.block = c_void_p(address)
-        self.translated = c_void_p(address + second)
+        self.block, self.translated = places["block"], places["translated"]
+        self.rdtsc, self.rdtscp = places["rdtsc"], places["rdtscp"]
 
     @classmethod
     def of_this_host(cls) -> NativeCallbacks | None:
@@ -82,7 +89,7 @@ class NativeCallbacks:
 
 
 class PythonCallbacks:
-    """The same two callbacks in Python, for hosts without machine code.
+    """The two callbacks that tell blocks, in Python, for hosts without machine code.
 
     `can_take_interrupt` tells whether IF is set and no interrupt shadow is in force."""
 

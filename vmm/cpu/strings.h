@@ -16,7 +16,7 @@
 #define INLINE inline __attribute__((always_inline)) /* each callback is copied alone */
 
 enum {
-    RAX = 0, RCX = 1, RSI = 6, RDI = 7,
+    RAX = 0, RCX = 1, RDX = 2, RSI = 6, RDI = 7,
     ES = 0, CS = 1, SS = 2, DS = 3, FS = 4, GS = 5,
     PAGE_SIZE = 0x1000, PAGE_MASK = PAGE_SIZE - 1,
 
@@ -24,6 +24,7 @@ enum {
     DIRECTION_OFFSET = 172, /* 1, or -1 if DF is set */
     SEGMENT_BASES_OFFSET = 184 + 8,
     SEGMENT_BYTES = 24,
+    TSC_AUX_OFFSET = 4896,
     HFLAGS_CPL = 3, HFLAGS_CS32 = 1 << 4, HFLAGS_ADDSEG = 1 << 6, HFLAGS_CS64 = 1 << 15, HFLAGS_SMAP = 1 << 23,
     EFLAGS_TF = 1 << 8, EFLAGS_RF = 1 << 16, EFLAGS_AC = 1 << 18,
 

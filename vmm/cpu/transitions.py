@@ -45,6 +45,7 @@ _ARITHMETIC_FLAGS = 0x8D5  # OF SF ZF AF PF CF
 _DIRECTION_FLAG = 0x400
 _ALWAYS_SET = 2
 _FLAT_LIMIT = 0xFFFF_FFFF
+_FAST_STRINGS = 1  # in IA32_MISC_ENABLE; without it Linux fills and copies pages word by word in loops
 _CODE = SEG_G | SEG_P | SEG_S | SEG_CODE | SEG_R | SEG_A
 _DATA = SEG_G | SEG_B | SEG_P | SEG_S | SEG_W | SEG_A
 
@@ -115,6 +116,7 @@ def reset(state: CpuState, pristine: bytes, signature: int) -> None:
     state.hflags = HF_ADDSEG
     state.eflags = _ALWAYS_SET
     state.cc_src, state.cc_op, state.df = 0, CC_OP_EFLAGS, 1
+    state.misc_enable = _FAST_STRINGS
     state.set_segment(CS, Segment(0xF000, 0xFFFF0000, 0xFFFF, SEG_P | SEG_S | SEG_CODE | SEG_R | SEG_A))
     for number in (ES, SS, DS, FS, GS):
         state.set_segment(number, Segment(0, 0, 0xFFFF, SEG_P | SEG_S | SEG_W | SEG_A))

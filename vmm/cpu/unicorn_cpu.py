@@ -26,7 +26,7 @@ from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from devices.state import State
-from vmm.cpu import Exit, ExitReason, binding, delivery, registers, saved_state, transitions
+from vmm.cpu import Exit, ExitReason, binding, delivery, exit_checks, registers, saved_state, transitions
 from vmm.cpu.code_pages import CodePages
 from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
@@ -61,6 +61,7 @@ class UnicornCpu:
         verify_layout()
         self._platform = platform
         self._engine = binding.Engine()
+        exit_checks.leave_out(self._engine)
         self._state = CpuState(self._engine.state_address, self._engine.state_size)
         self._engine.save()
         self._pristine = bytes(self._state.memory)
@@ -210,6 +211,7 @@ class UnicornCpu:
             self._code_pages.note_first(linear, self._physical)
         clock.limit = end
         clock.stopped = 0
+        clock.tsc_per_block, clock.tsc_offset = self._platform.tsc_of_blocks() or (0, 0)
         clock.string_time = 0  # what was changed since the last block may be the code it was
         self._running = True
         error = engine.start(engine.read_register(x86_const.UC_X86_REG_RIP))
@@ -374,11 +376,21 @@ class UnicornCpu:
             binding.INSTRUCTION_SYSCALL: binding.SyscallCallback(guard(self._on_syscall, None)),
             binding.INSTRUCTION_SYSENTER: binding.SyscallCallback(guard(self._on_sysenter, None)),
             binding.INSTRUCTION_CPUID: binding.ReplaceCallback(guard(instructions.cpuid, 1)),
-            binding.INSTRUCTION_RDTSC: binding.ReplaceCallback(guard(instructions.rdtsc, 1)),
-            binding.INSTRUCTION_RDTSCP: binding.ReplaceCallback(guard(instructions.rdtscp, 1)),
+            **self._tsc_callbacks(instructions, native),
         }
         for instruction, callback in by_instruction.items():
-            engine.hook(binding.HOOK_INSTRUCTION, callback, instruction=instruction)
+            engine.hook(binding.HOOK_INSTRUCTION, callback, clock_address, instruction)
+
+    def _tsc_callbacks(self, instructions: Instructions, native: NativeCallbacks | None) -> dict[int, Any]:
+        """RDTSC and RDTSCP by the machine code, which asks those in Python where only the platform knows the time."""
+        rdtsc, rdtscp = (
+            binding.ReplaceCallback(self._guard(answer, 1)) for answer in (instructions.rdtsc, instructions.rdtscp)
+        )
+        self._engine.callbacks += [rdtsc, rdtscp]
+        self._clock.rdtsc, self._clock.rdtscp = (ctypes.cast(answer, ctypes.c_void_p) for answer in (rdtsc, rdtscp))
+        if native is None:
+            return {binding.INSTRUCTION_RDTSC: rdtsc, binding.INSTRUCTION_RDTSCP: rdtscp}
+        return {binding.INSTRUCTION_RDTSC: native.rdtsc, binding.INSTRUCTION_RDTSCP: native.rdtscp}
 
     def _map(self, memory: GuestMemory, rom: bytes) -> None:
         """RAM and ROM as memory, all gaps between them and the shadow RAM as the platform's."""

@@ -19,6 +19,11 @@ class X86Platform(Platform, Protocol):
         """The time-stamp counter that RDTSC and RDTSCP shall see."""
         ...
 
+    def tsc_of_blocks(self) -> tuple[int, int] | None:
+        """How `tsc` follows from the block count for as long as the CPU does not leave `run`: (ticks a block, ticks at
+        block 0), so that the CPU need not ask.  None: it must."""
+        ...
+
     def acknowledge_irq(self) -> int:
         """The vector to deliver.  Called only while `set_irq(True)` is in force, which it ends.
 

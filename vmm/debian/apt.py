@@ -62,7 +62,12 @@ class Apt:
 
     def download(self, names: Sequence[str]) -> list[Package]:
         """The newest files of the packages, into the folder."""
-        self._run("apt-get", "download", *names)
+        done = self._run("apt-get", "download", *names, may_fail=True)
+        if done.returncode:
+            # A package that apt does not know is often one whose list could not be read or kept.
+            earlier = _because(self._complaint).removeprefix(": ")
+            before = f" (apt-get update had said: {earlier})" if earlier else ""
+            raise AptError(f"apt-get download failed{_because(done.stderr)}{before}.")
         found = {package.name: package for package in map(_package, sorted(self._folder.glob("*_*_*.deb")))}
         for name in names:
             if name not in found:

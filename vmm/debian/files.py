@@ -32,8 +32,12 @@ class ReturnedFiles:
                 raise ConfigError(f"The folder {place} for the guest's files is not empty.")
         except OSError as error:
             raise ConfigError(f"The folder {place} for the guest's files cannot be used: {error.strerror}.") from error
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this object)
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed with this object)
+        except OSError as error:
+            raise ConfigError(f"The guest's files need a temporary file: {error.strerror}.") from error
         self._size = 0
+        self._lost: OSError | None = None  # why the temporary file is not whole: told after the run, which goes on
         self._head = b""
         self._announced = False
 
@@ -47,13 +51,22 @@ class ReturnedFiles:
                 return
             data, self._head, self._announced = self._head[start + len(MARK) :], b"", True
         self._size += len(data)
-        if self._size <= LARGEST_BYTES:
-            self._file.write(data)
+        if self._size <= LARGEST_BYTES and self._lost is None:
+            self._keep(memoryview(data))
+
+    def _keep(self, data: memoryview) -> None:
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            self._lost = error
 
     def unpack(self) -> str:
         """Put the files in their place; returns a sentence about them.  ConfigError when they did not come whole."""
         if not self._announced:
             raise ConfigError("The guest ended without sending the files of its /out.")
+        if self._lost is not None:
+            raise ConfigError(f"The guest's files cannot be kept in {tempfile.gettempdir()}: {self._lost.strerror}.")
         if self._size > LARGEST_BYTES:
             raise ConfigError(f"The guest sent more than {LARGEST_BYTES >> 30} GiB of files; none of them was kept.")
         self._file.seek(0)

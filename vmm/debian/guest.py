@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +17,20 @@ from pathlib import Path
 from devices.errors import ConfigError
 from guests.debian import bundled_file
 from vmm.debian.images import DebianImages, debian_images
+from vmm.files import read_file
 from vmm.initramfs.bundled import BALLOON_MODULES, MACHINE_MODULES, bundled_init
 from vmm.initramfs.newc import Archive
 from vmm.initramfs.packing import Contents, pack, parse_folder
 
 NAME = "debian"
-COMMAND_LINE = "console=ttyS0 quiet"
+COMMAND_LINE = "console=ttyS0 quiet panic=-1"  # a panic ends the run, which would go on for ever
 OUT_FOLDER = "out"
-TERMINAL_FILE = "etc/terminal"
+SCRIPT_FILE, TYPED_FILE, TERMINAL_FILE = "script", "etc/typed", "etc/terminal"
+KERNEL_FILE = "vmlinuz-"  # the release follows
+MIB = 1 << 20
+SMALLEST_BYTES, KERNEL_BYTES = 96 * MIB, 64 * MIB  # what the kernel needs at least, and beside its files
+COPIES = 3  # it unpacks the archive while it still has it, and files may take half of what is left then
+PANICKED = 3  # as where the guest reports a panic
 READY = b"balloon-vmm: ready for input\n"  # what the bundled shells send to the debug port
 
 
@@ -33,14 +38,17 @@ READY = b"balloon-vmm: ready for input\n"  # what the bundled shells send to the
 class Task:
     """What the guest is to do: a shell, or the script `run`, or else the demonstration.
 
-    The contents of the folders `add` ("DIR" or "DIR:DST") go into its files; with `returns_files` those of its /out
-    come back.  `fetch` looks for newer packages first."""
+    `takes_input`: somebody types; `interactive`: a person at a terminal.  The contents of the folders
+    `add` ("DIR" or "DIR:DST") go into its files; with `returns_files` those of its /out come back.  `fetch` looks for
+    newer packages first."""
 
     shell: bool = False
     run: str = ""
     add: Sequence[str] = ()
     returns_files: bool = False
     fetch: bool = False
+    takes_input: bool = False
+    interactive: bool = False
 
     def __post_init__(self) -> None:
         if self.shell and self.run:
@@ -49,49 +57,66 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class LinuxGuest:
-    """What to boot: names of files, and the kernel's command line."""
+    """What to boot: names of files, the kernel's command line, what to call it and the least RAM it can have.
+
+    `panic_status` is the run's when the machine was reset, which is how a panic ends: nobody told another status."""
 
     kernel: str
     initrd: str
     command_line: str
+    title: str
+    needs_bytes: int
+    panic_status: int
 
 
 @contextmanager
 def debian_guest(task: Task, tell: Callable[[str], None], words: str = "") -> Iterator[LinuxGuest]:
     """The guest for `task`, `words` at the end of its command line.  ConfigError if anything is missing."""
-    main, tells_status = _main(task)
+    main, tells_status, programs = _main(task)
     folders = [parse_folder(text) for text in task.add]
     images = debian_images(tell, fetch=task.fetch)
-    archive = pack(_contents(images, main, tells_status, folders))
+    archive = pack(_contents(images, [*bundled_init(main, tell_status=tells_status), *programs], folders))
     if task.returns_files:
         archive.add_folder(OUT_FOLDER)
-    if task.shell:
+    if task.takes_input:
+        archive.add_file(TYPED_FILE, b"")
+    if task.interactive:
         _describe_terminal(archive)
-    with _in_memory(archive.to_bytes()) as initrd:
-        yield LinuxGuest(str(images.kernel), initrd, f"{COMMAND_LINE} {words}".strip())
+    data = archive.to_bytes()
+    with _in_memory(data) as initrd:
+        yield LinuxGuest(
+            str(images.kernel),
+            initrd,
+            f"{COMMAND_LINE} {words}".strip(),
+            f"Debian {images.kernel.name.removeprefix(KERNEL_FILE)}",
+            max(SMALLEST_BYTES, KERNEL_BYTES + -(-COPIES * len(data) // MIB) * MIB),
+            panic_status=PANICKED if tells_status else 0,
+        )
 
 
-def _main(task: Task) -> tuple[bytes, bool]:
-    """What the bundled init runs, and whether the machine ends with its exit status."""
+def _main(task: Task) -> tuple[bytes, bool, list[tuple[str, bytes]]]:
+    """What the bundled init runs, whether the machine ends with its exit status, and the programs it needs."""
     if task.shell:
-        return (bundled_file("shell"), False) if sys.stdin.isatty() else (bundled_file("commands"), True)
+        return (bundled_file("shell"), False, []) if task.interactive else (bundled_file("commands"), True, [])
     if not task.run:
-        return bundled_file("demo"), False
+        return bundled_file("demo"), False, []
     try:
-        script = Path(task.run).read_bytes()
+        script = read_file(task.run)
     except OSError as error:
         raise ConfigError(f"The script {task.run} cannot be read: {error.strerror}.") from error
     if not script.startswith((b"#!", b"\x7fELF")):
         raise ConfigError(f"The script {task.run} must begin with #! and a program, such as #!/bin/sh.")
-    return script, True
+    return bundled_file("script"), True, [(SCRIPT_FILE, script)]
 
 
-def _contents(images: DebianImages, main: bytes, tells_status: bool, folders: Sequence[tuple[Path, str]]) -> Contents:
+def _contents(
+    images: DebianImages, programs: Sequence[tuple[str, bytes]], folders: Sequence[tuple[Path, str]]
+) -> Contents:
     return Contents(
         busybox=images.busybox,
         kernel_modules=images.modules,
         modules=(*BALLOON_MODULES, *MACHINE_MODULES),
-        programs=bundled_init(main, tell_status=tells_status),
+        programs=programs,
         folders=folders,
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from devices.errors import ConfigError
+from vmm.files import read_file
 from vmm.streams import GuardedText
 
 INITRAMFS_HELP = """Pack an initramfs for a Linux guest.
@@ -76,6 +77,6 @@ def initramfs_command(
 
 def _read(name: str) -> bytes:
     try:
-        return Path(name).read_bytes()
+        return read_file(name)
     except OSError as error:
         raise ConfigError(f"The file {name} cannot be read: {error.strerror}.") from error

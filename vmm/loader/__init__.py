@@ -13,7 +13,10 @@ from pathlib import Path
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from guests import GUESTS
+from guests.debian import DEBIAN
 from guests.table import X86_64
+from vmm.files import read_file
+from vmm.loader.foreign import other_kind
 from vmm.loader.image import EXECUTE, FIRMWARE_END, READ, WRITE, BootData, Image, Module, Payload, Segment, place
 from vmm.models import did_you_mean
 
@@ -51,7 +54,7 @@ def read_image(guest: str, arch: str = X86_64) -> Image:
         return Image(guest, GUESTS[guest].image(arch))
     path = Path(guest)
     if path.name == guest and not path.exists():
-        raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, GUESTS)}")
+        raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, (*GUESTS, DEBIAN.name))}")
     return Image(guest, _read_file("guest", guest, LARGEST_IMAGE_BYTES))
 
 
@@ -69,8 +72,7 @@ def is_linux(guest: str) -> bool:
 def _read_file(what: str, path: str, largest_bytes: int) -> bytes:
     """The contents of a file that the user names.  ConfigError with one sentence."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(largest_bytes + 1)
+        data = read_file(path, largest_bytes + 1)
     except FileNotFoundError:
         raise ConfigError(f"There is no file {path!r}.") from None
     except (OSError, ValueError) as error:
@@ -127,6 +129,9 @@ def load(image: Image, memory: GuestMemory, boot: BootData | None = None, *, arc
             return linux.load_bzimage(image, memory, boot)
         if linux.is_vmlinux(image.data):
             return linux.load_vmlinux(image, memory, boot)
+    other = None if image.data[:4] == ELF_MAGIC else other_kind(image.data)
+    if other is not None:
+        raise ConfigError(f"The guest {image.name!r} is {other}, and no program for this machine.")
     if boot.modules:
         raise ConfigError(f"The guest {image.name!r} takes no modules; only a kernel does.")
     if image.data[:4] == ELF_MAGIC:

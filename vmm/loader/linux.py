@@ -87,6 +87,11 @@ def is_vmlinux(data: bytes) -> bool:
 def load_bzimage(image: Image, memory: GuestMemory, boot: BootData) -> Payload:
     """Put the kernel in a bzImage, its zero page and its initrd into RAM.  ConfigError with one sentence."""
     setup, compressed, init_bytes = _read_bzimage(image)
+    if init_bytes > memory.size_bytes:  # before any work, and before the limit makes it look like damage
+        raise ConfigError(
+            f"The kernel {image.name!r} needs {-(-init_bytes // MIB)} MiB of RAM to start, which this machine does not "
+            "have."
+        )
     try:
         vmlinux = decompress(compressed, min(init_bytes, memory.size_bytes))
     except Damaged as error:

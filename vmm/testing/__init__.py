@@ -12,10 +12,11 @@ from vmm.testing.driver import Driver, FeaturesRefused
 from vmm.testing.layout import Descriptor
 from vmm.testing.legacy_pci import LegacyPciTransport
 from vmm.testing.mmio import LegacyMmioTransport, MmioTransport
+from vmm.testing.packed_ring import PackedQueue
 from vmm.testing.pages import OutOfPages, PageAllocator
 from vmm.testing.pci import Msix, PciBus
 from vmm.testing.protocols import ANY_QUEUE, Bus, Interrupts, Memory, Transport
-from vmm.testing.raw import RawQueue
+from vmm.testing.raw import RawPackedQueue, RawQueue
 from vmm.testing.ring import DeviceViolation, RingFull, SplitQueue, Used
 from vmm.testing.virtio_pci import PciTransport
 
@@ -38,9 +39,11 @@ __all__ = [
     "MmioTransport",
     "Msix",
     "OutOfPages",
+    "PackedQueue",
     "PageAllocator",
     "PciBus",
     "PciTransport",
+    "RawPackedQueue",
     "RawQueue",
     "RingFull",
     "SplitQueue",

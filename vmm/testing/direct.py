@@ -101,5 +101,8 @@ class DirectTransport:
     def queue_enabled(self, index: int) -> bool:
         return bool(self.device.queues[index].enabled)
 
-    def notify(self, index: int) -> None:
-        self.deliver(self.device.notify(index, self.now_ns))
+    def reset_queue(self, index: int) -> None:
+        self.write_queue(index, "reset", 1)
+
+    def notify(self, index: int, data: int | None = None) -> None:
+        self.deliver(self.device.notify(index, self.now_ns, data))

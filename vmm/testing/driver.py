@@ -16,16 +16,22 @@ device goes through a `Transport`, so the same test drives a device directly and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from devices.virtio import spec
 from devices.virtio.spec import Status
+from vmm.testing.packed_ring import PackedQueue
 from vmm.testing.protocols import Interrupts, Memory, PageSource, Transport
-from vmm.testing.ring import DeviceViolation, Readable, SplitQueue, Used, Writable
+from vmm.testing.ring import DeviceViolation, Queue, Readable, SplitQueue, Used, Writable
 
 EVENT_IDX = 1 << spec.VIRTIO_F_EVENT_IDX
 INDIRECT_DESC = 1 << spec.VIRTIO_F_INDIRECT_DESC
 VERSION_1 = 1 << spec.VIRTIO_F_VERSION_1
 ANY_LAYOUT = 1 << spec.VIRTIO_F_ANY_LAYOUT
+RING_PACKED = 1 << spec.VIRTIO_F_RING_PACKED
+IN_ORDER = 1 << spec.VIRTIO_F_IN_ORDER
+NOTIFICATION_DATA = 1 << spec.VIRTIO_F_NOTIFICATION_DATA
+RING_RESET = 1 << spec.VIRTIO_F_RING_RESET
 
 _CONFIG_ATTEMPTS = 16
 
@@ -40,13 +46,15 @@ class Driver:
     `processor` is the byte order of the processor that it plays, `order` the one in which it writes rings and payloads:
     the same on a legacy interface, little-endian on a modern one (§2.7.3)."""
 
-    supported = EVENT_IDX | INDIRECT_DESC | VERSION_1 | ANY_LAYOUT
+    supported = (
+        EVENT_IDX | INDIRECT_DESC | VERSION_1 | ANY_LAYOUT | RING_PACKED | IN_ORDER | NOTIFICATION_DATA | RING_RESET
+    )
 
     def __init__(self, transport: Transport, *, processor: spec.ByteOrder = "<") -> None:
         self.transport = transport
         self.order: spec.ByteOrder = processor if self.is_legacy else "<"
         self.features = 0
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, Queue[Any]] = {}
 
     @property
     def memory(self) -> Memory:
@@ -123,18 +131,35 @@ class Driver:
         """Whether the negotiated features leave queue `index` in existence; a device type may say otherwise."""
         return True
 
-    def set_up_queue(self, index: int, size: int) -> SplitQueue:
+    def set_up_queue(self, index: int, size: int) -> Queue[Any]:
         """Rings of `size` entries for one queue, known to the device and enabled."""
+        make: type[Queue[Any]] = PackedQueue if self.features & RING_PACKED else SplitQueue
         event_idx, indirect = bool(self.features & EVENT_IDX), bool(self.features & INDIRECT_DESC)
-        align = self.transport.legacy_align
-        places = self.memory, self.pages, index, size
-        queue = SplitQueue(*places, event_idx=event_idx, indirect=indirect, legacy_align=align, order=self.order)
+        in_order, align = bool(self.features & IN_ORDER), self.transport.legacy_align
+        queue = make(
+            self.memory,
+            self.pages,
+            index,
+            size,
+            event_idx=event_idx,
+            indirect=indirect,
+            in_order=in_order,
+            legacy_align=align,
+            order=self.order,
+        )
         place = queue.layout
         self.transport.set_up_queue(index, size, place.desc_gpa, place.driver_gpa, place.device_gpa)
         if not self.transport.queue_enabled(index):
             raise DeviceViolation(f"queue {index} did not become enabled (§4.1.4.3)")
         self.queues[index] = queue
         return queue
+
+    def reset_queue(self, index: int) -> None:
+        """§2.6.1, with RING_RESET: one queue is forgotten, with what is in flight; `set_up_queue` makes a new one."""
+        self.transport.reset_queue(index)
+        if self.transport.queue_enabled(index):
+            raise DeviceViolation(f"queue {index} is enabled after its reset (§4.1.4.3.1)")
+        self.queues.pop(index).release()
 
     def driver_ok(self) -> None:
         """Step 8: the device is live."""
@@ -162,8 +187,15 @@ class Driver:
         self.queues[queue].publish()
         wanted = self.queues[queue].must_notify()
         if wanted or force:
-            self.transport.notify(queue)
+            self.notify(queue)
         return wanted or force
+
+    def notify(self, queue: int) -> None:
+        """Notify the device (§2.9), with data where that was negotiated."""
+        if self.features & NOTIFICATION_DATA:
+            self.transport.notify(queue, queue | self.queues[queue].notification_data() << 16)
+        else:
+            self.transport.notify(queue)
 
     def collect(self, queue: int = 0) -> list[Used]:
         """The buffers that came back since the last call."""

@@ -1,4 +1,4 @@
-"""Where the fields of a split virtqueue lie, as the driver computes them from §2.7 alone.
+"""Where the fields of a virtqueue lie, as the driver computes them from §2.7 and §2.8 alone.
 
 Pure arithmetic over `struct` formats: no state, no memory.  The driver uses it to write its rings, raw tests use it to
 write wrong ones.
@@ -26,6 +26,22 @@ class Descriptor(NamedTuple):
 
     def pack(self, order: spec.ByteOrder = "<") -> bytes:
         return _DESCRIPTOR[order].pack(self.addr % 2**64, self.len % 2**32, self.flags % 2**16, self.next % 2**16)
+
+
+class PackedDescriptor(NamedTuple):
+    """One 16-byte descriptor of a packed ring (§2.8.13); fields wrap to their widths when packed."""
+
+    addr: int
+    len: int
+    id: int = 0
+    flags: int = 0
+
+    def pack(self) -> bytes:
+        return _DESCRIPTOR["<"].pack(self.addr % 2**64, self.len % 2**32, self.id % 2**16, self.flags % 2**16)
+
+    @staticmethod
+    def unpack(data: bytes) -> PackedDescriptor:
+        return PackedDescriptor(*_DESCRIPTOR["<"].unpack(data))
 
 
 class Piece(NamedTuple):
@@ -115,6 +131,56 @@ class RingLayout:
     @property
     def avail_event(self) -> int:
         return self.device_gpa + 4 + 8 * self.size
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Guest-physical addresses of the three parts of a packed queue of `size` descriptors (§2.8.10.1, §2.8.14)."""
+
+    size: int
+    desc_gpa: int
+    driver_gpa: int
+    device_gpa: int
+
+    @staticmethod
+    def bytes_needed(size: int) -> int:
+        """Bytes for all three parts laid out by `at`, padding included."""
+        layout = PackedLayout.at(0, size)
+        return layout.device_gpa + layout.used_bytes
+
+    @staticmethod
+    def at(gpa: int, size: int) -> PackedLayout:
+        """The ring at `gpa`, and the two event suppression structures behind it."""
+        desc_gpa = _align(gpa, spec.PVIRTQ_DESC_ALIGN)
+        driver_gpa = _align(desc_gpa + DESCRIPTOR_BYTES * size, spec.PVIRTQ_EVENT_ALIGN)
+        return PackedLayout(size, desc_gpa, driver_gpa, driver_gpa + 4)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the device area."""
+        return 4
+
+    def descriptor(self, index: int) -> int:
+        return self.desc_gpa + DESCRIPTOR_BYTES * (index % self.size)
+
+    def flags(self, index: int) -> int:
+        return self.descriptor(index) + 14
+
+    @property
+    def driver_off_wrap(self) -> int:
+        return self.driver_gpa
+
+    @property
+    def driver_flags(self) -> int:
+        return self.driver_gpa + 2
+
+    @property
+    def device_off_wrap(self) -> int:
+        return self.device_gpa
+
+    @property
+    def device_flags(self) -> int:
+        return self.device_gpa + 2
 
 
 def _align(value: int, alignment: int) -> int:

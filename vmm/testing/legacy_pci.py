@@ -122,7 +122,11 @@ class LegacyPciTransport:
         self.write_register("queue_select", index)
         return self.read_register("queue_address") != 0
 
-    def notify(self, index: int) -> None:
+    def reset_queue(self, index: int) -> None:
+        """A single queue cannot be reset through this interface: RuntimeError."""
+        raise RuntimeError(f"{self.function.name}: a legacy device has no queue_reset")
+
+    def notify(self, index: int, data: int | None = None) -> None:
         self.write_register("queue_notify", index)
 
     # -- interrupts ----------------------------------------------------------------------------------------------------

@@ -100,8 +100,15 @@ class MmioTransport:
         self.write("QueueSel", index)
         return self.read("QueueReady") == 1
 
-    def notify(self, index: int) -> None:
-        self.write("QueueNotify", index)
+    def reset_queue(self, index: int) -> None:
+        """§4.2.2.2: write 1, then wait until QueueReset reads back 0."""
+        self.write("QueueSel", index)
+        self.write("QueueReset", 1)
+        if self.read("QueueReset"):
+            raise RuntimeError(f"the reset of queue {index} at {self.base:#x} does not end (§4.2.2.1)")
+
+    def notify(self, index: int, data: int | None = None) -> None:
+        self.write("QueueNotify", index if data is None else data)
 
     # -- interrupts ----------------------------------------------------------------------------------------------------
 

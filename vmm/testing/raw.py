@@ -1,5 +1,7 @@
 """Raw access to a queue that a driver set up: any bytes in the descriptor table, the rings and indirect tables.
 
+`RawQueue` is for split queues, `RawPackedQueue` for packed ones.
+
 Nothing is checked here, that is the point.  Once a test went raw on a queue, the driver's own `offer` and `collect` on
 it mean nothing until the device was reset and the queue set up again; `heads_returned` reads the used ring instead.
 """
@@ -11,22 +13,42 @@ from typing import Literal
 
 from devices.virtio import spec
 from vmm.testing.driver import Driver
-from vmm.testing.layout import Descriptor
+from vmm.testing.layout import Descriptor, PackedDescriptor
+from vmm.testing.packed_ring import AVAIL, USED, PackedQueue, Place
 from vmm.testing.pages import PAGE_BYTES
+from vmm.testing.ring import SplitQueue
 
 NEXT = spec.VIRTQ_DESC_F_NEXT
 WRITE = spec.VIRTQ_DESC_F_WRITE
 INDIRECT = spec.VIRTQ_DESC_F_INDIRECT
 
 
-class RawQueue:
-    """Queue `index` of a started driver, as bytes in memory."""
+class _Raw:
+    """What both rings have in common: memory, and the kick."""
 
-    def __init__(self, driver: Driver, index: int = 0) -> None:
-        queue = driver.queues[index]
+    def __init__(self, driver: Driver, index: int) -> None:
         self.driver = driver
         self.index = index
-        self.size = queue.size
+        self.size = driver.queues[index].size
+
+    def buffer(self, data: bytes) -> int:
+        """Put bytes into pages of their own; their guest-physical address."""
+        gpa = self.driver.pages.take(max(1, -(-len(data) // PAGE_BYTES)))
+        self.driver.memory.write(gpa, data)
+        return gpa
+
+    def kick(self) -> None:
+        """Notify the device, wanted or not."""
+        self.driver.transport.notify(self.index)
+
+
+class RawQueue(_Raw):
+    """Queue `index` of a started driver, a split one, as bytes in memory."""
+
+    def __init__(self, driver: Driver, index: int = 0) -> None:
+        super().__init__(driver, index)
+        queue = driver.queues[index]
+        assert isinstance(queue, SplitQueue)
         self.layout = queue.layout
         self.order = queue.order
         self._byteorder: Literal["little", "big"] = "little" if queue.order == "<" else "big"
@@ -44,16 +66,7 @@ class RawQueue:
 
     def table(self, entries: Sequence[Descriptor]) -> int:
         """Write an indirect table into pages of its own; its guest-physical address."""
-        data = b"".join(entry.pack(self.order) for entry in entries)
-        gpa = self.driver.pages.take(max(1, -(-len(data) // PAGE_BYTES)))
-        self.driver.memory.write(gpa, data)
-        return gpa
-
-    def buffer(self, data: bytes) -> int:
-        """Put bytes into pages of their own; their guest-physical address."""
-        gpa = self.driver.pages.take(max(1, -(-len(data) // PAGE_BYTES)))
-        self.driver.memory.write(gpa, data)
-        return gpa
+        return self.buffer(b"".join(entry.pack(self.order) for entry in entries))
 
     def available(self, *heads: int) -> None:
         """Put heads into the available ring and publish them."""
@@ -67,10 +80,6 @@ class RawQueue:
         """Write the available ring's index, whatever it was."""
         self.avail_idx = value % 2**16
         self._put16(self.layout.avail_idx, self.avail_idx)
-
-    def kick(self) -> None:
-        """Notify the device, wanted or not."""
-        self.driver.transport.notify(self.index)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -86,3 +95,41 @@ class RawQueue:
 
     def _put16(self, gpa: int, value: int) -> None:
         self.driver.memory.write(gpa, (value % 2**16).to_bytes(2, self._byteorder))
+
+
+class RawPackedQueue(_Raw):
+    """Queue `index` of a started driver, a packed one, as bytes in memory.
+
+    Descriptors are written from where the driver stood, one place after the other."""
+
+    def __init__(self, driver: Driver, index: int = 0) -> None:
+        super().__init__(driver, index)
+        queue = driver.queues[index]
+        assert isinstance(queue, PackedQueue)
+        self.layout = queue.layout
+        self.next = Place(self.size, queue.published.index, queue.published.wrap)
+        self._used = Place(self.size, queue.next_used.index, queue.next_used.wrap)
+
+    def descriptor(self, addr: int, length: int, flags: int = 0, buffer_id: int = 0, *, available: bool = True) -> int:
+        """Write the next descriptor, marked available (or with both marks the wrong way round); its place."""
+        place = self.next.index
+        marks = self.next.available_flags if available else self.next.available_flags ^ (AVAIL | USED)
+        entry = PackedDescriptor(addr, length, buffer_id, flags | marks)
+        self.driver.memory.write(self.layout.descriptor(place), entry.pack())
+        self.next.advance(1)
+        return place
+
+    def table(self, entries: Sequence[PackedDescriptor]) -> int:
+        """Write an indirect table into pages of its own; its guest-physical address."""
+        return self.buffer(b"".join(entry.pack() for entry in entries))
+
+    def ids_returned(self, slots: int = 1) -> list[int]:
+        """The ids of used descriptors since this object was made, `slots` descriptors to a chain, at most a ring."""
+        place, ids = Place(self.size, self._used.index, self._used.wrap), []
+        for _ in range(self.size // slots):
+            entry = PackedDescriptor.unpack(self.driver.memory.read(self.layout.descriptor(place.index), 16))
+            if entry.flags & (AVAIL | USED) != place.used_flags:
+                break
+            ids.append(entry.id)
+            place.advance(slots)
+        return ids

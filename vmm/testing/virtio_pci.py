@@ -13,6 +13,8 @@ from vmm.testing.pci import COMMAND_MASTER, COMMAND_MEMORY, SUBSYSTEM_DEVICE_ID,
 from vmm.testing.pci_interrupts import CONFIG_VECTOR, Kind, PciInterrupts
 from vmm.testing.protocols import Bus, Interrupts, Memory, PageSource
 
+_RESET_ATTEMPTS = 1000
+
 
 class Capability(NamedTuple):
     """A Virtio Structure PCI Capability (§4.1.4): where in configuration space it lies and where it points.
@@ -193,8 +195,20 @@ class PciTransport:
         self.write_common("queue_select", index)
         return self.read_common("queue_enable") == 1
 
-    def notify(self, index: int) -> None:
-        self.bus.mmio_write(self.notify_gpa(index), 2, index)
+    def reset_queue(self, index: int) -> None:
+        """§4.1.4.3.2: write 1, then wait until queue_reset reads back 0."""
+        self.write_common("queue_select", index)
+        self.write_common("queue_reset", 1)
+        for _ in range(_RESET_ATTEMPTS):
+            if self.read_common("queue_reset") == 0:
+                return
+        raise RuntimeError(f"{self.function.name}: the reset of queue {index} does not end (§4.1.4.3.1)")
+
+    def notify(self, index: int, data: int | None = None) -> None:
+        if data is None:
+            self.bus.mmio_write(self.notify_gpa(index), 2, index)
+        else:
+            self.bus.mmio_write(self.notify_gpa(index), 4, data)
 
     def notify_gpa(self, index: int) -> int:
         """The Queue Notify address of a queue (§4.1.4.4)."""

@@ -6,7 +6,8 @@ are `stats`', the ranges of reports are `reporting`'s.
 A wrong *payload* is no broken ring: a page that is not RAM, an array that ends within an entry, an unknown tag are
 skipped, counted and reported, and the request is completed.  Resetting the device for them would leave a driver waiting
 for ever.  All discards of a batch happen before it is acknowledged, never afterwards: from then on the driver may use
-the pages again.
+the pages again.  A batch of very many pages is worked off in slices, and acknowledged with the last; until then
+nothing more is taken from its queue, and the other queues have their turn between two slices.
 
 A report is no inflation: its pages are not in the balloon, and nobody says when they are used again.
 
@@ -23,20 +24,24 @@ from typing import Any, ClassVar, Final
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.registers import Register, RegisterMap
-from devices.state import COUNTER, FLAG, PART, Maybe, Table, refuse, require_list, uint
+from devices.state import COUNTER, FLAG, PART, Many, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
-from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader
+from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
 from devices.virtio.balloon.reporting import FreePages, free_pages
+from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES, is_in_flight
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
-_PFNS_PER_DESCRIPTOR = 16
-"""So many entries count as one descriptor towards the work of a call: no batch of arrays of all RAM follows another.
-So many pages of a report do: no discard of all RAM follows another."""
+_SLICED_FROM_BYTES = SLICED_FROM * _PFN_BYTES
+_LATER: Final = PageSet(0, 0, None)  # stands for pages that are dealt with in slices
+_WORK_PER_ENTRY = 2
+"""An entry counts as two descriptors towards the work of a call, since it may cost a discard of its own: no two of the
+largest batches follow each other in one call.  A page of a report, most of which are in long runs, counts as one."""
 
 # §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up, as in QEMU and
 # all that followed it.  The specification's fixed numbers are those of a device that offers everything.
@@ -53,8 +58,8 @@ SUPPORTED_FEATURES: Final = (
     | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
     | 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
     | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
-    | 1 << spec.VIRTIO_F_INDIRECT_DESC
-    | 1 << spec.VIRTIO_F_EVENT_IDX
+    | RING_FEATURES
+    | LEGACY_RING_FEATURES
     | 1 << spec.VIRTIO_F_VERSION_1
 )
 _COUNTERS: Final = (
@@ -68,8 +73,11 @@ _COUNTERS: Final = (
     "ignored_bytes",
     "failed_discards",
 )
-DEFAULT_FEATURES: Final = SUPPORTED_FEATURES & ~(
-    1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
+DEFAULT_FEATURES: Final = (
+    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
+    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
+    | DEFAULT_RING_FEATURES
+    | 1 << spec.VIRTIO_F_VERSION_1
 )
 """QEMU's.  Whether the guest may take back what the host asked for, and whether free memory leaves it unasked, are
 decisions of who runs it."""
@@ -103,6 +111,7 @@ class Balloon(VirtioDevice):
         "_pages": PART,
         "_stats": PART,
         "_held": Maybe(CHAINS),
+        "_sliced": Many(PART),
         "_stats_came": FLAG,
     }
 
@@ -138,6 +147,10 @@ class Balloon(VirtioDevice):
             "statsq": self._take_stats,
             "reporting_vq": self._take_reports,
         }
+        # What the slices of each queue's batches do with their pages.
+        self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
+        self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]
+        self._sliced = [SlicedBatch(memory, self._reader, self._payload_limit) for _ in self._page_queues]
         self._stats_queue = next((queue for queue in self.queues if queue.name == "statsq"), None)
 
     # -- the host's side -------------------------------------------------------------------------------------------
@@ -199,34 +212,54 @@ class Balloon(VirtioDevice):
 
     def _inflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
-        self.inflated_pages += self._pages.move(pages, inside=True)
-        if pages.pages and (refused := self._discard(pages)) is not NO_NOTIFICATIONS:
+        if pages is _LATER:
+            return told
+        if (refused := self._put_in(pages)) is not NO_NOTIFICATIONS:
             told |= refused
         done = self.complete(queue, chains)
         return done if told is NO_NOTIFICATIONS else told | done
 
     def _deflate(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         pages, told = self._named_pages(queue, chains)
+        if pages is _LATER:
+            return told
+        self._take_out(pages)
+        return told | self.complete(queue, chains)
+
+    def _put_in(self, pages: PageSet) -> Notifications:
+        self.inflated_pages += self._pages.move(pages, inside=True)
+        return self._discard(pages) if pages.pages else NO_NOTIFICATIONS
+
+    def _take_out(self, pages: PageSet) -> Notifications:
         removed = self._pages.move(pages, inside=False)
         self.deflated_pages += removed
         self.stray_pages += pages.pages - removed
-        return told | self.complete(queue, chains)
+        return NO_NOTIFICATIONS
 
     def _named_pages(self, queue: Queue, chains: Chains) -> tuple[PageSet, Notifications]:
-        """The pages that all arrays of a batch name, and what is wrong with the rest."""
+        """The pages that all arrays of a batch name, and what is wrong with the rest.
+
+        `_LATER` where they are so many that slices are begun with them."""
         payload, ignored = chains.gather_entries(self.memory, _PFN_BYTES, self._payload_limit)
-        self.spend(len(payload) // (_PFN_BYTES * _PFNS_PER_DESCRIPTOR))
+        self.spend(len(payload) * _WORK_PER_ENTRY // _PFN_BYTES)
+        if len(payload) > _SLICED_FROM_BYTES:
+            self._begin_slices(queue).begin(chains, little_endian(payload, self.order))
+            return _LATER, self._wrong_entries(queue, 0, ignored)
         pages = self._reader.read(payload, self.order)
         if not ignored and not pages.bad:
             return pages, NO_NOTIFICATIONS
-        self.bad_pfns += pages.bad
-        self.ignored_bytes += ignored
+        return pages, self._wrong_entries(queue, pages.bad, ignored)
+
+    def _wrong_entries(self, queue: Queue, bad: int, ignored_bytes: int) -> Notifications:
+        self.bad_pfns += bad
+        self.ignored_bytes += ignored_bytes
         told = NO_NOTIFICATIONS
-        if pages.bad:
-            told |= self.event("bad-pfns", f"{queue.name}: {pages.bad} page frame numbers are outside guest RAM")
-        if ignored:
-            told |= self.event("ignored-bytes", f"{queue.name}: {ignored} bytes are no page frame numbers, or too many")
-        return pages, told
+        if bad:
+            told |= self.event("bad-pfns", f"{queue.name}: {bad} page frame numbers are outside guest RAM")
+        if ignored_bytes:
+            text = f"{queue.name}: {ignored_bytes} bytes are no page frame numbers, or too many"
+            told |= self.event("ignored-bytes", text)
+        return told
 
     def _discard(self, pages: PageSet | FreePages) -> Notifications:
         try:
@@ -247,15 +280,19 @@ class Balloon(VirtioDevice):
     def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
         free = free_pages(chains)
-        self.spend(free.pages // _PFNS_PER_DESCRIPTOR)
+        self.spend(free.pages)
         self.reported_pages += free.pages
         told = NO_NOTIFICATIONS
         if free.ignored_bytes:
             self.ignored_bytes += free.ignored_bytes
             told |= self.event("ignored-bytes", f"{queue.name}: {free.ignored_bytes} bytes are in no whole free page")
+        if free.pages > SLICED_FROM:
+            self._begin_slices(queue).begin_runs(chains, free.runs())
+        elif free.pages:
+            told |= self._discard(free)
         if free.pages:
-            told |= self._discard(free) | self.event("reported", f"the driver reported {free.pages} free pages")
-        return told | self.complete(queue, chains)
+            told |= self.event("reported", f"the driver reported {free.pages} free pages")
+        return told if queue.paused else told | self.complete(queue, chains)
 
     def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""
@@ -288,6 +325,38 @@ class Balloon(VirtioDevice):
         self._stats.asked()
         return self.complete(queue, held) | Notifications(deadline=True)
 
+    # -- batches in slices -----------------------------------------------------------------------------------------
+
+    def _begin_slices(self, queue: Queue) -> SlicedBatch:
+        """Take nothing more from `queue` until the batch that is put into the result is done."""
+        queue.paused = True
+        self.work_is_left()
+        return self._sliced[self._page_queues.index(queue)]
+
+    def carry_on(self, now_ns: int) -> Notifications:
+        """One slice for each queue that has a batch in slices."""
+        told = NO_NOTIFICATIONS
+        for queue, batch in zip(self._page_queues, self._sliced, strict=True):
+            if batch.chains is not None:
+                told |= self._next_slice(queue, batch, batch.chains)
+        return told
+
+    def _next_slice(self, queue: Queue, batch: SlicedBatch, chains: Chains) -> Notifications:
+        told = NO_NOTIFICATIONS
+        deal_with = self._page_handlers[queue.name]
+        for pages in batch.next_slice():
+            refused = deal_with(pages)
+            if refused is not NO_NOTIFICATIONS and not batch.refused:
+                batch.refused = True  # it is said once a batch
+                told |= refused
+        if not batch.is_done:
+            self.work_is_left()
+            return told
+        told |= self._wrong_entries(queue, batch.bad, 0)
+        batch.clear()
+        queue.paused = False
+        return told | self.complete(queue, chains)
+
     # -- the device's life -----------------------------------------------------------------------------------------
 
     def live(self, now_ns: int) -> Notifications:
@@ -301,6 +370,9 @@ class Balloon(VirtioDevice):
         self.actual = self._told_actual = 0
         self._pages.clear()
         self._held = None
+        for batch in self._sliced:
+            if batch.chains is not None:
+                batch.clear()
         self._stats_came = False
         self._stats.driver_lost()
 
@@ -332,15 +404,32 @@ class Balloon(VirtioDevice):
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        if saved["held"] is None:
-            return
-        place = f"{where}.held"
-        chain = require_list(place, saved["held"], 1)[0]
-        ring = None if self._stats_queue is None else saved["queues"][self._stats_queue.index]["ring"]
-        if ring is None or not any(ring["in_flight"][chain["head"] : chain["head"] + 1]):
-            raise refuse(place, "a chain in flight in statsq", f"the head {chain['head']}")
+        if saved["held"] is not None:
+            require_list(f"{where}.held", saved["held"], 1)
+            self._check_in_flight(self._stats_queue, saved["held"], saved, f"{where}.held")
+        for number, (queue, batch) in enumerate(zip(self._page_queues, saved["sliced"], strict=True)):
+            if batch["chains"] is not None:
+                self._check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
+                if saved["carry_on_ns"] is None:
+                    raise refuse(f"{where}.carry_on_ns", "a time, since a batch is worked off in slices", None)
+
+    @staticmethod
+    def _check_in_flight(queue: Queue | None, chains: Any, saved: Any, where: str) -> None:
+        """Each of the saved `chains` must be in flight in `queue`, once."""
+        seen: set[int] = set()
+        for chain in chains:
+            flying = queue is not None and is_in_flight(saved["queues"][queue.index], chain)
+            if not flying or chain["buffer_id"] in seen:
+                name = "statsq" if queue is None else queue.name
+                raise refuse(where, f"a chain in flight in {name}", f"the head {chain['head']}")
+            seen.add(chain["buffer_id"])
+
+    def restore_state(self, saved: Any) -> None:
+        super().restore_state(saved)
+        for queue, batch in zip(self._page_queues, self._sliced, strict=True):
+            queue.paused = batch.chains is not None
 
     def settings(self) -> tuple[object, ...]:
-        held = None if self._held is None else self._held.head.tolist()
+        held = None if self._held is None else (self._held.head.tolist(), self._held.buffer_id.tolist())
         told = self._told_actual, self._stats_came
-        return self.num_pages, self.actual, *told, self._pages, held, self._stats.settings()
+        return self.num_pages, self.actual, *told, self._pages, held, self._sliced, self._stats.settings()

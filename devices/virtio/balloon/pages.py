@@ -30,6 +30,10 @@ _PFN_BYTES = PFN.itemsize
 _ENTRY = Struct("<I")
 _INSIDE, _OUTSIDE = b"\1", b"\0"
 _READY_PAGES = 1 << 20
+TAKEN_TOGETHER_PAGES = 512
+"""`BalloonPages.take` takes so many scattered pages, or up to `_LONGEST_TAKEN_RUN` neighbours."""
+_LONGEST_TAKEN_RUN = 2048
+_SEARCHED_PAGES = 16384
 _SORT_AT_ONCE = 4096  # up to here sorting costs no more than asking whether it is needed
 _NONE = np.empty(0, PFN)
 _ONES = np.ones(_SORT_AT_ONCE, PFN)
@@ -69,11 +73,21 @@ class PageSet:
             return memory.discard_run(self.first, self.pages)
         return memory.discard(self.starts, self.counts)
 
+    @property
+    def run_count(self) -> int:
+        """How many runs they are."""
+        return len(self.starts) if self.first is None else 1
+
     def runs(self) -> list[Run]:
         """All runs, ascending."""
         if self.first is not None:
             return [Run(self.first, self.pages)]
         return list(map(Run, self.starts.tolist(), self.counts.tolist()))
+
+
+def little_endian(payload: bytes, order: spec.ByteOrder) -> bytes:
+    """An array of page frame numbers in byte `order` as one of le32."""
+    return payload if order == "<" else np.frombuffer(payload, PFN.newbyteorder(order)).astype(PFN).tobytes()
 
 
 class PfnReader:
@@ -90,8 +104,7 @@ class PfnReader:
     def read(self, payload: bytes, order: spec.ByteOrder = "<") -> PageSet:
         """The pages that `payload` names, a whole number of 32-bit entries in byte `order`: in any order, repeated, and
         outside RAM as the driver likes."""
-        if order != "<":
-            payload = np.frombuffer(payload, PFN.newbyteorder(order)).astype(PFN).tobytes()
+        payload = little_endian(payload, order)
         count = len(payload) // _PFN_BYTES
         if not count:
             return PageSet(0, 0, None)
@@ -161,8 +174,25 @@ class BalloonPages:
         self.count += total - before if inside else -before
         return total - before if inside else before
 
+    def take(self, from_pfn: int) -> tuple[PageSet, int]:
+        """Take some of the lowest pages out; returns them, and below which page frame number none is left.  There must
+        be some, and none below `from_pfn`."""
+        start = from_pfn + int(self._inside[from_pfn:].argmax())
+        run = self._inside[start : start + _LONGEST_TAKEN_RUN]
+        length = len(run) if run.all() else int(run.argmin())
+        if length >= TAKEN_TOGETHER_PAGES:
+            pages, end = PageSet(length, 0, start), start + length
+        else:
+            found = np.flatnonzero(self._inside[start : start + _SEARCHED_PAGES])[:TAKEN_TOGETHER_PAGES] + start
+            pages, end = _runs(found.astype(PFN), 0), found.item(-1) + 1
+        self._inside[start:end] = False
+        self.count -= pages.pages
+        return pages, end
+
     def save_state(self) -> State:
         """The pages inside as runs, [first page frame number, count], ascending."""
+        if not self.count:
+            return {"runs": []}
         edges = np.flatnonzero(np.diff(self._inside.view(np.int8), prepend=0, append=0))
         return {"runs": [[start, end - start] for start, end in edges.reshape(-1, 2).tolist()]}
 
@@ -186,4 +216,4 @@ class BalloonPages:
         """Whether the same pages are inside."""
         if not isinstance(other, BalloonPages) or self.count != other.count:
             return False
-        return bool((self._inside == other._inside).all())
+        return not self.count or bool((self._inside == other._inside).all())

@@ -55,7 +55,7 @@ _MODERN: Final[dict[str, tuple[str, Access]]] = {
     "SHMLenHigh": ("no_shared_memory", "ro"),
     "SHMBaseLow": ("no_shared_memory", "ro"),
     "SHMBaseHigh": ("no_shared_memory", "ro"),
-    # QueueReset exists only with VIRTIO_F_RING_RESET, which is not offered: a gap, which reads as zero.
+    "QueueReset": ("queue_reset", "rw"),
     "ConfigGeneration": ("config_generation", "ro"),
 }
 
@@ -191,8 +191,11 @@ class VirtioMmio(Stateful):
         return NOTHING
 
     def write_queue_notify(self, value: int, now_ns: int) -> Effects:
-        """The value is the queue's number (§4.2.3.3)."""
-        return self.signal(self.device.notify(value, now_ns)) if self._claimed() else NOTHING
+        """The value is the queue's number, with NOTIFICATION_DATA in its lower half (§4.2.3.3)."""
+        if not self._claimed():
+            return NOTHING
+        index = value & 0xFFFF if self.device.has_feature(spec.VIRTIO_F_NOTIFICATION_DATA) else value
+        return self.signal(self.device.notify(index, now_ns, value))
 
     def write_interrupt_ack(self, value: int, now_ns: int) -> Effects:
         return self._set_interrupts(self.interrupt_status & ~value)
@@ -243,6 +246,13 @@ class VirtioMmio(Stateful):
         if value == 1:
             return self._write_queue("enabled", 1, now_ns)
         return self.signal(self.device.stop_queue(self.queue_sel)) if value == 0 else NOTHING
+
+    queue_reset = 0
+    """§4.2.2.1: a reset of a queue is over before the driver can look."""
+
+    def write_queue_reset(self, value: int, now_ns: int) -> Effects:
+        """1 resets the queue, with RING_RESET (§2.6.1)."""
+        return self._write_queue("reset", 1, now_ns) if value == 1 else NOTHING
 
     def _write_half(self, field: str, shift: int, value: int, now_ns: int) -> Effects:
         queue = self._queue()

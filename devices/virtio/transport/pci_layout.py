@@ -45,7 +45,8 @@ _ACCESS: dict[str, Access] = {
     "queue_desc": "rw",
     "queue_driver": "rw",
     "queue_device": "rw",
-    # The fields behind these exist only with features that are not offered: they are gaps, which read as zero.
+    "queue_reset": "rw",
+    # The other fields behind these exist only with features that are not offered: they are gaps, which read as zero.
 }
 
 

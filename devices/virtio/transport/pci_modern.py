@@ -94,7 +94,7 @@ class VirtioPciModern(VirtioPciFunction):
     def write_bar(self, bar: int, offset: int, size: int, value: int, now_ns: int) -> Effects:
         structure, inside = offset & ~0xFFF, offset & 0xFFF
         if structure == NOTIFY:
-            return self._notify(inside, size, now_ns)
+            return self._notify(inside, size, value, now_ns)
         if structure == COMMON:
             return COMMON_CFG.write(self, inside, size, value, now_ns)
         size = min(size, self.device.config_size - inside)
@@ -102,14 +102,18 @@ class VirtioPciModern(VirtioPciFunction):
             return self.signal(self.device.write_config(inside, size, value & (1 << 8 * size) - 1, now_ns))
         return NOTHING
 
-    def _notify(self, inside: int, size: int, now_ns: int) -> Effects:
-        """§4.1.5.2: notify each queue both of whose bytes are among the `size` at `inside`."""
+    def _notify(self, inside: int, size: int, value: int, now_ns: int) -> Effects:
+        """§4.1.5.2: notify each queue both of whose bytes are among the `size` at `inside`.
+
+        Where all four of its address are, the device hears what they hold."""
         effects = NOTHING
         first = -(-inside // NOTIFY_OFF_MULTIPLIER)
         for queue in range(first, len(self.device.queues)):
             if queue * NOTIFY_OFF_MULTIPLIER + 2 > inside + size:
                 break
-            effects |= self.signal(self.device.notify(queue, now_ns))
+            before = queue * NOTIFY_OFF_MULTIPLIER - inside
+            data = value >> 8 * before & 0xFFFFFFFF if before + 4 <= size else None
+            effects |= self.signal(self.device.notify(queue, now_ns, data))
         return effects
 
     # -- the PCI_CFG window (§4.1.4.9) ---------------------------------------------------------------------------------
@@ -212,6 +216,21 @@ class VirtioPciModern(VirtioPciFunction):
     def write_queue_enable(self, value: int, now_ns: int) -> Effects:
         """Only 1 means anything: the driver must not write 0 (§4.1.4.3.2)."""
         return self._write_queue("enabled", 1, now_ns) if value == 1 else NOTHING
+
+    @property
+    def queue_reset(self) -> int:
+        """§4.1.4.3.1: a reset is done before the write that asked for it is over."""
+        return 0
+
+    def write_queue_reset(self, value: int, now_ns: int) -> Effects:
+        """Only 1 means anything, and only with RING_RESET; the queue's vector is unmapped with it."""
+        queue = self._queue()
+        if value != 1 or queue is None or not queue.enabled:
+            return NOTHING
+        effects = self._write_queue("reset", 1, now_ns)
+        if not queue.enabled:
+            self.queue_vectors[self.queue_select] = spec.VIRTIO_MSI_NO_VECTOR
+        return effects
 
     @property
     def queue_notify_off(self) -> int:

@@ -58,5 +58,5 @@ class VirtioPciTransitional(VirtioPciModern):
     def _write_queue(self, field: str, value: int, now_ns: int) -> Effects:
         return super()._write_queue(field, value, now_ns) if self.device.claim(legacy=False) else NOTHING
 
-    def _notify(self, inside: int, size: int, now_ns: int) -> Effects:
-        return super()._notify(inside, size, now_ns) if self.device.claim(legacy=False) else NOTHING
+    def _notify(self, inside: int, size: int, value: int, now_ns: int) -> Effects:
+        return super()._notify(inside, size, value, now_ns) if self.device.claim(legacy=False) else NOTHING

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 from devices.memory import GuestMemory
 from devices.virtio import spec
-from devices.virtio.balloon import Balloon
+from devices.virtio.balloon import Balloon, device, pages, sliced
 from devices.virtio.device import Notifications
 from tests.devices.virtio.rings import BUFFERS, NEXT, RawRing
 
@@ -22,6 +25,21 @@ def le32(*pfns: int) -> bytes:
 
 def stats_bytes(*entries: tuple[int, int]) -> bytes:
     return b"".join(struct.pack("<HQ", *entry) for entry in entries)
+
+
+@contextmanager
+def tiny_slices(from_entries: int = 2) -> Iterator[None]:
+    """Batches of more entries than that, or reports of more pages, are worked off in slices of a few pages."""
+    with (
+        mock.patch.object(device, "SLICED_FROM", from_entries),
+        mock.patch.object(device, "_SLICED_FROM_BYTES", 4 * from_entries),
+        mock.patch.object(sliced, "_PIECE_BYTES", 4 * 3),
+        mock.patch.object(sliced, "SLICE_WORK", 8),
+        mock.patch.object(pages, "TAKEN_TOGETHER_PAGES", 3),
+        mock.patch.object(pages, "_LONGEST_TAKEN_RUN", 4),
+        mock.patch.object(pages, "_SEARCHED_PAGES", 8),
+    ):
+        yield
 
 
 class Driven:

@@ -9,8 +9,9 @@ import pytest
 from devices.memory import GuestMemory
 from devices.virtio import spec
 from devices.virtio.device import Notifications
-from devices.virtio.rng import MAX_BATCH_BYTES, Rng
+from devices.virtio.rng import DEFAULT_FEATURES, MAX_BATCH_BYTES, Rng
 from tests.devices.virtio.rings import BUFFERS, LAYOUT, NEXT, WRITE, RawRing
+from vmm.testing import DirectTransport, Driver, PageAllocator
 
 FEATURES = 1 << spec.VIRTIO_F_VERSION_1 | 1 << spec.VIRTIO_F_INDIRECT_DESC
 
@@ -116,3 +117,24 @@ def test_the_same_source_gives_the_same_run_and_a_reset_equals_fresh(rig: Rig) -
     rig.ask(0)
     rig.rng.reset()
     assert rig.rng == Rng(rig.memory, Source())
+
+
+@pytest.mark.parametrize("bits", [(), (34,), (34, 35), (35,)], ids=["split", "packed", "packed in order", "in order"])
+def test_5_4_6_random_bytes_come_over_every_kind_of_ring(bits: tuple[int, ...]) -> None:
+    """RING_PACKED is bit 34, IN_ORDER bit 35.  What was written is never skipped: each buffer has its own length."""
+    with GuestMemory(((0, 1 << 20),)) as memory:
+        features = DEFAULT_FEATURES | sum(1 << bit for bit in bits)
+        source = Source()
+        driver = Driver(
+            DirectTransport(Rng(memory, source, features=features), memory, PageAllocator(0x10000, 0xE0000))
+        )
+        driver.start(queue_sizes=8)
+        assert driver.features == features
+        for _ in range(9):
+            start = source.position
+            for length in (5, 4096, 1):
+                driver.offer(writable=[length, 3])
+            driver.kick()
+            used = driver.collect()
+            assert [each.length for each in used] == [8, 4099, 4]
+            assert b"".join(each.data for each in used) == bytes(1 + n % 255 for n in range(start, source.position))

@@ -30,6 +30,7 @@ if name == "apt-get" and plain[0] == "update":
     if state.get("offline"):
         sys.stderr.write("W: Failed to fetch http://deb.example/dists/InRelease  Could not resolve 'deb.example'\\n")
         sys.exit(0)
+    sys.stderr.write(state.get("warns", ""))
     fail("update")
     Path(options["Dir::State::Lists"], "list").write_text("read")
 elif name == "apt-cache":

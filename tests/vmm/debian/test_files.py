@@ -119,3 +119,20 @@ def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used: File exists"):
         ReturnedFiles(tmp_path / "file")
+
+
+def test_a_full_disk_is_told_after_the_run_and_does_not_break_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    said = r"^The guest's files cannot be kept in .*: No space left on device[.]$"
+    with pytest.raises(ConfigError, match=said):
+        receive(tmp_path / "out", MARK, archive(member("a", b"text")), b"more")
+
+
+def test_no_room_for_a_temporary_file_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"^The guest's files need a temporary file: No such file or directory[.]$"):
+        ReturnedFiles(tmp_path / "out")

@@ -135,6 +135,14 @@ def test_a_step_that_fails_leaves_nothing_half(step: str, said: str, apt: FakeAp
     assert get()[0].kernel.exists()
 
 
+def test_lists_that_the_disk_could_not_hold_are_named_where_a_package_is_missed_for_it(apt: FakeApt) -> None:
+    apt.set(warns="W: No space left on device\n", fails={"download": "E: Can't select candidate version"})
+    said = (
+        "apt-get download failed: Can't select candidate version (apt-get update had said: No space left on device); "
+    )
+    assert refusal().startswith(said)
+
+
 def test_a_failed_fetch_leaves_the_cache_as_it_was(apt: FakeApt) -> None:
     first, _ = get()
     apt.set(kernel="6.1.0-9", fails={"download": "E: gone"})

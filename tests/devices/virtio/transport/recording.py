@@ -43,6 +43,7 @@ class RecordingDevice:
         self.config_size = config_size
         self.queue_count = queues
         self.calls: list[tuple[object, ...]] = []
+        self.notified_data: list[int | None] = []
         self.answer: Notifications = NO_NOTIFICATIONS
         self.deadline_ns: int | None = None
         self.dma_enabled = True
@@ -58,7 +59,8 @@ class RecordingDevice:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RecordingDevice):
             return False
-        return {**vars(self), "calls": []} == {**vars(other), "calls": []}
+        heard: dict[str, object] = {"calls": [], "notified_data": []}
+        return {**vars(self), **heard} == {**vars(other), **heard}
 
     def _record(self, *call: object) -> Notifications:
         self.calls.append(call)
@@ -80,7 +82,8 @@ class RecordingDevice:
     def has_queue(self, queue: RecordingQueue) -> bool:
         return queue.exists
 
-    def notify(self, index: int, now_ns: int) -> Notifications:
+    def notify(self, index: int, now_ns: int, data: int | None = None) -> Notifications:
+        self.notified_data.append(data)
         return self._record("notify", index, now_ns)
 
     def read_config(self, offset: int, size: int) -> int:
@@ -186,5 +189,6 @@ def place(field: str) -> tuple[int, int]:
         "queue_desc": (0x20, 8),
         "queue_driver": (0x28, 8),
         "queue_device": (0x30, 8),
+        "queue_reset": (0x3A, 2),
     }
     return offsets[field]

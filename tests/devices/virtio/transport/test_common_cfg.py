@@ -237,6 +237,39 @@ def test_a_write_notifies_the_queues_whose_two_bytes_it_covers(
     assert rig.device.calls == [("notify", index, 0) for index in notified]
 
 
+@pytest.mark.parametrize(
+    ("offset", "size", "value", "data"),
+    [
+        (4, 2, 1, [None]),
+        (4, 4, 0x8005_0001, [0x8005_0001]),
+        (0, 8, 0x8005_0001_0003_0000, [0x0003_0000, 0x8005_0001]),
+        (0, 6, 0x0001_0003_0000, [0x0003_0000, None]),
+        (2, 4, 0x0001_FFFF, [None]),
+    ],
+)
+def test_2_9_the_32_bits_at_a_queue_s_address_are_a_notification_s_data(
+    rig: Rig, offset: int, size: int, value: int, data: list[int | None]
+) -> None:
+    rig.write(NOTIFY + offset, size, value)
+    assert rig.device.notified_data == data
+
+
+def test_4_1_4_3_2_queue_reset_resets_the_selected_queue_if_it_is_enabled(rig: Rig) -> None:
+    rig.set("queue_select", 1)
+    rig.set("queue_reset", 1)  # it is not
+    assert rig.device.calls == []
+    rig.device.queues[1].enabled = True
+    for value in (0, 2, 0xFFFF):
+        rig.set("queue_reset", value)
+    assert rig.device.calls == []
+    rig.set("queue_reset", 1, now_ns=7)
+    assert rig.device.calls == [("queue", 1, "reset", 1, 7)]
+    assert rig.get("queue_reset") == 0
+    rig.set("queue_select", 9)
+    rig.set("queue_reset", 1)
+    assert (rig.device.calls[1:], rig.get("queue_reset")) == ([], 0)
+
+
 def test_the_last_of_very_many_queues_has_its_address_too() -> None:
     rig = Rig(queues=1024)
     rig.write(NOTIFY + 4 * 1023, 2, 1023)

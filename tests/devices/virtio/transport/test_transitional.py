@@ -177,7 +177,7 @@ EVERY_TRANSPORT = [way for way in MODERN_WAYS + LEGACY_WAYS if way != "direct"]
 
 def rebuilt(machine: BalloonMachine) -> Any:
     """A transport like the machine's, around a new balloon on the same RAM."""
-    kind, balloon = type(machine.function), Balloon(machine.memory)
+    kind, balloon = type(machine.function), Balloon(machine.memory, features=machine.balloon.device_features)
     if isinstance(machine.function, VirtioMmio):
         return type(machine.function)(balloon, machine.function.line)
     return kind(balloon, BALLOON_SLOT)  # type: ignore[call-arg, arg-type]

@@ -1,0 +1,269 @@
+"""Reading descriptor chains out of a packed ring (virtio 1.3 §2.8), one by one or all in bulk.
+
+Owns the rules of a chain.  Refuses to know who made the queue, and what is in flight but for the marks it is given.
+
+A chain is a run of neighbours in the ring, or one descriptor that refers to a table, which is read from its first entry
+to its last: nothing is followed by number, and no loop is longer than the ring.  Positions are those of `packed`.
+
+Two ways lead to the same `Chains`.  *One by one* is plain Python and quick for few chains.  *In bulk* cuts a copy of
+the ring into chains with a few numpy operations; it accepts only what breaks no rule, and otherwise says None and
+throws away what it saw, so that the first way finds the error and names it.  The flags that decide that a chain is
+available are read before everything else of it; each descriptor's body is read once, and all decisions are made on that
+copy.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devices.errors import DriverError, OutsideRam
+from devices.memory import GuestMemory
+from devices.virtio import spec
+from devices.virtio.chains import Chains, FewChains, Flags, Index
+
+_BODY = Struct("<QIH")
+_DESC = Struct("<QIHH")
+_DESC_BYTES = spec.pvirtq_desc.itemsize
+_WORDS, _FLAGS_WORD = _DESC_BYTES // 2, 7
+_NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
+EITHER = spec.VIRTQ_DESC_F_AVAIL | spec.VIRTQ_DESC_F_USED
+AVAILABLE = (spec.VIRTQ_DESC_F_USED, spec.VIRTQ_DESC_F_AVAIL)
+"""How an available descriptor is marked where the driver's wrap counter is 0, and where it is 1 (§2.8.1)."""
+
+Records = NDArray[Any]  # of dtype spec.pvirtq_desc
+
+
+class PackedWalker:
+    """The ring behind `records`, of which `ring` and `words` are the same memory as bytes and as 16-bit words.
+
+    `indirect` tells whether VIRTIO_F_INDIRECT_DESC was negotiated."""
+
+    def __init__(
+        self, memory: GuestMemory, records: Records, ring: memoryview, words: memoryview, indirect: bool
+    ) -> None:
+        self._memory = memory
+        self._size = len(records)
+        self._indirect = indirect
+        self._records = records
+        self._flags = records["flags"]
+        self._bytes = ring
+        self._words = words
+
+    def _at(self, position: int) -> tuple[int, int, int]:
+        """Place and flags of the descriptor at `position`, and how it is marked when it is available."""
+        place = position % self._size
+        expected = AVAILABLE[position % (2 * self._size) < self._size]
+        return place, self._words[_WORDS * place + _FLAGS_WORD], expected
+
+    # -- one by one ------------------------------------------------------------------------------------------------
+
+    def one_by_one(self, position: int, room: int, in_flight: bytearray) -> tuple[Chains, int]:
+        """The chains from `position` on, the first of which is available, and how many descriptors of the ring they
+        are; at least one chain, and no more descriptors than the queue size in all.
+
+        `room` is how many descriptors of the ring are the driver's to give.  Marks ids in `in_flight`, one byte an id.
+        DriverError at the first broken rule; then nothing is taken, and the marks mean nothing any more."""
+        addr: list[int] = []
+        length: list[int] = []
+        writable: list[bool] = []
+        first, slots, heads, ids, total = [0], [], [], [], 0
+        place, flags, expected = self._at(position)
+        while flags & EITHER == expected:
+            self._memory.fence()
+            if total == room:
+                text = f"the descriptor at {place} is made available while it belongs to a chain in flight"
+                raise DriverError("2.8.16", text, head=place)
+            if flags & (_NEXT | _INDIRECT):
+                occupied, name = self._follow(position + total, flags, room - total, addr, length, writable)
+            else:
+                gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
+                if not size or self._memory.region_of(gpa, size) is None:
+                    self._check_buffer(place, gpa, size)
+                addr.append(gpa)
+                length.append(size)
+                writable.append(bool(flags & _WRITE))
+                occupied = 1
+            if len(addr) > self._size:
+                break
+            if in_flight[name]:
+                text = f"the buffer id {name} is made available while in flight"
+                raise DriverError("2.8.21.1", text, head=place)
+            in_flight[name] = 1
+            total += occupied
+            heads.append(place)
+            ids.append(name)
+            slots.append(occupied)
+            first.append(len(addr))
+            place += occupied
+            if place >= self._size:
+                place, expected = place - self._size, expected ^ EITHER
+            flags = self._words[_WORDS * place + _FLAGS_WORD]
+        end = first[-1]
+        return FewChains(heads, slots, first, addr[:end], length[:end], writable[:end], ids), total
+
+    def _follow(
+        self, position: int, flags: int, room: int, addr: list[int], length: list[int], writable: list[bool]
+    ) -> tuple[int, int]:
+        """Append the buffers of the chain at `position`, whose flags were read; its descriptors in the ring, its id."""
+        head = place = position % self._size
+        if flags & _INDIRECT:
+            return 1, self._follow_table(head, flags, addr, length, writable)
+        slots, write = 0, False
+        while True:
+            if slots == room:
+                raise DriverError("2.8.17", f"the chain at {head} has more descriptors than are free", head=head)
+            if flags & _INDIRECT:
+                raise DriverError("2.8.19", f"the chain at {head}: an indirect descriptor in a list", head=head)
+            gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
+            write = self._add(head, gpa, size, bool(flags & _WRITE), write, addr, length, writable)
+            slots += 1
+            if not flags & _NEXT:
+                return slots, name
+            place, flags, expected = self._at(position + slots)
+            if slots < room and flags & EITHER != expected:
+                text = f"the chain at {head} goes on at {place}, which is not available"
+                raise DriverError("2.8.17", text, head=head)
+
+    def _add(
+        self,
+        head: int,
+        gpa: int,
+        size: int,
+        write: bool,
+        wrote: bool,
+        addr: list[int],
+        length: list[int],
+        writable: list[bool],
+    ) -> bool:
+        """Append one buffer of a chain, checked; `wrote` tells whether the one before was device-writable."""
+        if wrote and not write:
+            raise DriverError("2.8.17", f"the chain at {head}: readable after writable", head=head)
+        self._check_buffer(head, gpa, size)
+        addr.append(gpa)
+        length.append(size)
+        writable.append(write)
+        return write
+
+    def _check_buffer(self, head: int, gpa: int, size: int) -> None:
+        if not size:
+            raise DriverError("2.8.13", f"the chain at {head} has a descriptor of length 0", head=head)
+        if self._memory.region_of(gpa, size) is None and not self._memory.contains(gpa, size):
+            error = OutsideRam(gpa, size, "2.8.13")
+            error.head = head
+            raise error
+
+    def _follow_table(self, head: int, flags: int, addr: list[int], length: list[int], writable: list[bool]) -> int:
+        """Append what the table of the indirect descriptor at `head` holds; returns the buffer id.
+
+        Of the flags in a table only WRITE means anything, and of the descriptor that refers to it WRITE means nothing
+        (§2.8.7)."""
+        gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * head)
+        if not self._indirect:
+            text = f"the chain at {head}: VIRTIO_F_INDIRECT_DESC was not negotiated"
+            raise DriverError("2.8.19", text, head=head)
+        if flags & _NEXT:
+            raise DriverError("2.8.19", f"the chain at {head}: an indirect descriptor has a next one", head=head)
+        if not size or size % _DESC_BYTES:
+            text = f"the chain at {head}: an indirect table of {size} bytes, which is no multiple of {_DESC_BYTES}"
+            raise DriverError("2.8.7", text, head=head)
+        if size > self._size * _DESC_BYTES:
+            text = f"the chain at {head}: an indirect table of {size // _DESC_BYTES} descriptors is too long"
+            raise DriverError("2.8.17", text, head=head)
+        self._check_buffer(head, gpa, size)
+        write = False
+        for entry in _DESC.iter_unpack(self._memory.read(gpa, size)):
+            write = self._add(head, entry[0], entry[1], bool(entry[3] & _WRITE), write, addr, length, writable)
+        return int(name)
+
+    # -- in bulk ---------------------------------------------------------------------------------------------------
+
+    def in_bulk(
+        self, position: int, limit: int, room: int, ids_in_flight: NDArray[np.uint8]
+    ) -> tuple[Chains, int] | None:
+        """All chains from `position` on that lie in the next `limit` descriptors, and how many descriptors those are.
+
+        None where a rule is broken, where there are more descriptors than the queue size in all, and where chains go on
+        behind the limit."""
+        count = self._available_from(position, limit)
+        self._memory.fence()
+        place = position % self._size
+        upper, lower = self._records[place : place + count], self._records[: max(place + count - self._size, 0)]
+        descriptors = np.concatenate((upper, lower)) if len(lower) else upper.copy()
+        flags = descriptors["flags"]
+        linked = flags & (_NEXT | _INDIRECT)
+        last = ((linked & _NEXT) == 0).nonzero()[0]
+        # What goes on behind the limit, and what is available though there is no room for it, is the other way's.
+        if not count or not len(last) or last[-1] != count - 1 or self._goes_on(position + count, count == limit):
+            return None
+        ids = descriptors["id"][last]
+        ordered = np.sort(ids)
+        if ids_in_flight[ids].any() or (ordered[1:] == ordered[:-1]).any():
+            return None
+        first = np.concatenate((np.zeros(1, np.intp), last + 1))
+        slots = first[1:] - first[:-1]
+        heads = ((place + first[:-1]) % self._size).astype(np.uint16)
+        refers = (linked & _INDIRECT) != 0
+        if refers.any():
+            if (slots[np.searchsorted(last, refers.nonzero()[0])] != 1).any():
+                return None
+            expanded = self._with_tables(descriptors, refers, first)
+            if expanded is None:
+                return None
+            descriptors, first = expanded
+        return self._checked(heads, slots, first, descriptors, ids, count)
+
+    def _available_from(self, position: int, limit: int) -> int:
+        """How many of the next `limit` descriptors are available without a gap."""
+        place = position % self._size
+        expected = AVAILABLE[position % (2 * self._size) < self._size]
+        upper = self._flags[place : place + limit] ^ np.uint16(expected)
+        lower = self._flags[: max(place + limit - self._size, 0)] ^ np.uint16(expected ^ EITHER)
+        different = ((np.concatenate((upper, lower)) if len(lower) else upper) & EITHER).nonzero()[0]
+        return int(different[0]) if len(different) else limit
+
+    def _goes_on(self, position: int, at_limit: bool) -> bool:
+        if not at_limit:
+            return False
+        _, flags, expected = self._at(position)
+        return bool(flags & EITHER == expected)
+
+    def _with_tables(self, descriptors: Records, refers: Flags, first: Index) -> tuple[Records, Index] | None:
+        """The descriptors with what each table holds in the place of the one that refers to it, and where chains begin.
+
+        Nothing where a table breaks a rule or they hold more than the queue size in all."""
+        addr, length = descriptors["addr"][refers], descriptors["len"][refers].astype(np.uint64)
+        if not self._indirect or ((length % _DESC_BYTES) | (length == 0)).any():
+            return None
+        # Copying costs time: where tables are larger than what can be taken from them, the other way reads less.
+        if length.sum() > self._size * _DESC_BYTES or not self._memory.are_ram(addr, length).all():
+            return None
+        counts = np.ones(len(descriptors), np.intp)
+        counts[refers] = (length // _DESC_BYTES).astype(np.intp)
+        ends = np.cumsum(counts)
+        if ends[-1] > self._size:
+            return None
+        whole = np.empty(ends[-1], spec.pvirtq_desc)
+        direct = np.zeros(ends[-1], np.bool_)
+        direct[ends[~refers] - 1] = True
+        whole[direct] = descriptors[~refers]
+        whole[~direct] = self._memory.gather(addr, length).view(spec.pvirtq_desc)
+        return whole, np.concatenate((first[:1], ends[first[1:] - 1]))
+
+    def _checked(
+        self, heads: NDArray[np.uint16], slots: Index, first: Index, descriptors: Records, ids: Any, count: int
+    ) -> tuple[Chains, int] | None:
+        """The `Chains` of the descriptors, if they keep the rules."""
+        addr, length = descriptors["addr"].copy(), descriptors["len"].astype(np.uint64)
+        writable = (descriptors["flags"] & _WRITE) != 0
+        if not length.all() or not self._memory.are_ram(addr, length).all():
+            return None
+        if len(addr) > len(heads) and writable.any():
+            turns_back = writable[:-1] & ~writable[1:]
+            turns_back[first[1:-1] - 1] = False  # the last of a chain and the first of the next
+            if turns_back.any():
+                return None
+        return Chains(heads, slots, first, addr, length, writable, ids), count
