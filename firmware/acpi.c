@@ -9,7 +9,7 @@
  */
 #include "firmware.h"
 #include "../guests/lib/console.h"
-#include "../guests/lib/pci_config.h"
+#include "../guests/lib/x86/pci_config.h"
 #include "../guests/lib/string.h"
 
 enum command { ALLOCATE = 1, ADD_POINTER = 2, ADD_CHECKSUM = 3 };

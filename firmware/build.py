@@ -11,13 +11,14 @@ from firmware.toolchain import BuildError, Linked, Program, build, sources_in
 
 ROM_BYTES = 64 * 1024
 ROM_BASE = 0x1_0000_0000 - ROM_BYTES
-SHARED = ("console.c", "pci_config.c", "string.c")
+SHARED = ("console.c", "x86/pci_config.c", "string.c")
 
 
 def program(root: Path) -> Program:
     """The firmware's sources below the project's folder `root`."""
     shared = tuple(root / "guests" / "lib" / name for name in SHARED)
-    return Program(root, (*sources_in(root / "firmware"), *shared), root / "firmware" / "rom.ld", ("-fpie",))
+    options = ("-fpie", "-Iguests/lib/x86")
+    return Program(root, (*sources_in(root / "firmware"), *shared), root / "firmware" / "rom.ld", options)
 
 
 def rom(image: bytes) -> bytes:

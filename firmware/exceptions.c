@@ -1,8 +1,8 @@
 /* Exceptions in the firmware, or in a guest that has not brought its own handlers: one line, then a panic. */
 #include "firmware.h"
 #include "../guests/lib/console.h"
-#include "../guests/lib/io.h"
-#include "../guests/lib/ports.h"
+#include "../guests/lib/x86/io.h"
+#include "../guests/lib/x86/ports.h"
 
 enum { CODE64 = 0x10, INTERRUPT_GATE_PRESENT = 0x8e00, PANICKED = 1, STUB_BYTES = 16 };
 

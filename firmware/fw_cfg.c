@@ -1,8 +1,8 @@
 /* QEMU's fw_cfg: a 16-bit selector, a data port that gives one byte after the other, and a directory of named files.
  * Where there is the DMA interface, everything but the first few bytes comes by it: one request instead of many ports. */
 #include "firmware.h"
-#include "../guests/lib/io.h"
-#include "../guests/lib/ports.h"
+#include "../guests/lib/x86/io.h"
+#include "../guests/lib/x86/ports.h"
 #include "../guests/lib/string.h"
 
 enum { ITEM_SIGNATURE = 0x00, ITEM_ID = 0x01, ITEM_DIRECTORY = 0x19, MAX_FILES = 1024 };

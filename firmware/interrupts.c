@@ -3,8 +3,8 @@
  * the processor.  A guest that wants it otherwise sets it up again.
  */
 #include "firmware.h"
-#include "../guests/lib/io.h"
-#include "../guests/lib/ports.h"
+#include "../guests/lib/x86/io.h"
+#include "../guests/lib/x86/ports.h"
 
 #define APIC_BASE 0xfee00000ul
 

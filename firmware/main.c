@@ -1,8 +1,8 @@
 /* The firmware's course, from long mode to the guest.  reset.S has come here from the reset vector. */
 #include "firmware.h"
 #include "../guests/lib/console.h"
-#include "../guests/lib/io.h"
-#include "../guests/lib/ports.h"
+#include "../guests/lib/x86/io.h"
+#include "../guests/lib/x86/ports.h"
 #include "../guests/lib/string.h"
 
 #define VERSION "0.1"

@@ -4,7 +4,7 @@
  * A page that belongs to a segment has the segment's rights; every other page is writable and no-execute.
  */
 #include "firmware.h"
-#include "../guests/lib/io.h"
+#include "../guests/lib/x86/io.h"
 #include "../guests/lib/string.h"
 
 #define LARGE_PAGE 0x200000ul

@@ -5,9 +5,9 @@
  */
 #include "firmware.h"
 #include "../guests/lib/console.h"
-#include "../guests/lib/io.h"
-#include "../guests/lib/pci_config.h"
-#include "../guests/lib/ports.h"
+#include "../guests/lib/x86/io.h"
+#include "../guests/lib/x86/pci_config.h"
+#include "../guests/lib/x86/ports.h"
 
 #define MEMORY_BASE 0xe0000000ul
 #define MEMORY_END 0xfec00000ul

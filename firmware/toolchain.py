@@ -17,10 +17,22 @@ from pathlib import Path
 
 ZIGLANG_VERSION = "0.17.1"
 
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A processor as the compiler knows it: its name, and what compiling and linking for it are told besides."""
+
+    name: str
+    options: tuple[str, ...]
+    link_options: tuple[str, ...] = ()
+
+
+# Handlers of interrupts save the general registers only, so no other may be used.
+X86 = Target("x86_64-freestanding-none", ("-mcpu=x86_64-mmx-sse-sse2-x87+soft_float", "-mno-red-zone"))
+# The formats of print() are checked for x86, where the l that stands for 64 bits is the compiler's as well.
+PPC = Target("powerpc-freestanding-eabi", ("-mcpu=604e", "-Wno-format"), ("-Wl,-z,max-page-size=4096",))
+
 CODE_OPTIONS = (
-    "-target",
-    "x86_64-freestanding-none",
-    "-mcpu=x86_64-mmx-sse-sse2-x87+soft_float",  # interrupt handlers save the general registers only
     "-std=c11",
     "-ffreestanding",
     "-fno-strict-aliasing",
@@ -33,14 +45,11 @@ CODE_OPTIONS = (
     "-fno-stack-protector",
     "-fno-asynchronous-unwind-tables",
     "-fomit-frame-pointer",
-    "-mno-red-zone",
     "-Wall",
     "-Wextra",
     "-Werror",
 )
 LINK_OPTIONS = (
-    "-target",
-    "x86_64-freestanding-none",
     "-nostdlib",
     "-static",
     "-Wl,--build-id=none",
@@ -61,6 +70,7 @@ class Program:
     sources: tuple[Path, ...]
     script: Path
     options: tuple[str, ...] = ()
+    target: Target = X86
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +99,15 @@ def build(program: Program) -> Linked:
 def _compile(program: Program, source: Path, target: Path) -> Path:
     mapping = (f"-ffile-prefix-map={program.root}=.", "-fdebug-compilation-dir=.")
     relative = source.relative_to(program.root)
-    _zig(("-c", *CODE_OPTIONS, *program.options, *mapping, str(relative), "-o", str(target)), program.root)
+    options = (*CODE_OPTIONS, *program.target.options, *program.options, *mapping)
+    _zig(("-c", "-target", program.target.name, *options, str(relative), "-o", str(target)), program.root)
     return target
 
 
 def _link(program: Program, objects: Sequence[Path], target: Path, options: tuple[str, ...]) -> Path:
     script = f"-Wl,-T,{program.script}"
-    _zig((*LINK_OPTIONS, script, *options, *map(str, objects), "-o", str(target)), program.root)
+    options = (*LINK_OPTIONS, *program.target.link_options, script, *options)
+    _zig(("-target", program.target.name, *options, *map(str, objects), "-o", str(target)), program.root)
     return target
 
 

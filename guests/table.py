@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 
+X86_64, PPC = "x86_64", "ppc"
+_SUFFIXES = {X86_64: "", PPC: "-ppc"}
+
 
 @dataclass(frozen=True, slots=True)
 class GuestRow:
@@ -17,7 +20,7 @@ class GuestRow:
     schedule of a demonstration (RAM left to the guest @ guest time), `demo_poll` the seconds between two requests for
     statistics (0: none) and `demo_for` the guest time after which the host ends it; empty where the guest ends by
     itself.  `parameters` documents the words of its command line.  `prints` are regular expressions that lines of its
-    console match, in this order, when it runs its demonstration.
+    console match, in this order, when it runs its demonstration.  `architectures` are those that it has an image for.
     """
 
     name: str
@@ -29,27 +32,23 @@ class GuestRow:
     demo_for: str
     parameters: tuple[tuple[str, str], ...]
     prints: tuple[str, ...]
+    architectures: tuple[str, ...] = (X86_64,)
 
-    def image(self) -> bytes:
-        """The ELF64 file that is loaded."""
-        return self._file("elf")
+    def image(self, arch: str = X86_64) -> bytes:
+        """The ELF file that is loaded."""
+        return files("guests").joinpath(self.image_path(arch)).read_bytes()
 
-    def symbols(self) -> bytes:
+    def symbols(self, arch: str = X86_64) -> bytes:
         """The same program with symbols and debug information."""
-        return self._file("debug")
+        return files("guests").joinpath(self.symbols_path(arch)).read_bytes()
 
-    @property
-    def image_path(self) -> str:
+    def image_path(self, arch: str = X86_64) -> str:
         """Where the image lies, below the package `guests`."""
-        return f"{self.name}/{self.name}.elf"
+        return f"{self.name}/{self.name}{_SUFFIXES[arch]}.elf"
 
-    @property
-    def symbols_path(self) -> str:
+    def symbols_path(self, arch: str = X86_64) -> str:
         """Where the file for a debugger lies, below the package `guests`."""
-        return f"{self.name}/{self.name}.debug"
-
-    def _file(self, suffix: str) -> bytes:
-        return files("guests").joinpath(self.name, f"{self.name}.{suffix}").read_bytes()
+        return self.image_path(arch).removesuffix("elf") + "debug"
 
 
 HELLO = GuestRow(
@@ -70,7 +69,9 @@ HELLO = GuestRow(
     ),
 )
 
-_VIRTIO = r"^virtio: device 00:[0-9a-f]{2}\.\d offers features [0-9a-f]+h, accepted [0-9a-f]+h$"
+_VIRTIO = (
+    r"^virtio: device (00:[0-9a-f]{2}\.\d|at place \d, version [12],) offers features [0-9a-f]+h, accepted [0-9a-f]+h$"
+)
 
 _INTX = ("intx=1", "uses the device's interrupt line instead of MSI-X")
 
@@ -90,11 +91,12 @@ STATS = GuestRow(
     prints=(
         r"^stats: \d+ pages, all of them written to; \d+ for the workload, \d+ for a RAM disk to swap to, \d+ free$",
         _VIRTIO,
-        r"^balloon: inflateq \d+, deflateq \d+, statsq \d+ entries; MSI-X$",
+        r"^balloon: inflateq \d+, deflateq \d+, statsq \d+ entries; (MSI-X|a line, \w+-endian)$",
         r"^stats: target 8192 pages reached, 8192 in the balloon; \d+ of my \d+ pages are free$",
         r"^stats: target 12288 pages reached, 12288 in the balloon; \d+ of my \d+ pages are free$",
         r"^stats: target 0 pages reached, 0 in the balloon; \d+ of my \d+ pages are free$",
     ),
+    architectures=(X86_64, PPC),
 )
 
 BALLOON = GuestRow(
@@ -118,7 +120,7 @@ BALLOON = GuestRow(
     ),
     prints=(
         _VIRTIO,
-        r"^balloon: inflateq \d+, deflateq \d+ entries; MSI-X$",
+        r"^balloon: inflateq \d+, deflateq \d+ entries; (MSI-X|a line, \w+-endian)$",
         r"^balloon: \d+ of \d+ pages are free and hold a pattern$",
         r"^balloon: target 8192 pages reached in 32 requests, \d+ pages kept their contents, "
         r"returned: 0 zeroed, 0 unchanged$",
@@ -127,6 +129,7 @@ BALLOON = GuestRow(
         r"^balloon: target 0 pages reached in 96 requests, \d+ pages kept their contents, "
         r"returned: 12288 zeroed, 0 unchanged$",
     ),
+    architectures=(X86_64, PPC),
 )
 
 TORTURE = GuestRow(

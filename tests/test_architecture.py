@@ -139,7 +139,7 @@ def test_the_driver_s_side_knows_only_the_specification_s_numbers(module: str) -
 @pytest.mark.parametrize("module", [name for name in modules() if is_in(name, "vmm")])
 def test_only_the_board_and_the_machine_name_concrete_devices(module: str) -> None:
     for each in at_run_time(module):
-        allowed = module in ("vmm.boards", "vmm.machine") or not is_in(each.name, *CONCRETE)
+        allowed = is_in(module, "vmm.boards", "vmm.machine") or not is_in(each.name, *CONCRETE)
         assert allowed, f"{module} imports {each.name} in line {each.line}"
 
 
@@ -212,5 +212,5 @@ def test_the_layer_table_is_read_as_written() -> None:
 def test_the_table_covers_the_house() -> None:
     assert layer_of("devices.memory") == 0
     assert layer_of("devices.virtio.balloon.pages") == 4
-    assert layer_of("vmm.cpu.layout") == 6
+    assert layer_of("vmm.cpu.layout") == 4
     assert layer_of("vmm") is None

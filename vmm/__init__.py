@@ -35,7 +35,8 @@ def boot(
     parameter: str = "",
     bios: str | PathLike[str] = "",
     modules: Sequence[str] = (),
-    devices: Sequence[str] = ("virtio-balloon-pci,id=balloon0",),
+    devices: Sequence[str] | None = None,
+    arch: str = "x86_64",
 ) -> Machine:
     """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
 
@@ -45,7 +46,8 @@ def boot(
     the power button is pressed; `parameter` reaches the guest; `bios` is a file with firmware to run instead of the
     project's own, and then needs no guest, or "none" to start a Linux kernel without any; `modules` are a Linux
     kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are written as for QEMU's
-    -device. ConfigError with one sentence when something of it cannot be.
+    -device (None: one balloon); `arch` is the processor, "x86_64" or "ppc", and with it the board: a bundled guest is
+    taken for it.  ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
     from vmm.machine import Machine
@@ -63,6 +65,7 @@ def boot(
             parameter=parameter,
             bios=str(bios),
             modules=tuple(modules),
-            devices=tuple(devices),
+            devices=devices,
+            arch=arch,
         )
     )

@@ -28,6 +28,11 @@ def check_options(options: BootOptions) -> None:
             raise ConfigError(f"The option --{name} is for the guest {NAME!r} only: vmm boot {NAME} --{name}")
     if options.guest == NAME and (options.bios or options.initrd):
         raise ConfigError(f"The guest {NAME!r} brings its own initramfs, and our firmware starts it.")
+    if options.arch not in ("", "x86_64"):
+        if options.guest == NAME:
+            raise ConfigError(f"The guest {NAME!r} is for x86_64 only, not for {options.arch!r}.")
+        if options.debugcon:
+            raise ConfigError(f"There is no debug port on the board of {options.arch!r}.")
     if options.shell and options.serial not in ("", "stdio"):
         raise ConfigError(f"A shell is typed to, so its console can only be 'stdio', not {options.serial!r}.")
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, make_config, parse_size, parse_targets
-from vmm.models import DEFAULT_DEVICE
+from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, default_device, make_config, parse_size, parse_targets
 from vmm.options import Word
 
 if TYPE_CHECKING:
@@ -103,6 +102,9 @@ class BootOptions:
             help="A device, as for QEMU's -device; instead of the one balloon. DRIVER,help lists its properties.",
         ),
     ] = None
+    arch: Annotated[
+        str, _option(metavar="x86_64|ppc", help="The processor (x86_64), and with it the board: ppc is big-endian.")
+    ] = ""
     shell: Annotated[
         bool, _option("--shell", help="debian: an interactive shell on this terminal; Ctrl-A X leaves it.")
     ] = False
@@ -118,7 +120,7 @@ class BootOptions:
     @property
     def devices(self) -> Sequence[str]:
         """The devices asked for, or the one balloon: with hinting, if hints are wanted of it."""
-        return self.device or [DEFAULT_DEVICE + (",free-page-hint=on" if self.hint else "")]
+        return self.device or [default_device(self.arch) + (",free-page-hint=on" if self.hint else "")]
 
     def config(self, row: GuestRow | None = None) -> MachineConfig:
         """The machine, completed from the demonstration of `row`, or the bundled guest's, where the user said nothing.
@@ -140,6 +142,7 @@ class BootOptions:
             bios=self.bios,
             modules=self.initrd or (),
             devices=self.devices,
+            arch=self.arch or "x86_64",
         )
         return config if row is None else self._with_demonstration(config, row)
 

@@ -63,6 +63,7 @@ Examples:
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
   vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci
+  vmm boot stats --arch ppc                 the same guest on a big-endian processor
 
 \b
 Sizes: 64M, 1.5G, 512K; a number alone is MiB. Times: 2s, 500ms; a number alone
@@ -148,6 +149,7 @@ def _demonstration(row: GuestRow) -> list[str]:
     words += [f"--poll {row.demo_poll:g}"] if row.demo_poll else []
     words += [f"--for {row.demo_for}"] if row.demo_for else []
     lines = ["demonstration: " + " ".join([f"-m {row.memory}", *words])] if words else []
+    lines += [f"also for --arch {arch}" for arch in row.architectures[1:]]
     return lines + [f"parameter {name}: {what}" for name, what in row.parameters]
 
 

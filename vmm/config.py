@@ -18,9 +18,10 @@ from decimal import Decimal
 from typing import Literal, cast, get_args
 
 from devices.errors import ConfigError
-from vmm.models import DEFAULT_DEVICE, DeviceConfig, did_you_mean, parse_devices
+from vmm.models import DEFAULT_DEVICE, DEFAULT_MMIO_DEVICE, DeviceConfig, did_you_mean, parse_devices
 
 __all__ = [
+    "ArchName",
     "ClockName",
     "DeviceConfig",
     "MachineConfig",
@@ -35,10 +36,13 @@ __all__ = [
 ]
 
 ClockName = Literal["virtual", "realtime"]
+ArchName = Literal["x86_64", "ppc"]
 
 PAGE_BYTES = 4096
 MIB = 1 << 20
 SMALLEST_MEMORY_BYTES = MIB
+PPC: ArchName = "ppc"
+LARGEST_PPC_MEMORY_BYTES = 2048 * MIB  # above lie what guests map for themselves, and the devices
 NO_FIRMWARE = "none"  # as the name of a firmware: the host sets the board up and starts the kernel itself
 LONGEST_PARAMETER_BYTES = 2047  # the firmware keeps 2048 with the NUL
 SHORTEST_POLL_NS = 1_000_000
@@ -89,7 +93,8 @@ class MachineConfig:
     `targets` are in the order of their times, `hints_ns` the times at which the balloon's driver is asked for
     hints of free pages; the power button is pressed at `powerdown_ns`.  `title` is what to call
     the guest where its file's name means nothing to the user; `reset_status` is the exit status where a reset of the
-    machine ends the run.  ConfigError when a field cannot be, or two of them cannot be together.
+    machine ends the run; `arch` is the processor, and with it the board.  ConfigError when a field cannot be, or two of
+    them cannot be together.
     """
 
     guest: str
@@ -106,6 +111,7 @@ class MachineConfig:
     devices: tuple[DeviceConfig, ...] = field(default_factory=lambda: parse_devices((DEFAULT_DEVICE,)))
     title: str = ""
     reset_status: int = 0
+    arch: ArchName = "x86_64"
 
     def __post_init__(self) -> None:
         if not self.guest and self.bios in ("", NO_FIRMWARE):
@@ -121,6 +127,7 @@ class MachineConfig:
             raise ConfigError("The polling interval must be 0 (off) or at least 1 ms of guest time.")
         if self.for_ns == 0:
             raise ConfigError("The guest time to run for must be more than 0.")
+        self._check_arch()
         self._check_parameter()
         self._check_memory()
         for step in self.targets:
@@ -129,6 +136,32 @@ class MachineConfig:
             raise ConfigError("A target or a polling interval needs a balloon, and this machine has none.")
         if self.hints_ns and not self.has_hinting:
             raise ConfigError("Asking for hints needs a balloon with free-page-hint=on, and this machine has none.")
+
+    def _check_arch(self) -> None:
+        if self.arch not in get_args(ArchName):
+            names = get_args(ArchName)
+            raise ConfigError(
+                f"The processor must be {' or '.join(names)}, not {self.arch!r}{did_you_mean(self.arch, names)}"
+            )
+        if self.arch != PPC:
+            return
+        if self.bios:
+            raise ConfigError(f"The PowerPC board has no firmware: it cannot run {self.bios!r}, or do without.")
+        if self.modules:
+            raise ConfigError("The guests of the PowerPC board take no modules and no initrd.")
+        if self.powerdown_ns is not None:
+            raise ConfigError("The PowerPC board has no power button.")
+        for device in self.devices:
+            if device.bus != "mmio":
+                other = device.driver.removesuffix("-pci") + "-device"
+                raise ConfigError(
+                    f"The PowerPC board has no PCI for {device.driver}; {other} is the same device for it."
+                )
+        if self.memory_bytes > LARGEST_PPC_MEMORY_BYTES:
+            most = format_size(LARGEST_PPC_MEMORY_BYTES)
+            raise ConfigError(
+                f"The memory of the PowerPC board must be at most {most}, not {format_size(self.memory_bytes)}."
+            )
 
     def _check_parameter(self) -> None:
         if "\0" in self.parameter:
@@ -237,6 +270,11 @@ def _parse_step(part: str) -> TargetStep:
     return TargetStep(time_ns, balloon_bytes=parse_size(size))
 
 
+def default_device(arch: str) -> str:
+    """The device that a machine has if nobody says otherwise: a balloon where its board can have one."""
+    return DEFAULT_MMIO_DEVICE if arch == PPC else DEFAULT_DEVICE
+
+
 # -- all of it -----------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +291,8 @@ def make_config(
     parameter: str = "",
     bios: str = "",
     modules: Sequence[str] = (),
-    devices: Sequence[str] = (DEFAULT_DEVICE,),
+    devices: Sequence[str] | None = None,
+    arch: str = "x86_64",
 ) -> MachineConfig:
     """The machine that these words describe; see `vmm.boot` for what they are.  ConfigError with one sentence."""
     return MachineConfig(
@@ -268,5 +307,6 @@ def make_config(
         parameter=parameter,
         bios=bios,
         modules=tuple(modules),
-        devices=parse_devices(devices),
+        devices=parse_devices((default_device(arch),) if devices is None else devices),
+        arch=cast(ArchName, arch),
     )

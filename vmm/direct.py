@@ -18,8 +18,8 @@ from vmm.loader import linux
 from vmm.loader.image import EXECUTE, Payload, Protocol
 
 if TYPE_CHECKING:
-    from vmm.boards import Board
-    from vmm.platform import BoardPlatform
+    from vmm.boards.pc import PcBoard
+    from vmm.pc_platform import PcPlatform
 
 GDT_GPA, PML4_GPA, PDPT_GPA, DIRECTORIES_GPA = 0x1000, 0x2000, 0x3000, 0x4000
 MAPPED_GIB = 4
@@ -37,7 +37,7 @@ LONG_MODE = {"cr0": 0x80010033, "cr4": 0x620, "cr3": PML4_GPA, "efer": 0xD00}
 PROTECTED_MODE = {"cr0": 0x11, "cr4": 0, "efer": 0}
 
 
-def start(board: Board, platform: BoardPlatform) -> None:
+def start(board: PcBoard, platform: PcPlatform) -> None:
     """Set the board up and put its processor at the kernel's entry.  ConfigError for a guest that is no such kernel."""
     payload = board.payload
     if payload is None or payload.protocol not in (Protocol.LINUX, Protocol.PVH):

@@ -16,14 +16,17 @@ from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
 from devices.state import COUNTER, PART, TEXT, TIME_NS, HasState, Int, Maybe, Record, Stateful, Table
 from vmm import direct
-from vmm.boards import Board
+from vmm.boards import make_board
+from vmm.boards.pc import PcBoard
 from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
 from vmm.outcome import Outcome, describe_triple_fault
+from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
+from vmm.ppc_platform import PpcPlatform
 from vmm.state import TARGET_STEPS, TIMES, MachineState, restore, save
 from vmm.transcript import Transcript
 
@@ -89,17 +92,24 @@ class Machine(Stateful):
         self._powerdown_ns = config.powerdown_ns
         self._interrupted = False
         self._stats_seen = 0
-        self.board = Board(config)
+        self.board = make_board(config)
         self.memory: GuestMemory = self.board.memory
         try:
-            self.platform = BoardPlatform(self.board, self._clock)
-            if config.bios == NO_FIRMWARE:
-                direct.start(self.board, self.platform)
+            self.platform = self._make_platform()
         except BaseException:
             self.memory.close()
             raise
         if config.poll_ns and self.board.balloon is not None:
             self.balloon.set_polling_interval(config.poll_ns)
+
+    def _make_platform(self) -> BoardPlatform:
+        """What answers the CPU, with the CPU where it begins."""
+        if not isinstance(self.board, PcBoard):
+            return PpcPlatform(self.board, self._clock)
+        platform = PcPlatform(self.board, self._clock)
+        if self.config.bios == NO_FIRMWARE:
+            direct.start(self.board, platform)
+        return platform
 
     # -- looking at it -------------------------------------------------------------------------------------------------
 
@@ -311,7 +321,7 @@ class Machine(Stateful):
 
     def _settle_debug_output(self) -> None:
         """Hand on what came out of the debug port."""
-        data = self.board.debug_port.take_output()
+        data = self.board.take_debug_output()
         if data:
             self._debug_output.add(data)
             for sink in self.debug_sinks:
@@ -339,7 +349,7 @@ class Machine(Stateful):
 
     def press_power_button(self) -> None:
         """Ask the guest to power off, as QEMU's system_powerdown does: only a guest with ACPI that listens does it."""
-        self.platform.carry_out(self.board.pm_events.press_power_button(self.now_ns))
+        self.platform.carry_out(self.board.press_power_button(self.now_ns))
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ BusName = Literal["pci", "mmio"]
 FIRST_SLOT, LAST_SLOT = 3, 31  # PCI device numbers on bus 0; lower ones are the board's own
 MMIO_PLACES = 4  # blocks of registers that the board has for virtio-mmio devices
 DEFAULT_DEVICE = "virtio-balloon-pci,id=balloon0"
+DEFAULT_MMIO_DEVICE = "virtio-balloon-device,id=balloon0"  # of a board without PCI
 
 
 @dataclass(frozen=True, slots=True)

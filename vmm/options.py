@@ -58,7 +58,7 @@ QEMU_WORDS: dict[str, Word] = {
 
 _NO_DISKS = "this machine has no disks; the guest is a Linux or Multiboot kernel, an ELF file or a flat image"
 _NO_MONITOR = "this version has no monitor, debugger or trace; use the Python interface"
-_ONE_BOARD = "there is one board and one CPU model"
+_ONE_BOARD = "the board and its one CPU model follow from --arch"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("-machine", "-M", "-cpu", "-global"), _ONE_BOARD),
     **dict.fromkeys(("-enable-kvm", "-icount"), "the CPU is always the emulator; see --clock for its time"),

@@ -1,10 +1,10 @@
 """What the CPU asks while it runs, and what the board asks for: `Effects` carried out in the order of their meaning.
 
 `BoardPlatform` stands between a CPU and a board.  The CPU calls it in the middle of an instruction, for every access to
-a port or to MMIO; it passes the access to the bus and carries out what comes back: messages and lines to the interrupt
-controllers, shadow RAM to the CPU, a request to stop and events to whoever asks for them later.  Whoever gives the
-board a command between two runs of the CPU (a new target, a key, a power button) hands the resulting effects to
-`carry_out` as well, so that there is one way for all of them.
+MMIO; it passes the access to the bus and carries out what comes back: lines to the interrupt controller, a request to
+stop and events to whoever asks for them later.  What only an x86 board has besides is in `pc_platform.py`.
+Whoever gives the board a command between two runs of the CPU (a new target, a key, a power button) hands the resulting
+effects to `carry_out` as well, so that there is one way for all of them.
 
 It knows nothing of targets, observers, outcomes or wall time, and it never runs the CPU.  What it does depends on the
 guest and the commands alone.
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from devices.effects import NOTHING, Effects, Event, Message, Stop
+from devices.effects import NOTHING, Effects, Event, Stop
 from devices.state import COUNTER, Stateful, Table
-from vmm.boards import SILENT_PORTS, Board
+from vmm.boards.board import Board
 from vmm.clock import Clock
 from vmm.cpu import ClosedCpu, Cpu
 from vmm.state import EVENTS, STOP
@@ -54,16 +54,6 @@ class BoardPlatform(Stateful):
 
     # -- for the CPU, while it runs ------------------------------------------------------------------------------------
 
-    def port_read(self, port: int, size: int) -> int:
-        value, effects = self._board.ports.read(port, size, self.now_ns)
-        self._after_port_access(port, effects)  # a poll of the 8259 pair acknowledges
-        return value
-
-    def port_write(self, port: int, size: int, value: int) -> None:
-        self._after_port_access(port, self._board.ports.write(port, size, value, self.now_ns))
-        if self._board.serial.output.endswith(b"\n"):
-            self.cpu.request_exit()  # observers hear of a line when it is written, not when the slice ends
-
     def mmio_read(self, gpa: int, size: int) -> int:
         value, effects = self._board.mmio.read(gpa, size, self.now_ns)
         self._after_access(effects)
@@ -75,25 +65,10 @@ class BoardPlatform(Stateful):
         self._after_access(self._board.mmio.write(gpa, size, value, self.now_ns))
         self.refresh_irq()  # an end of interrupt or a lower task priority lets the next one through
 
-    def tsc(self) -> int:
-        """The time-stamp counter: 1 GHz."""
-        return self.now_ns
-
-    def tsc_of_blocks(self) -> tuple[int, int] | None:
-        """The same as a function of the block count, while nobody sets the clock."""
-        return self._clock.ns_of_blocks()
-
-    def acknowledge_irq(self) -> int:
-        """The vector that the CPU delivers now."""
-        vector = self._board.interrupts.acknowledge()
-        self.refresh_irq()
-        return vector
-
-    def _after_port_access(self, port: int, effects: Effects) -> None:
-        """Most ports change no interrupt: a console writes one character with two accesses."""
-        self._after_access(effects)
-        if effects is not NOTHING or port in SILENT_PORTS:
-            self.refresh_irq()
+    def _leave_for_a_line(self) -> None:
+        """After a write to the console: observers hear of a line when it is written, not when the slice ends."""
+        if self._board.serial.output.endswith(b"\n"):
+            self.cpu.request_exit()
 
     def _after_access(self, effects: Effects) -> None:
         self._carry_out(effects)
@@ -112,17 +87,12 @@ class BoardPlatform(Stateful):
     def _carry_out(self, effects: Effects) -> None:
         if effects is NOTHING:
             return
-        messages, lines, deadline, stop, events, ended_vectors, rewired, shadows = effects
-        for message in messages:
-            self._deliver(message)
-        for line in lines:
+        for line in effects.lines:
             self._carry_out(self._board.interrupts.set_line(line.name, line.level))
-        for vector in ended_vectors:
-            self._carry_out(self._board.interrupts.end_of_interrupt(vector))
-        if rewired:
-            self._carry_out(self._board.interrupts.rewire())
-        if shadows:
-            self.cpu.map_shadow(shadows)
+        self._note(effects.deadline, effects.stop, effects.events)
+
+    def _note(self, deadline: bool, stop: Stop | None, events: tuple[Event, ...]) -> None:
+        """What is nobody's business but the machine's."""
         if stop is not None and self.stop is None:
             self.stop = stop
         if events:
@@ -130,15 +100,6 @@ class BoardPlatform(Stateful):
             self.events += [(now_ns, event) for event in events]
         if self.attentive or deadline or stop is not None:
             self.cpu.request_exit()
-
-    def _deliver(self, message: Message) -> None:
-        """An MSI-X message is a bus write: to the interrupt controllers, to RAM, or to a device."""
-        if self._board.is_interrupt_address(message.address):
-            self._carry_out(self._board.lapic.message(message.address, message.data))
-        elif self._memory.contains(message.address, 4):
-            self._memory.write_int(message.address, 4, message.data)
-        else:
-            self._carry_out(self._board.mmio.write(message.address, 4, message.data, self.now_ns))
 
     # -- between two runs of the CPU -----------------------------------------------------------------------------------
 

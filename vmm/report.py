@@ -24,6 +24,7 @@ def report(machine: Machine) -> dict[str, Any]:
     outcome = machine.outcome
     return {
         "guest": machine.config.name,
+        "arch": machine.config.arch,
         "outcome": None if outcome is None else outcome.kind,
         "exit_code": None if outcome is None else outcome.exit_code,
         "detail": None if outcome is None else outcome.detail,

@@ -35,6 +35,7 @@ EVENTS = Many(Tuple(TIME_NS, Record(Event, source=TEXT, kind=TEXT, text=TEXT)), 
 
 _PARTS = ("cpu", "memory", "board", "run")
 _WORDS = {
+    "arch": "processor",
     "memory_bytes": "bytes of RAM",
     "clock": "clock",
     "devices": "devices",
@@ -85,6 +86,7 @@ def identity(machine: Machine) -> State:
     """What a machine must have in common with the one whose state it takes over."""
     config = machine.config
     return {
+        "arch": config.arch,
         "memory_bytes": config.memory_bytes,
         "clock": config.clock,
         "devices": [

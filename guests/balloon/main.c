@@ -9,14 +9,13 @@
  * before the host has seen the hint: that one must keep what was written; "hint=0" declines.  "poison=N" fills free pages with
  * the number N instead of the pattern and says so: a page that was reported must then hold N.
  */
-#include "../lib/apic.h"
 #include "../lib/balloon.h"
 #include "../lib/console.h"
 #include "../lib/guest.h"
-#include "../lib/interrupts.h"
-#include "../lib/io.h"
+#include "../lib/machine.h"
 #include "../lib/pattern.h"
 #include "../lib/string.h"
+#include "io.h"
 
 enum { POLL_MICROSECONDS = 10000 };
 
@@ -133,28 +132,27 @@ int guest_main(const struct boot_info *boot_info)
 {
     static struct balloon balloon;
     static struct balloon_guest hooks = {.before_inflate = check_kept, .after_deflate = check_returned};
-    u64 targets = parameter_u64((const char *)boot_info->cmdline, "targets", ~0ul);
+    u64 targets = parameter_u64(pointer_to(boot_info->cmdline), "targets", ~0ull);
 
-    if (!parameter_u64((const char *)boot_info->cmdline, "check", 1))
+    if (!parameter_u64(pointer_to(boot_info->cmdline), "check", 1))
         hooks.before_inflate = NULL;
-    hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
-    reporting = parameter_u64((const char *)boot_info->cmdline, "report", 0);
+    hooks.intx = parameter_u64(pointer_to(boot_info->cmdline), "intx", 0) != 0;
+    reporting = parameter_u64(pointer_to(boot_info->cmdline), "report", 0);
     hooks.reports_free_pages = reporting != 0;
-    hinting = parameter_u64((const char *)boot_info->cmdline, "hint", 1);
+    hinting = parameter_u64(pointer_to(boot_info->cmdline), "hint", 1);
     hooks.hints_free_pages = hinting != 0;
     hooks.after_hint = use_again;
-    poison = parameter_u64((const char *)boot_info->cmdline, "poison", ~0ul);
-    hooks.poisons = poisoning = poison != ~0ul;
+    poison = parameter_u64(pointer_to(boot_info->cmdline), "poison", ~0ull);
+    hooks.poisons = poisoning = poison != ~0ull;
     hooks.poison = (u32)poison;
-    interrupts_start();
-    apic_start();
+    machine_start(boot_info);
     pages_start(boot_info);
     if (!balloon_start(&balloon, &hooks))
         panic("there is no balloon");
     u64 filled = for_each_free_page(fill);
     print("balloon: %lu of %lu pages are free and hold a pattern\n", filled, pages_total());
     if (!balloon_has_interrupts(&balloon))
-        apic_tick_every(POLL_MICROSECONDS);
+        machine_tick_every(POLL_MICROSECONDS);
     report_free_pages(&balloon);
 
     /* A target of 0 is what every balloon begins with; it counts as reached once another one was. */

@@ -1,7 +1,7 @@
 #include "driver.h"
-#include "../lib/apic.h"
+#include "../lib/x86/apic.h"
 #include "../lib/guest.h"
-#include "../lib/io.h"
+#include "../lib/x86/io.h"
 #include "../lib/pages.h"
 #include "../lib/pattern.h"
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../lib/boot_info.h"
-#include "../lib/virtio_pci.h"
+#include "../lib/virtio.h"
 
 enum { QUEUE_INFLATE, QUEUE_DEFLATE, QUEUE_STATS, QUEUES };
 

@@ -7,10 +7,10 @@
  * Pages that nobody offered must keep their contents all the time.  Then the device is reset, brought to life again and
  * must do an honest request like the first one.  The exit code is 0 if all of this was so.
  */
-#include "../lib/apic.h"
+#include "../lib/x86/apic.h"
 #include "../lib/console.h"
 #include "../lib/guest.h"
-#include "../lib/interrupts.h"
+#include "../lib/x86/interrupts.h"
 #include "../lib/pages.h"
 #include "../lib/string.h"
 #include "requests.h"

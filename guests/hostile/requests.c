@@ -1,6 +1,6 @@
 #include "requests.h"
 #include "../lib/guest.h"
-#include "../lib/io.h"
+#include "../lib/x86/io.h"
 
 enum { VIRTQ_DESC_F_NEXT = 1, VIRTQ_DESC_F_INDIRECT = 4 };
 enum { PFN_BYTES = sizeof(u32), HONEST_BYTES = HONEST_PAGES * PFN_BYTES, HUGE_STATS_BYTES = 65536 };
@@ -321,7 +321,7 @@ static const char *kick_after_reset(struct driver *driver)
 
 static const char *kick_nowhere(struct driver *driver)
 {
-    *inflateq(driver)->doorbell = 0xffff;
+    *(volatile u16 *)inflateq(driver)->doorbell = 0xffff;
     return NULL;
 }
 

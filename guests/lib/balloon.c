@@ -1,4 +1,5 @@
 #include "balloon.h"
+#include "byte_order.h"
 #include "console.h"
 #include "guest.h"
 #include "io.h"
@@ -51,6 +52,11 @@ static void offer_stats(struct balloon *balloon)
         virtqueue_add(&balloon->statsq, stats_v2, sizeof(stats_v2), 0);
     } else {
         u32 count = balloon->guest.collect(stats);
+        int swapped = virtio_is_swapped(&balloon->device);
+        for (u32 i = 0; i < count; i++) {
+            stats[i].tag = order16(swapped, stats[i].tag);
+            stats[i].value = order64(swapped, stats[i].value);
+        }
         virtqueue_add(&balloon->statsq, stats, count * sizeof(stats[0]), 0);
     }
     virtqueue_kick(&balloon->statsq);
@@ -111,9 +117,7 @@ int balloon_start(struct balloon *balloon, const struct balloon_guest *guest)
     set_up_optional(balloon, &balloon->statsq, FEATURE_STATS_VQ, MSIX_STATS, "statsq");
     set_up_optional(balloon, &balloon->free_page_vq, FEATURE_FREE_PAGE_HINT, MSIX_PAGES, "free_page_vq");
     set_up_optional(balloon, &balloon->reporting_vq, FEATURE_PAGE_REPORTING, MSIX_PAGES, "reporting_vq");
-    print(" entries; %s\n", balloon->device.msix  ? "MSI-X"
-                           : balloon->device.isr ? "INTx"
-                                                 : "no MSI-X, a timer must wake this guest");
+    print(" entries; %s\n", virtio_interrupts(&balloon->device));
 
     /* §5.5.6.6.1: before the device is live, and never again. */
     if (balloon->device.features & FEATURE_PAGE_POISON)
@@ -139,11 +143,20 @@ static void finish(struct balloon *balloon, struct virtqueue *queue)
     }
 }
 
+/* The first `count` PFNs in the device's order, or back in ours. */
+static void change_order(const struct balloon *balloon, u32 count)
+{
+    int swapped = virtio_is_swapped(&balloon->device);
+    for (u32 i = 0; swapped && i < count; i++)
+        pfns[i] = order32(swapped, pfns[i]);
+}
+
 /* Sends the first `count` PFNs, in requests of BALLOON_REQUEST_PAGES, and sleeps until the device has acknowledged them.
  *
  * All requests that the queue has room for share one notification and one interrupt. */
 static void request(struct balloon *balloon, struct virtqueue *queue, u32 count)
 {
+    change_order(balloon, count);
     for (u32 sent = 0; sent < count; finish(balloon, queue)) {
         while (sent < count && queue->free_count) {
             u32 part = (u32)min_u64(count - sent, BALLOON_REQUEST_PAGES);
@@ -152,6 +165,7 @@ static void request(struct balloon *balloon, struct virtqueue *queue, u32 count)
             balloon->requests++;
         }
     }
+    change_order(balloon, count);
 }
 
 static void update_actual(struct balloon *balloon)
@@ -225,7 +239,7 @@ static u64 name_free_pages(struct balloon *balloon, struct virtqueue *queue, voi
             end += PAGE_SIZE;
         if (!queue->free_count)
             finish(balloon, queue);
-        virtqueue_add(queue, (const void *)gpa, (u32)(end - gpa), VIRTQ_DESC_F_WRITE);
+        virtqueue_add(queue, pointer_to(gpa), (u32)(end - gpa), VIRTQ_DESC_F_WRITE);
         for (u64 page = gpa; visit && page < end; page += PAGE_SIZE)
             visit(page);
         count += (end - gpa) / PAGE_SIZE;
@@ -241,7 +255,7 @@ u64 balloon_report_free_pages(struct balloon *balloon)
 
 static void send_hint_id(struct balloon *balloon, u32 id)
 {
-    hint_id = id;
+    hint_id = order32(virtio_is_swapped(&balloon->device), id);
     virtqueue_add(&balloon->free_page_vq, &hint_id, sizeof(hint_id), 0);
     finish(balloon, &balloon->free_page_vq);
 }

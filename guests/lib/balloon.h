@@ -7,7 +7,7 @@
 #pragma once
 
 #include "pages.h"
-#include "virtio_pci.h"
+#include "virtio.h"
 
 enum {
     BALLOON_MAX_STATS = 16,

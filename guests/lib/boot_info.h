@@ -1,9 +1,9 @@
-/* What the firmware hands to a guest: RDI points at this block on entry.  docs/architecture.md, "The board". */
+/* What a guest is handed on entry, in its processor's order of bytes: RDI or r3 points at this block.  docs/architecture.md, "The board". */
 #pragma once
 
 #include "types.h"
 
-#define BOOT_INFO_MAGIC 0x544f4f424d4d5642ul /* "BVMMBOOT", read as little-endian bytes */
+#define BOOT_INFO_MAGIC 0x544f4f424d4d5642ull /* "BVMMBOOT", read as little-endian bytes */
 #define BOOT_INFO_VERSION 1
 
 enum memory_type {

@@ -1,16 +1,15 @@
 #include "console.h"
-#include "io.h"
-#include "ports.h"
+#include "board.h"
 
 enum {
-    UART_DATA = PORT_COM1 + 0,
-    UART_INTERRUPTS = PORT_COM1 + 1,
-    UART_FIFO = PORT_COM1 + 2,
-    UART_LINE = PORT_COM1 + 3,
-    UART_MODEM = PORT_COM1 + 4,
-    UART_LINE_STATUS = PORT_COM1 + 5,
-    UART_DIVISOR_LOW = PORT_COM1 + 0,  /* while LINE_DIVISOR is set */
-    UART_DIVISOR_HIGH = PORT_COM1 + 1,
+    UART_DATA = 0,
+    UART_INTERRUPTS = 1,
+    UART_FIFO = 2,
+    UART_LINE = 3,
+    UART_MODEM = 4,
+    UART_LINE_STATUS = 5,
+    UART_DIVISOR_LOW = 0,  /* while LINE_DIVISOR is set */
+    UART_DIVISOR_HIGH = 1,
 
     LINE_8N1 = 0x03,
     LINE_DIVISOR = 0x80,
@@ -21,21 +20,21 @@ enum {
 
 void console_start(void)
 {
-    out8(UART_INTERRUPTS, 0);
-    out8(UART_LINE, LINE_DIVISOR);
-    out8(UART_DIVISOR_LOW, 1);
-    out8(UART_DIVISOR_HIGH, 0);
-    out8(UART_LINE, LINE_8N1);
-    out8(UART_FIFO, FIFO_ON_AND_CLEAR);
-    out8(UART_MODEM, MODEM_READY);
+    uart_write(UART_INTERRUPTS, 0);
+    uart_write(UART_LINE, LINE_DIVISOR);
+    uart_write(UART_DIVISOR_LOW, 1);
+    uart_write(UART_DIVISOR_HIGH, 0);
+    uart_write(UART_LINE, LINE_8N1);
+    uart_write(UART_FIFO, FIFO_ON_AND_CLEAR);
+    uart_write(UART_MODEM, MODEM_READY);
 }
 
 void put_char(char c)
 {
     /* A transmitter that never gets ready (no such chip) must not hang the machine, hence the bound. */
-    for (int tries = 0; tries < 100000 && !(in8(UART_LINE_STATUS) & STATUS_TRANSMITTER_EMPTY); tries++)
+    for (int tries = 0; tries < 100000 && !(uart_read(UART_LINE_STATUS) & STATUS_TRANSMITTER_EMPTY); tries++)
         ;
-    out8(UART_DATA, (u8)c);
+    uart_write(UART_DATA, (u8)c);
 }
 
 static void put_padding(int count, char pad)

@@ -1,4 +1,4 @@
-/* The serial console: COM1, 115200 baud, polled. */
+/* The serial console: a 16550 at 115200 baud, polled. */
 #pragma once
 
 #include "types.h"

@@ -1,22 +1,20 @@
 #include "guest.h"
+#include "board.h"
 #include "console.h"
 #include "io.h"
-#include "ports.h"
-
-enum { PANICKED = 1 };
 
 /* Called by crt0.S. */
 __attribute__((noreturn)) void guest_start(const struct boot_info *boot_info)
 {
     console_start();
     if (boot_info->magic != BOOT_INFO_MAGIC || boot_info->version != BOOT_INFO_VERSION)
-        panic("the boot information block at %lxh is not one", (u64)boot_info);
+        panic("the boot information block at %lxh is not one", address_of(boot_info));
     exit(guest_main(boot_info));
 }
 
 void exit(int code)
 {
-    out32(PORT_EXIT, (u32)code);
+    board_exit((u32)code);
     halt_for_ever();
 }
 
@@ -29,6 +27,6 @@ void panic(const char *format, ...)
     print_list(format, arguments);
     __builtin_va_end(arguments);
     print("\n");
-    out8(PORT_PVPANIC, PANICKED);
+    board_panicked();
     halt_for_ever();
 }

@@ -17,7 +17,7 @@ static u64 *word_of(const struct page_set *set, u64 gpa)
 
 static u64 bit_of(u64 gpa)
 {
-    return 1ul << gpa / PAGE_SIZE % BITS;
+    return 1ull << gpa / PAGE_SIZE % BITS;
 }
 
 int page_set_has(const struct page_set *set, u64 gpa)
@@ -54,19 +54,19 @@ u64 page_set_take(struct page_set *set)
 u64 page_set_next(const struct page_set *set, u64 gpa)
 {
     u64 index = gpa / PAGE_SIZE;
-    u64 mask = ~0ul << index % BITS;
+    u64 mask = ~0ull << index % BITS;
     for (u64 word = index / BITS; word < set->word_count; word++) {
         u64 bits = set->words[word] & mask;
         if (bits)
-            return (word * BITS + (u64)__builtin_ctzl(bits)) * PAGE_SIZE;
-        mask = ~0ul;
+            return (word * BITS + (u64)__builtin_ctzll(bits)) * PAGE_SIZE;
+        mask = ~0ull;
     }
     return NO_PAGE;
 }
 
 static void new_set(struct page_set *set, u64 *words, u64 word_count)
 {
-    memset(words, 0, word_count * sizeof(*words));
+    memset(words, 0, (usize)(word_count * sizeof(*words)));
     *set = (struct page_set){.words = words, .word_count = word_count};
 }
 
@@ -76,12 +76,12 @@ void pages_new_set(struct page_set *set)
     u64 gpa = pages_allocate(align_up(bytes, PAGE_SIZE) / PAGE_SIZE);
     if (gpa == NO_PAGE)
         panic("no memory for a set of pages");
-    new_set(set, (u64 *)gpa, free_pages.word_count);
+    new_set(set, pointer_to(gpa), free_pages.word_count);
 }
 
 void pages_start(const struct boot_info *boot_info)
 {
-    const struct memory_range *map = (const struct memory_range *)boot_info->memory_map;
+    const struct memory_range *map = pointer_to(boot_info->memory_map);
     u64 end = 0;
     for (u32 i = 0; i < boot_info->memory_map_entries; i++)
         if (map[i].type == MEMORY_USABLE)
@@ -96,7 +96,7 @@ void pages_start(const struct boot_info *boot_info)
             bitmap = map[i].base;
     if (!bitmap)
         panic("no usable memory for the page allocator");
-    new_set(&free_pages, (u64 *)bitmap, word_count);
+    new_set(&free_pages, pointer_to(bitmap), word_count);
 
     for (u32 i = 0; i < boot_info->memory_map_entries; i++) {
         if (map[i].type != MEMORY_USABLE)
@@ -140,14 +140,14 @@ void page_free(u64 gpa)
 static u32 name_bits(u64 *bits, u32 first, u32 *pfns, u32 count)
 {
     u32 named = 0;
-    if (*bits == ~0ul && count >= BITS) {
+    if (*bits == ~0ull && count >= BITS) {
         *bits = 0;
         UNROLL
         for (; named < BITS; named++)
             pfns[named] = first + named;
     }
     for (; *bits && named < count; *bits &= *bits - 1)
-        pfns[named++] = first + (u32)__builtin_ctzl(*bits);
+        pfns[named++] = first + (u32)__builtin_ctzll(*bits);
     return named;
 }
 

@@ -8,7 +8,7 @@
 #include "boot_info.h"
 #include "types.h"
 
-#define NO_PAGE 0ul /* page 0 belongs to the firmware */
+#define NO_PAGE 0ull /* no guest gets page 0 */
 
 struct page_set {
     u64 *words;

@@ -9,7 +9,7 @@ static u64 pattern(u64 gpa, u64 word)
 
 void pattern_fill(u64 gpa)
 {
-    u64 *words = (u64 *)gpa;
+    u64 *words = pointer_to(gpa);
     UNROLL
     for (u64 i = 0; i < WORDS; i++)
         words[i] = pattern(gpa, i);
@@ -17,7 +17,7 @@ void pattern_fill(u64 gpa)
 
 int pattern_is_kept(u64 gpa)
 {
-    const u64 *words = (const u64 *)gpa;
+    const u64 *words = pointer_to(gpa);
     u64 difference = 0;
     UNROLL
     for (u64 i = 0; i < WORDS; i++)
@@ -27,7 +27,7 @@ int pattern_is_kept(u64 gpa)
 
 void value_fill(u64 gpa, u32 value)
 {
-    u64 *words = (u64 *)gpa;
+    u64 *words = pointer_to(gpa);
     UNROLL
     for (u64 i = 0; i < WORDS; i++)
         words[i] = (u64)value << 32 | value;
@@ -35,7 +35,7 @@ void value_fill(u64 gpa, u32 value)
 
 int value_is_kept(u64 gpa, u32 value)
 {
-    const u64 *words = (const u64 *)gpa;
+    const u64 *words = pointer_to(gpa);
     u64 difference = 0;
     UNROLL
     for (u64 i = 0; i < WORDS; i++)

@@ -1,9 +1,9 @@
 #include "string.h"
 
-void *memset(void *to, int byte, u64 length)
+void *memset(void *to, int byte, usize length)
 {
     u8 *bytes = to;
-    u64 word = (u8)byte * 0x0101010101010101ul;
+    u64 word = (u8)byte * 0x0101010101010101ull;
     UNROLL
     for (; length >= 8; length -= 8, bytes += 8)
         *(u64 *)bytes = word;
@@ -12,29 +12,29 @@ void *memset(void *to, int byte, u64 length)
     return to;
 }
 
-void *memcpy(void *to, const void *from, u64 length)
+void *memcpy(void *to, const void *from, usize length)
 {
     return memmove(to, from, length);
 }
 
-void *memmove(void *to, const void *from, u64 length)
+void *memmove(void *to, const void *from, usize length)
 {
     u8 *target = to;
     const u8 *source = from;
     if (target <= source) {
-        for (u64 i = 0; i < length; i++)
+        for (usize i = 0; i < length; i++)
             target[i] = source[i];
     } else {
-        for (u64 i = length; i > 0; i--)
+        for (usize i = length; i > 0; i--)
             target[i - 1] = source[i - 1];
     }
     return to;
 }
 
-int memcmp(const void *a, const void *b, u64 length)
+int memcmp(const void *a, const void *b, usize length)
 {
     const u8 *left = a, *right = b;
-    for (u64 i = 0; i < length; i++)
+    for (usize i = 0; i < length; i++)
         if (left[i] != right[i])
             return left[i] - right[i];
     return 0;
@@ -59,7 +59,7 @@ int string_equal(const char *a, const char *b)
 
 u64 parameter_u64(const char *cmdline, const char *key, u64 otherwise)
 {
-    u64 length = string_length(key);
+    usize length = (usize)string_length(key);
     for (const char *word = cmdline; *word;) {
         if (memcmp(word, key, length) == 0 && word[length] == '=') {
             u64 value = 0;

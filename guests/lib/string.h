@@ -3,10 +3,10 @@
 
 #include "types.h"
 
-void *memset(void *to, int byte, u64 length);
-void *memcpy(void *to, const void *from, u64 length);
-void *memmove(void *to, const void *from, u64 length);
-int memcmp(const void *a, const void *b, u64 length);
+void *memset(void *to, int byte, usize length);
+void *memcpy(void *to, const void *from, usize length);
+void *memmove(void *to, const void *from, usize length);
+int memcmp(const void *a, const void *b, usize length);
 u64 string_length(const char *s);
 int string_equal(const char *a, const char *b);
 

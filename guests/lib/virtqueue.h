@@ -1,6 +1,6 @@
 /* A split virtqueue (virtio 1.3 §2.7), driver's side.
  *
- * Three parts in one page.  The descriptor table says where buffers are.  The available ring carries buffers to the
+ * Three parts in one page, laid out as a legacy device wants it too (§2.7.2).  The descriptor table says where buffers are.  The available ring carries buffers to the
  * device: the driver alone writes it.  The used ring carries them back: the device alone writes it.  Both rings have an
  * index that only grows (modulo 65536) and is taken modulo the queue size.
  */
@@ -8,7 +8,10 @@
 
 #include "types.h"
 
-enum { VIRTQUEUE_MAX_SIZE = 128 }; /* so that the three parts fit into one page */
+enum {
+    VIRTQUEUE_MAX_SIZE = 128, /* so that the three parts fit into one page */
+    VIRTQUEUE_ALIGN = 4,      /* of the used ring */
+};
 
 enum {
     VIRTQ_DESC_F_WRITE = 2,     /* the device may write the buffer, not read it */
@@ -25,7 +28,7 @@ struct virtq_desc {
 struct virtq_avail {
     u16 flags;
     u16 idx;
-    u16 ring[VIRTQUEUE_MAX_SIZE];
+    u16 ring[];
 };
 
 struct virtq_used_elem {
@@ -36,7 +39,7 @@ struct virtq_used_elem {
 struct virtq_used {
     u16 flags;
     u16 idx;
-    struct virtq_used_elem ring[VIRTQUEUE_MAX_SIZE];
+    struct virtq_used_elem ring[];
 };
 
 struct virtqueue {
@@ -44,7 +47,9 @@ struct virtqueue {
     struct virtq_desc *desc;
     struct virtq_avail *avail;
     volatile struct virtq_used *used;
-    volatile u16 *doorbell; /* a write here notifies the device */
+    volatile void *doorbell; /* a write here notifies the device */
+    void (*notify)(const struct virtqueue *queue);
+    int swapped; /* the device's order of bytes is not ours: byte_order.h */
     u16 first_free, free_count;
     u16 seen_used; /* how far we have read the used ring */
 };

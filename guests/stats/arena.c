@@ -1,9 +1,7 @@
 #include "arena.h"
 #include "../lib/guest.h"
-#include "../lib/interrupts.h"
-#include "../lib/io.h"
+#include "../lib/machine.h"
 #include "../lib/pages.h"
-#include "../lib/paging.h"
 #include "../lib/string.h"
 
 enum { MIN_RESIDENT = 4, WORDS = PAGE_SIZE / sizeof(u64) };
@@ -23,7 +21,7 @@ u64 arena_pages(void)
 
 u64 arena_address(u64 page)
 {
-    return PAGING_FREE_BASE + page * PAGE_SIZE;
+    return page_free_base() + page * PAGE_SIZE;
 }
 
 u64 arena_resident(void)
@@ -33,23 +31,17 @@ u64 arena_resident(void)
 
 static void copy_page(u64 to, u64 from)
 {
-    u64 *target = (u64 *)to;
-    const u64 *source = (const u64 *)from;
+    u64 *target = pointer_to(to);
+    const u64 *source = pointer_to(from);
     UNROLL
     for (u64 i = 0; i < WORDS; i++)
         target[i] = source[i];
 }
 
-static u64 *resident_entry(u64 page)
+static void put_out(u64 page, u32 state)
 {
-    u64 *entry = page_entry(arena_address(page));
-    return entry && *entry & PAGING_PRESENT ? entry : NULL;
-}
-
-static void put_out(u64 page, u64 entry)
-{
-    if (!has_copy[page] || entry & PAGING_DIRTY) {
-        copy_page(disk + page * PAGE_SIZE, page_entry_address(entry));
+    if (!has_copy[page] || state & PAGE_WRITTEN) {
+        copy_page(disk + page * PAGE_SIZE, page_behind(arena_address(page)));
         has_copy[page] = 1;
         arena_counters.swapped_out_pages++;
     }
@@ -63,15 +55,14 @@ int arena_reclaim(void)
     if (resident <= MIN_RESIDENT)
         return 0;
     for (;; hand = (hand + 1) % size) {
-        u64 *entry = resident_entry(hand);
-        if (!entry)
+        u32 state = page_state(arena_address(hand));
+        if (!state)
             continue;
-        if (!(*entry & PAGING_ACCESSED)) {
-            put_out(hand, *entry);
+        if (!(state & PAGE_USED)) {
+            put_out(hand, state);
             return 1;
         }
-        *entry &= ~(u64)PAGING_ACCESSED;
-        invalidate_page(arena_address(hand));
+        page_forget_use(arena_address(hand));
     }
 }
 
@@ -85,12 +76,11 @@ static u64 allocate_or_reclaim(void)
     return gpa;
 }
 
-static void handle_page_fault(struct interrupt_frame *frame)
+static int handle_page_fault(u64 address)
 {
-    u64 address = read_cr2();
     u64 page = (address - arena_address(0)) / PAGE_SIZE;
-    if (address < arena_address(0) || page >= size || frame->error_code & FAULT_PRESENT)
-        panic("page fault at %lxh (error code %lxh) from %lxh", address, frame->error_code, frame->rip);
+    if (address < arena_address(0) || page >= size)
+        return 0;
 
     while (resident >= limit && arena_reclaim())
         ;
@@ -100,22 +90,23 @@ static void handle_page_fault(struct interrupt_frame *frame)
         arena_counters.major_faults++;
         arena_counters.swapped_in_pages++;
     } else {
-        memset((void *)gpa, 0, PAGE_SIZE);
+        memset(pointer_to(gpa), 0, PAGE_SIZE);
         arena_counters.minor_faults++;
     }
-    page_map(arena_address(page), gpa, PAGING_WRITABLE);
+    page_map_data(arena_address(page), gpa);
     resident++;
+    return 1;
 }
 
 void arena_start(u64 pages)
 {
     size = limit = pages;
     disk = pages_allocate(pages);
-    has_copy = (u8 *)pages_allocate(align_up(pages, PAGE_SIZE) / PAGE_SIZE);
+    has_copy = pointer_to(pages_allocate(align_up(pages, PAGE_SIZE) / PAGE_SIZE));
     if (disk == NO_PAGE || !has_copy)
         panic("no memory for a RAM disk of %lu pages", pages);
-    memset(has_copy, 0, pages);
-    interrupts_handle(VECTOR_PAGE_FAULT, handle_page_fault);
+    memset(has_copy, 0, (usize)pages);
+    page_faults_handle(handle_page_fault);
 }
 
 void arena_set_limit(u64 pages)
@@ -129,8 +120,8 @@ u64 arena_cached(void)
 {
     u64 count = 0;
     for (u64 page = 0; page < size; page++) {
-        const u64 *entry = has_copy[page] ? resident_entry(page) : NULL;
-        count += entry && !(*entry & PAGING_DIRTY);
+        u32 state = has_copy[page] ? page_state(arena_address(page)) : 0;
+        count += state && !(state & PAGE_WRITTEN);
     }
     return count;
 }
@@ -138,7 +129,7 @@ u64 arena_cached(void)
 void arena_forget(u64 first, u64 count)
 {
     for (u64 page = first; page < first + count; page++) {
-        if (resident_entry(page)) {
+        if (page_state(arena_address(page))) {
             page_free(page_unmap(arena_address(page)));
             resident--;
         }

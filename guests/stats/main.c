@@ -8,14 +8,14 @@
  * "ticks=N" ends it after N tenths of a second; "intx=1" uses the device's interrupt line instead of MSI-X; "v2=1" lays
  * the statistics out as the patch of November 2009 did.
  */
-#include "../lib/apic.h"
 #include "../lib/balloon.h"
+#include "../lib/byte_order.h"
 #include "../lib/console.h"
 #include "../lib/guest.h"
-#include "../lib/interrupts.h"
-#include "../lib/io.h"
+#include "../lib/machine.h"
 #include "../lib/string.h"
 #include "arena.h"
+#include "io.h"
 
 enum {
     TICK_MICROSECONDS = 100000,
@@ -33,7 +33,7 @@ static u32 *times_written; /* of each arena page, kept outside the arena to chec
 
 static void write_page(u64 gpa)
 {
-    u64 *words = (u64 *)gpa;
+    u64 *words = pointer_to(gpa);
     UNROLL
     for (u64 i = 0; i < WORDS; i++)
         words[i] = gpa;
@@ -56,7 +56,7 @@ static void overwrite_free(u64 count)
 
 static u64 random(void)
 {
-    static u64 state = 88172645463325252ul;
+    static u64 state = 88172645463325252ull;
     state ^= state << 13;
     state ^= state >> 7;
     state ^= state << 17;
@@ -66,7 +66,7 @@ static u64 random(void)
 /* Looks at an arena page, and every fourth time changes it. */
 static void touch(u64 page, int change)
 {
-    u64 *words = (u64 *)arena_address(page);
+    u64 *words = pointer_to(arena_address(page));
     if (words[0] != times_written[page] || words[WORDS - 1] != times_written[page])
         panic("arena page %lu holds %lu instead of %u", page, words[0], times_written[page]);
     if (change)
@@ -128,6 +128,8 @@ static void collect_v2(struct balloon_stat_v2 stats[STATS_V2])
         {STAT_V2_TOTAL, (u32)(pages_total() * KIB_PER_PAGE)},
     };
     memcpy(stats, now, sizeof(now));
+    for (u32 i = 0; i < STATS_V2; i++)
+        stats[i].value = order32(1, stats[i].value); /* cpu_to_le32; the patch leaves the tag as the processor has it */
 }
 
 static void start_arena(void)
@@ -135,10 +137,10 @@ static void start_arena(void)
     u64 pages = max_u64(pages_total() / ARENA_FRACTION, MIN_ARENA);
     overwrite_free(pages_free());
     arena_start(pages);
-    times_written = (u32 *)pages_allocate(align_up(pages * sizeof(u32), PAGE_SIZE) / PAGE_SIZE);
+    times_written = pointer_to(pages_allocate(align_up(pages * sizeof(u32), PAGE_SIZE) / PAGE_SIZE));
     if (!times_written)
         panic("no memory for the workload");
-    memset(times_written, 0, pages * sizeof(u32));
+    memset(times_written, 0, (usize)(pages * sizeof(u32)));
     for (u64 page = 0; page < pages; page++)
         touch(page, 1);
     print("stats: %lu pages, all of them written to; %lu for the workload, %lu for a RAM disk to swap to, %lu free\n",
@@ -171,22 +173,21 @@ int guest_main(const struct boot_info *boot_info)
     static struct balloon balloon;
     static struct balloon_guest hooks = {.reserved_pages = RESERVED, .reclaim = arena_reclaim, .collect = collect,
                                          .hints_free_pages = 1};
-    u64 ticks = parameter_u64((const char *)boot_info->cmdline, "ticks", ~0ul);
-    hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
-    if (parameter_u64((const char *)boot_info->cmdline, "v2", 0))
+    u64 ticks = parameter_u64(pointer_to(boot_info->cmdline), "ticks", ~0ull);
+    hooks.intx = parameter_u64(pointer_to(boot_info->cmdline), "intx", 0) != 0;
+    if (parameter_u64(pointer_to(boot_info->cmdline), "v2", 0))
         hooks.collect_v2 = collect_v2;
 
-    interrupts_start();
-    apic_start();
+    machine_start(boot_info);
     pages_start(boot_info);
     start_arena();
     if (!balloon_start(&balloon, &hooks))
         panic("there is no balloon");
 
-    apic_tick_every(TICK_MICROSECONDS);
+    machine_tick_every(TICK_MICROSECONDS);
     for (u64 done = 0; done < ticks;) {
         follow(&balloon);
-        if (done < apic_ticks())
+        if (done < machine_ticks())
             work(done++);
         else
             sleep_until_interrupt();

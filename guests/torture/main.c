@@ -4,13 +4,13 @@
  * Each group prints one line.  The numbers it prints depend on the guest alone, so two runs on the virtual clock print
  * the same; the exit code is 0 if every comparison held.
  */
-#include "../lib/apic.h"
+#include "../lib/x86/apic.h"
 #include "../lib/console.h"
 #include "../lib/guest.h"
-#include "../lib/interrupts.h"
-#include "../lib/io.h"
+#include "../lib/x86/interrupts.h"
+#include "../lib/x86/io.h"
 #include "../lib/pages.h"
-#include "../lib/paging.h"
+#include "../lib/x86/paging.h"
 #include "../lib/string.h"
 #include "provoke.h"
 

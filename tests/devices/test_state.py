@@ -15,9 +15,11 @@ from devices.debug_port import DebugPort
 from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
 from devices.fw_cfg_dma import FwCfgDma
+from devices.interval_timer import IntervalTimer
 from devices.irq.apic_timer import ApicTimer
 from devices.irq.ioapic import IoApic
 from devices.irq.lapic import LocalApic
+from devices.irq.lines import LineController
 from devices.irq.pic import Pic, PicPair
 from devices.irq.wiring import InterruptWiring
 from devices.keyboard import KeyboardController, SystemControlA
@@ -67,13 +69,16 @@ from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from devices.write_tracking import WriteTracking
 from devices.writes import WriteLog
 from tests.support import BalloonMachine, Way, build_with
-from vmm.boards import Board, SeededEntropy
+from vmm.boards.board import SeededEntropy
+from vmm.boards.pc import PcBoard
+from vmm.boards.ppc import PpcBoard
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
 from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.unicorn_cpu import UnicornCpu
 from vmm.machine import Machine
-from vmm.platform import BoardPlatform
+from vmm.pc_platform import PcPlatform
+from vmm.ppc_platform import PpcPlatform
 from vmm.transcript import Transcript
 
 OTHER_TRANSPORTS: tuple[Way, ...] = ("transitional", "legacy", "mmio", "mmio-legacy")
@@ -133,8 +138,12 @@ BUILT: dict[type, str] = {
     SeededEntropy: "seed",
     VirtualClock: "",
     RealtimeClock: "_start_ns",
-    Board: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
-    BoardPlatform: "attentive cpu _board _clock _memory",
+    PcBoard: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
+    PpcBoard: "config memory payload mmio rom timed entry",
+    LineController: "_bits",
+    IntervalTimer: "line",
+    PpcPlatform: "attentive cpu _board _clock _memory",
+    PcPlatform: "attentive cpu _board _clock _memory _pc",
     Transcript: "",
     Machine: "config observers debug_sinks typist _interrupted board memory",
 }
@@ -172,12 +181,14 @@ def everything() -> dict[type, Any]:
     packed = BalloonMachine(build=build_with(spec.VIRTIO_F_RING_PACKED))
     packed.driver.start()
     rings = machine.balloon.queues[0].ring, packed.balloon.queues[0].ring, full.memory.writes
+    ppc = Machine(make_config("stats", memory="4M", arch="ppc"))
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
     others = [BalloonMachine(way) for way in OTHER_TRANSPORTS]
     functions = [other.function for other in others]
-    for thing in (full, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow, *functions):
+    for thing in (full, ppc, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow, *functions):
         walk(thing)
     full.close()
+    ppc.close()
     for made in (machine, packed, *others):
         made.close()
     return found
@@ -202,6 +213,7 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     }
     abstract = {
         "Stateful",
+        "BoardPlatform",
         "Negotiation",
         "VirtioDevice",
         "VirtioPciFunction",

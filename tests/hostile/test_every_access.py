@@ -16,7 +16,7 @@ import pytest
 from devices.bus import AddressSpace
 from devices.effects import NOTHING, Effects
 from devices.virtio import spec
-from vmm.boards import ECAM_BASE, Board
+from vmm.boards.pc import ECAM_BASE, PcBoard
 from vmm.config import make_config
 from vmm.testing import BalloonDriver, BenchBus, PageAllocator, PciTransport
 
@@ -40,7 +40,7 @@ class Bench:
     """A whole board whose balloon is at work, put back to the same state for each access."""
 
     def __init__(self) -> None:
-        self.board = Board(make_config("hello", memory="2M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
+        self.board = PcBoard(make_config("hello", memory="2M", devices=("virtio-balloon-pci", "virtio-rng-pci")))
         bus = BenchBus(self.board.memory, self.board.ports, self.board.mmio)
         self.transport = PciTransport.find(bus, spec.DeviceId.BALLOON, PageAllocator(*DRIVER_RAM))
         BalloonDriver(self.transport).start()

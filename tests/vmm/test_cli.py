@@ -71,7 +71,10 @@ def flat(folder: Path, code: bytes) -> str:
         ),
         ("boot --for 0", "The guest time to run for must be more than 0."),
         ("boot -smp 2", "The option -smp can only be '1' here, not '2'."),
-        ("boot -machine q35", "The option -machine is QEMU's and not supported: there is one board and one CPU model."),
+        (
+            "boot -machine q35",
+            "The option -machine is QEMU's and not supported: the board and its one CPU model follow from --arch.",
+        ),
         ("boot --jsn", "There is no option '--jsn'; did you mean '--json'?"),
         (
             "boot -device virtio-ballon-pci",

@@ -12,6 +12,7 @@ import pytest
 
 import vmm
 from devices.errors import ConfigError
+from tests.vmm.boards import pc_board
 from tests.vmm.kernels import KERNEL_GPA, bzimage, note, vmlinux
 from vmm.machine import Machine
 
@@ -35,7 +36,7 @@ def boot(folder: Path, image: bytes, bios: str, devices: tuple[str, ...] = BALLO
 def spaces(machine: Machine) -> dict[str, bytes]:
     """Each function's configuration space, but for the host bridge's shadow RAM, which is the ROM's business."""
     found = {}
-    for function in machine.board.host_bridge.functions.values():
+    for function in pc_board(machine).host_bridge.functions.values():
         data = bytearray(function.read_config(offset, 1, 0)[0] for offset in range(256))
         if function.address == "00:00.0":
             data[0x59:0x60] = bytes(7)
@@ -48,16 +49,16 @@ def test_pci_is_as_our_firmware_sets_it_up(tmp_path: Path, devices: tuple[str, .
     with boot(tmp_path, bzimage(), "", devices) as ours, boot(tmp_path, bzimage(), "none", devices) as direct:
         assert spaces(direct) == spaces(ours)
         assert len(spaces(direct)) == 3 + len(devices)
-        for function in direct.board.host_bridge.functions.values():
-            other = ours.board.host_bridge.functions[function.devfn]
+        for function in pc_board(direct).host_bridge.functions.values():
+            other = pc_board(ours).host_bridge.functions[function.devfn]
             mine, theirs = ([(r.space, r.base, r.length) for r in f.bar_regions()] for f in (function, other))
             assert mine == theirs
 
 
 def test_the_interrupt_controllers_are_as_our_firmware_sets_them_up(tmp_path: Path) -> None:
     with boot(tmp_path, bzimage(), "") as ours, boot(tmp_path, bzimage(), "none") as direct:
-        assert direct.board.interrupts.save_state() == ours.board.interrupts.save_state()
-        assert direct.board.lapic.save_state() == ours.board.lapic.save_state()
+        assert pc_board(direct).interrupts.save_state() == pc_board(ours).interrupts.save_state()
+        assert pc_board(direct).lapic.save_state() == pc_board(ours).lapic.save_state()
 
 
 @pytest.mark.parametrize("kind", KERNELS)

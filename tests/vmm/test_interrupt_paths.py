@@ -15,7 +15,7 @@ import pytest
 
 from devices.effects import Effects
 from devices.virtio.transport.pci_modern import VirtioPciModern
-from vmm.boards import Board
+from vmm.boards.pc import PcBoard
 from vmm.config import make_config
 from vmm.testing import BalloonDriver, BenchBus, PageAllocator, PciTransport
 from vmm.testing.pci import PciBus
@@ -31,7 +31,7 @@ BALLOON_PIN, BALLOON_INPUT = 18, 11  # slot 3: PIRQC
 class WiredBus(BenchBus):
     """A board's buses whose lines, messages and ends of interrupt reach the controllers."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: PcBoard) -> None:
         super().__init__(board.memory, board.ports, board.mmio)
         self.board = board
 
@@ -75,7 +75,7 @@ class Bench:
         return served
 
 
-def set_up(board: Board, path: Path) -> Bench:
+def set_up(board: PcBoard, path: Path) -> Bench:
     bus = WiredBus(board)
     bus.mmio_write(APIC + 0xF0, 4, 0x1FF)
     PciBus(bus).assign_bars()
@@ -103,7 +103,7 @@ def set_up(board: Board, path: Path) -> Bench:
 
 @pytest.fixture(params=PATHS)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    board = Board(make_config("hello", memory="16M"))
+    board = PcBoard(make_config("hello", memory="16M"))
     yield set_up(board, request.param)
     board.memory.close()
 
@@ -154,7 +154,7 @@ def test_the_interrupts_come_the_way_that_was_set_up(bench: Bench) -> None:
 def test_every_way_gives_the_same_results() -> None:
     results = []
     for path in PATHS:
-        board = Board(make_config("hello", memory="16M"))
+        board = PcBoard(make_config("hello", memory="16M"))
         results.append(scenario(set_up(board, path)))
         board.memory.close()
     assert results[0]["steps"] == [True, True, False, True, True]

@@ -12,6 +12,7 @@ import pytest
 
 import vmm
 from vmm.machine import Machine
+from vmm.pc_platform import PcPlatform
 from vmm.testing import BalloonDriver, PageAllocator, PciTransport
 from vmm.testing.protocols import Memory
 from vmm.testing.raw import RawQueue
@@ -28,6 +29,7 @@ class GuestsBus:
 
     def __init__(self, machine: Machine) -> None:
         self.memory: Memory = machine.memory
+        assert isinstance(machine.platform, PcPlatform)
         self.port_read, self.port_write = machine.platform.port_read, machine.platform.port_write
         self.mmio_read, self.mmio_write = machine.platform.mmio_read, machine.platform.mmio_write
 

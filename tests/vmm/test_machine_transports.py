@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import vmm
+from tests.vmm.boards import pc_board
 from tests.vmm.test_machine_devices import SLEEP, GuestsBus
 from vmm.machine import Machine
 from vmm.testing import (
@@ -81,13 +82,13 @@ def test_a_level_of_a_virtio_mmio_line_reaches_the_io_apic(tmp_path: Path) -> No
         bus.mmio_write(0xFEE000F0, 4, 0x1FF)
         driver = BalloonDriver(MmioTransport(bus, 0xFEC10000, "isa12", PageAllocator(*DRIVER_RAM)))
         driver.start()
-        assert machine.board.lapic.pending_vector() is None
+        assert pc_board(machine).lapic.pending_vector() is None
         machine.balloon.set_target("7M")
-        assert machine.board.lapic.pending_vector() == 0x55
-        assert machine.board.lapic.acknowledge() == 0x55
+        assert pc_board(machine).lapic.pending_vector() == 0x55
+        assert pc_board(machine).lapic.acknowledge() == 0x55
         bus.mmio_write(0xFEE000B0, 4, 0)
-        assert machine.board.lapic.pending_vector() == 0x55, "nobody has acknowledged the event"
+        assert pc_board(machine).lapic.pending_vector() == 0x55, "nobody has acknowledged the event"
         bus.mmio_write(0xFEC10064, 4, 3)
-        assert machine.board.lapic.acknowledge() == 0x55
+        assert pc_board(machine).lapic.acknowledge() == 0x55
         bus.mmio_write(0xFEE000B0, 4, 0)
-        assert machine.board.lapic.pending_vector() is None
+        assert pc_board(machine).lapic.pending_vector() is None

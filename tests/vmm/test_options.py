@@ -57,7 +57,10 @@ def test_a_value_that_looks_like_an_option_stays_a_value() -> None:
     ("words", "sentence"),
     [
         (["-smp", "2"], "The option -smp can only be '1' here, not '2'."),
-        (["-machine", "q35"], "The option -machine is QEMU's and not supported: there is one board and one CPU model."),
+        (
+            ["-machine", "q35"],
+            "The option -machine is QEMU's and not supported: the board and its one CPU model follow from --arch.",
+        ),
         (["-S"], "The option -S is QEMU's and not supported: this version has no monitor, debugger or trace; "),
         (["-q"], "There is no option '-q', and QEMU's -qmp is not supported: this version has no monitor"),
         (["-balloon", "virtio"], "The option -balloon is QEMU's and not supported: write -device virtio-balloon-pci "),

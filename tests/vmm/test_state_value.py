@@ -200,7 +200,7 @@ def test_another_machine_is_named(options: dict[str, Any], other: str) -> None:
     [
         ({}, "This is not the state of a machine of balloon-vmm."),
         ([], "This is not the state of a machine of balloon-vmm."),
-        ({"schema": SCHEMA, "version": 5}, "The saved state must be of version 6, not 5."),
+        ({"schema": SCHEMA, "version": 7}, "The saved state must be of version 6, not 7."),
         ({"schema": SCHEMA}, "The saved state must be of version 6, not None."),
     ],
 )

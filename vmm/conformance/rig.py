@@ -12,7 +12,7 @@ import numpy as np
 
 from devices.memory import PAGE_BYTES
 from devices.virtio.spec import ByteOrder
-from vmm.boards import Board
+from vmm.boards.pc import PcBoard
 from vmm.config import make_config
 from vmm.conformance.transports import TransportRow
 from vmm.testing import BalloonDriver, BenchBus, PageAllocator, RawQueue
@@ -58,7 +58,7 @@ class Rig:
     def __init__(self, row: TransportRow, properties: str = "", processor: ByteOrder = "<") -> None:
         self.row = row
         device = ",".join(filter(None, (row.device, properties)))
-        self.board = Board(make_config("hello", memory=MEMORY, devices=(device,)))
+        self.board = PcBoard(make_config("hello", memory=MEMORY, devices=(device,)))
         self.memory = self.board.memory
         self.bus = BenchBus(self.memory, self.board.ports, self.board.mmio)
         self.pages = PageAllocator(*DRIVER_PAGES)

@@ -1,7 +1,7 @@
 """The processor: what a machine may ask of it, and what it asks of the machine.
 
-`Cpu` is the contract, `UnicornCpu` in `unicorn_cpu.py` the one implementation.  Importing this package does not import
-Unicorn; only modules of this package do.
+`Cpu` is the contract; what an x86 processor has besides is in `x86.py`, and `UnicornCpu` in `unicorn_cpu.py` is one.
+Importing this package does not import Unicorn; only modules of this package do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.state import State
 
@@ -19,25 +18,11 @@ from devices.state import State
 class Platform(Protocol):
     """What a CPU asks of the machine while it runs.  Called on the CPU's thread, in the middle of an instruction."""
 
-    def port_read(self, port: int, size: int) -> int: ...
-    def port_write(self, port: int, size: int, value: int) -> None: ...
-    def mmio_read(self, gpa: int, size: int) -> int: ...
+    def mmio_read(self, gpa: int, size: int) -> int:
+        """What the bytes at `gpa` read as, the first of them the lowest."""
+        ...
+
     def mmio_write(self, gpa: int, size: int, value: int) -> None: ...
-
-    def tsc(self) -> int:
-        """The time-stamp counter that RDTSC and RDTSCP shall see."""
-        ...
-
-    def tsc_of_blocks(self) -> tuple[int, int] | None:
-        """How `tsc` follows from the block count for as long as the CPU does not leave `run`: (ticks a block, ticks at
-        block 0), so that the CPU need not ask.  None: it must."""
-        ...
-
-    def acknowledge_irq(self) -> int:
-        """The vector to deliver.  Called only while `set_irq(True)` is in force, which it ends.
-
-        If another interrupt waits already, call `set_irq(True)` again, here or later."""
-        ...
 
 
 class ExitReason(enum.Enum):
@@ -80,7 +65,7 @@ class Cpu(Protocol):
         ...
 
     def reset(self) -> None:
-        """To the reset vector, FFFFFFF0h in real mode.  `blocks` goes on."""
+        """To the reset vector.  `blocks` goes on."""
         ...
 
     def run(self, budget_blocks: int) -> Exit:
@@ -102,7 +87,7 @@ class Cpu(Protocol):
     def irq_asserted(self) -> bool: ...
 
     def registers(self) -> dict[str, int]:
-        """All registers by name: rax … r15, rip, rflags, cr0 …, cs, cs_base … (see `registers.py`)."""
+        """All registers by name, as the processor's own module lists them."""
         ...
 
     def set_registers(self, values: dict[str, int]) -> None:
@@ -118,15 +103,11 @@ class Cpu(Protocol):
         ...
 
     def translate(self, gva: int) -> int | None:
-        """The guest-physical address behind a linear one, or None."""
+        """The guest-physical address behind one of the program's, or None."""
         ...
 
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that somebody else than the guest has changed."""
-        ...
-
-    def map_shadow(self, shadows: Sequence[Shadow]) -> None:
-        """Let ranges between C0000h and FFFFFh read from and write to RAM or the ROM; from inside a callback too."""
         ...
 
     def close(self) -> None: ...

@@ -4,7 +4,7 @@ The Python binding of Unicorn is not used for running: its wrapper stops the CPU
 a callback raises, refuses hooks on RDTSC, and costs several times more for each call.  Here every callback is a plain
 C function pointer and every call goes straight to the library, whose version is checked once.
 
-This module knows no x86 and no machine.
+This module knows no machine, and no more of a processor than the numbers of Unicorn's constants.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def _ctl(subject: int, arguments: int) -> int:
 
 
 CTL_USE_EXITS = _ctl(const.UC_CTL_UC_USE_EXITS, 1)
+CTL_CPU_MODEL = _ctl(const.UC_CTL_CPU_MODEL, 1)
 CTL_REMOVE_CACHE = _ctl(const.UC_CTL_TB_REMOVE_CACHE, 2)
 CTL_FLUSH_TRANSLATIONS = _ctl(const.UC_CTL_TB_FLUSH, 0)
 CTL_FLUSH_TLB = _ctl(const.UC_CTL_TLB_FLUSH, 0)
@@ -131,16 +132,21 @@ LIBRARY = _load()
 
 
 class Engine:
-    """One x86-64 engine of Unicorn, its saved CPU state, and the callbacks that must live as long as it.
+    """One engine of Unicorn, its saved CPU state, and the callbacks that must live as long as it.
 
     `state_address` and `state_size` tell where `save()` leaves the CPU state and from where `restore()` takes it.
+    `architecture`, `mode` and `model` (None: Unicorn's own choice) are Unicorn's numbers for a processor.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, architecture: int = const.UC_ARCH_X86, mode: int = const.UC_MODE_64, model: int | None = None
+    ) -> None:
         require_tested_version()
         self.handle = c_void_p()
         self.callbacks: list[Any] = []
-        self._check(LIBRARY.uc_open(const.UC_ARCH_X86, const.UC_MODE_64, byref(self.handle)), "open an engine")
+        self._check(LIBRARY.uc_open(architecture, mode, byref(self.handle)), "open an engine")
+        if model is not None:
+            self.ctl(CTL_CPU_MODEL, c_int(model))
         context = c_void_p()
         self._check(LIBRARY.uc_context_alloc(self.handle, byref(context)), "allocate a context")
         self._context = context

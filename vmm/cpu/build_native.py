@@ -22,8 +22,8 @@ FLAGS = (
 )
 
 
-def compile_callbacks(target: str) -> dict[str, bytes]:
-    """The machine code of the callbacks for one compiler target, by the names of SECTIONS."""
+def machine_code(source: Path, target: str, flags: tuple[str, ...], sections: dict[str, str]) -> dict[str, bytes]:
+    """What `source` becomes for one compiler target, by the names of `sections`."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "native.o")
         command = [
@@ -33,20 +33,25 @@ def compile_callbacks(target: str) -> dict[str, bytes]:
             "cc",
             "-target",
             target,
-            *FLAGS,
+            *flags,
             "-c",
-            "native.c",
+            source.name,
             "-o",
             str(output),
         ]
-        subprocess.run(command, cwd=HERE, check=True)
+        subprocess.run(command, cwd=source.parent, check=True)
         with output.open("rb") as file:
             elf = ELFFile(file)
-            for name in SECTIONS.values():
+            for name in sections.values():
                 if elf.get_section_by_name(".rela" + name) is not None:
                     raise SystemExit(f"{name} for {target} needs relocations and cannot be copied")
-            code = {key: elf.get_section_by_name(name) for key, name in SECTIONS.items()}
+            code = {key: elf.get_section_by_name(name) for key, name in sections.items()}
             return {key: section.data() for key, section in code.items() if section is not None}
+
+
+def compile_callbacks(target: str) -> dict[str, bytes]:
+    """The machine code of both callbacks for one compiler target, by the names of SECTIONS."""
+    return machine_code(HERE / "native.c", target, FLAGS, SECTIONS)
 
 
 def render() -> str:

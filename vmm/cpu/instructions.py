@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from unicorn import x86_const as x86
 
-from vmm.cpu import Platform, binding, cpuid
+from vmm.cpu import binding, cpuid
 from vmm.cpu.layout import CR0_PE, SEG_P, SEG_TYPE_SHIFT, TR, CpuState
 from vmm.cpu.paging import PageFault, walk
 from vmm.cpu.physical import PhysicalMemory
+from vmm.cpu.x86 import X86Platform
 
 _CPUID_REGISTERS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
 _IOPL_SHIFT = 12
@@ -35,7 +36,7 @@ class Instructions:
         engine: binding.Engine,
         state: CpuState,
         physical: PhysicalMemory,
-        platform: Platform,
+        platform: X86Platform,
         refuse: Callable[[int], None],
     ) -> None:
         self._engine = engine

@@ -26,7 +26,7 @@ from devices.effects import Shadow
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from devices.state import State
-from vmm.cpu import Exit, ExitReason, Platform, binding, delivery, exit_checks, registers, saved_state, transitions
+from vmm.cpu import Exit, ExitReason, binding, delivery, exit_checks, registers, saved_state, transitions
 from vmm.cpu.code_pages import CodePages
 from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
@@ -36,6 +36,7 @@ from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
 from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
 from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.tlb import find_tlb
+from vmm.cpu.x86 import X86Platform
 
 PHYSICAL_LIMIT = 1 << PHYSICAL_BITS
 _FLAG_IF = 0x200
@@ -54,7 +55,7 @@ class UnicornCpu:
     belongs to `platform`.  ConfigError if this Unicorn is not the tested one.  `native` False forces the slower
     callbacks in Python; the counts are the same."""
 
-    def __init__(self, memory: GuestMemory, platform: Platform, rom: bytes, *, native: bool = True) -> None:
+    def __init__(self, memory: GuestMemory, platform: X86Platform, rom: bytes, *, native: bool = True) -> None:
         if not 0 < len(rom) <= LARGEST_ROM_BYTES or len(rom) % ROM_UNIT_BYTES:
             raise ConfigError(f"the firmware must have 64 KiB to 16 MiB, in units of 64 KiB, not {len(rom)} bytes")
         verify_layout()

@@ -1,4 +1,4 @@
-"""Putting a guest's image into RAM: ELF64 executables, Linux, Multiboot and PVH kernels, and flat images.
+"""Putting a guest's image into RAM: ELF executables, Linux, Multiboot and PVH kernels, and flat images.
 
 The loader owns the question "what is this file and where does it belong".  It writes the bytes into `GuestMemory` and
 returns a `Payload`, the description that the firmware reads through fw_cfg; it does not enter the guest, the firmware
@@ -14,12 +14,14 @@ from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from guests import GUESTS
 from guests.debian import DEBIAN
+from guests.table import X86_64
 from vmm.files import read_file
 from vmm.loader.foreign import other_kind
-from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Segment, place
+from vmm.loader.image import EXECUTE, FIRMWARE_END, READ, WRITE, BootData, Image, Module, Payload, Segment, place
 from vmm.models import did_you_mean
 
 __all__ = [
+    "FIRMWARE_END",
     "BootData",
     "Image",
     "Module",
@@ -39,14 +41,17 @@ LARGEST_IMAGE_BYTES = 1 << 30  # a device such as /dev/zero never ends
 FIRMWARE_UNIT_BYTES, LARGEST_FIRMWARE_BYTES = 64 << 10, 16 << 20
 
 
-def read_image(guest: str) -> Image:
-    """The image of `guest`, the name of a bundled guest or the path of a file.
+def read_image(guest: str, arch: str = X86_64) -> Image:
+    """The image of `guest`, the name of a bundled guest or the path of a file, for the processor `arch`.
 
     A bundled guest's name wins over a file of the same name; ./NAME is the file.  ConfigError when there is neither,
     with the nearest name, or when the file cannot be read.
     """
     if guest in GUESTS:
-        return Image(guest, GUESTS[guest].image())
+        if arch not in GUESTS[guest].architectures:
+            others = [name for name, row in GUESTS.items() if arch in row.architectures]
+            raise ConfigError(f"The guest {guest!r} is not made for {arch!r}; {' and '.join(others)} are.")
+        return Image(guest, GUESTS[guest].image(arch))
     path = Path(guest)
     if path.name == guest and not path.exists():
         raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, (*GUESTS, DEBIAN.name))}")
@@ -99,13 +104,18 @@ def read_modules(texts: Sequence[str]) -> tuple[Module, ...]:
     return tuple(modules)
 
 
-def load(image: Image, memory: GuestMemory, boot: BootData | None = None) -> Payload:
+def load(image: Image, memory: GuestMemory, boot: BootData | None = None, *, arch: str = X86_64) -> Payload:
     """Put `image` into RAM.  ConfigError when it is no image for this machine or does not fit.
 
-    `boot` is for kernels of a boot protocol; the others learn nothing from it."""
+    `boot` is for kernels of a boot protocol; the others learn nothing from it.  Only ELF files are for another
+    processor than x86-64."""
     boot = boot or BootData()
     if not image.data:
         raise ConfigError(f"The guest {image.name!r} is empty.")
+    if arch != X86_64:
+        from vmm.loader.elf import load_elf
+
+        return load_elf(image, memory, arch)
     if MULTIBOOT_MAGIC in image.data[:MULTIBOOT_SEARCHED_BYTES]:
         from vmm.loader import multiboot  # only where it may be needed: it imports pyelftools
 

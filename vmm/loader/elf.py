@@ -1,10 +1,10 @@
-"""ELF64 executables for x86-64: each PT_LOAD segment goes to its physical address."""
+"""ELF executables, 64 bits for x86-64 and 32 for PowerPC: each PT_LOAD segment goes to its physical address."""
 
 from __future__ import annotations
 
 import io
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -13,14 +13,30 @@ from devices.errors import ConfigError
 from devices.memory import GuestMemory
 from vmm.loader.image import EXECUTE, MAX_SEGMENTS, Image, Payload, Segment, place
 
+ELF_MAGIC = b"\x7fELF"
 
-def load_elf(image: Image, memory: GuestMemory) -> Payload:
+
+class _Kind(NamedTuple):
+    """What an ELF file for a processor says of itself."""
+
+    elf_class: int
+    is_little_endian: bool
+    machine: str
+    name: str
+
+
+_KINDS = {"x86_64": _Kind(64, True, "EM_X86_64", "x86-64"), "ppc": _Kind(32, False, "EM_PPC", "32-bit PowerPC")}
+
+
+def load_elf(image: Image, memory: GuestMemory, arch: str = "x86_64") -> Payload:
     """Put the ELF file `image` into RAM.  ConfigError with one sentence when it cannot be run."""
     name = image.name
+    if image.data[:4] != ELF_MAGIC:
+        raise ConfigError(f"The guest {name!r} is no ELF file, and the board of {arch!r} takes nothing else.")
     try:
         elf = ELFFile(io.BytesIO(image.data))
         headers = [segment.header for segment in elf.iter_segments("PT_LOAD")]
-        refusal = _refusal(elf, headers)
+        refusal = _refusal(elf, headers, _KINDS[arch])
     except (ELFError, ValueError, OverflowError) as error:
         raise ConfigError(f"The guest {name!r} is a damaged ELF file: {error or type(error).__name__}.") from error
     if refusal:
@@ -37,15 +53,17 @@ def load_elf(image: Image, memory: GuestMemory) -> Payload:
         segments.append(Segment(gpa, in_memory, header["p_flags"]))
     segments.sort()
     _check_segments(name, elf.header["e_entry"], segments)
-    return Payload(name, "ELF64", elf.header["e_entry"], tuple(segments))
+    return Payload(name, f"ELF{_KINDS[arch].elf_class}", elf.header["e_entry"], tuple(segments))
 
 
-def _refusal(elf: ELFFile, headers: list[Any]) -> str | None:
+def _refusal(elf: ELFFile, headers: list[Any], kind: _Kind) -> str | None:
     """Why this file is no guest, as the end of a sentence, or None."""
-    if elf.elfclass != 64:
-        return "is a 32-bit ELF file; a guest must be ELF64"
-    if elf.header["e_machine"] != "EM_X86_64":
-        return f"is for {elf.get_machine_arch()}, not for x86-64"
+    if elf.elfclass != kind.elf_class:
+        return f"is a {elf.elfclass}-bit ELF file; a guest must be ELF{kind.elf_class}"
+    if elf.header["e_machine"] != kind.machine:
+        return f"is for {elf.get_machine_arch()}, not for {kind.name}"
+    if elf.little_endian != kind.is_little_endian:
+        return "has the wrong order of bytes"
     if elf.header["e_type"] != "ET_EXEC":
         return "is not a static executable (ELF type EXEC); link it without PIE"
     if not headers:

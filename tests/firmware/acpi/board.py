@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from firmware.acpi import linker, tables
-from vmm.boards import platform
+from vmm.boards.pc import platform
 from vmm.config import make_config
 
 ADDRESSES = {tables.TABLES_FILE: 0x3FF0000, tables.FACS_FILE: 0x3FF8000, tables.RSDP_FILE: 0xE0000}

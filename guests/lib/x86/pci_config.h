@@ -1,7 +1,7 @@
 /* PCI configuration space through ports CF8h and CFCh (PCI configuration mechanism #1), bus 0 only. */
 #pragma once
 
-#include "types.h"
+#include "../types.h"
 
 enum {
     PCI_VENDOR_ID = 0x00,

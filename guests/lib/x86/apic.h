@@ -1,7 +1,7 @@
 /* The local APIC: accepts interrupt messages, and has a timer. */
 #pragma once
 
-#include "types.h"
+#include "../types.h"
 
 /* Enables it.  interrupts_start() comes first. */
 void apic_start(void);

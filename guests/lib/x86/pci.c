@@ -1,5 +1,5 @@
 #include "pci.h"
-#include "types.h"
+#include "../types.h"
 
 enum { MAX_CAPABILITIES = 48, NEXT = 1, CAPABILITY_POINTER_MASK = 0xfc };
 

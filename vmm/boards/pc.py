@@ -1,18 +1,16 @@
-"""The board: which device sits at which address, on which line and in which slot, as tables.
+"""The PC: which device sits at which address, on which line and in which slot, as tables.
 
-Only this module and `vmm.machine` name concrete devices.  A `Board` is built from a configuration: RAM with the guest's
-image in it, both address spaces, and the devices; it has no CPU and no clock of its own.
+Everything about an x86 board is here: ports beside memory, PCI, fw_cfg and ACPI for the firmware, interrupt messages.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, cast
 
 import firmware
 from devices import fw_cfg, fw_cfg_dma
@@ -20,7 +18,6 @@ from devices.acpi import PmEvents, PmTimer
 from devices.bus import AddressSpace, Handler
 from devices.debug_port import DebugPort
 from devices.effects import NOTHING, Effects
-from devices.errors import ConfigError
 from devices.fw_cfg import FwCfg
 from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.lapic import LocalApic
@@ -34,7 +31,7 @@ from devices.pci.piix import SLOT as SOUTH_BRIDGE_SLOT
 from devices.power import SOFT_OFF, ExitDevice, IsaDebugExit, Pm1aControl, Pvpanic
 from devices.rtc import CENTURY, Rtc
 from devices.serial import Serial
-from devices.state import COUNTER, PART, Many, Stateful, Table
+from devices.state import PART, Many, Table
 from devices.timer import PortB, Timer8254
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon, Numbering
@@ -48,12 +45,13 @@ from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
+from vmm.boards.board import Board, SeededEntropy
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 
 if TYPE_CHECKING:
-    from vmm.cpu import Cpu, Platform
+    from vmm.cpu.x86 import X86Cpu, X86Platform
 
-Transport: TypeAlias = VirtioPciFunction | VirtioMmio
+VirtioTransport: TypeAlias = VirtioPciFunction | VirtioMmio
 
 CONVENTIONAL_END = 0xA0000
 EXTENDED_BASE = 0x100000
@@ -160,7 +158,7 @@ def mmio_base(device: DeviceConfig) -> int:
     return MMIO_BASE + MMIO_STEP * device.slot
 
 
-def _transport(device: VirtioDevice, place: DeviceConfig) -> Transport:
+def _transport(device: VirtioDevice, place: DeviceConfig) -> VirtioTransport:
     """`device` behind the interfaces that its properties ask for."""
     if place.bus == "mmio":
         return (VirtioMmioLegacy if place.flag("force-legacy") else VirtioMmio)(device, MMIO_LINES[place.slot])
@@ -182,36 +180,7 @@ class Rom:
         return NOTHING
 
 
-class Timed(Protocol):
-    """Something with deadlines in guest time."""
-
-    def next_deadline_ns(self) -> int | None: ...
-
-    def advance(self, now_ns: int) -> Effects: ...
-
-
-class SeededEntropy(Stateful):
-    """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
-
-    STATE: ClassVar[Table] = {"taken_bytes": COUNTER}
-    _BLOCK_BYTES = hashlib.blake2b().digest_size
-
-    def __init__(self, seed: str) -> None:
-        self.seed = seed
-        self.taken_bytes = 0
-
-    def __call__(self, count: int) -> bytes:
-        """The next `count` bytes."""
-        first, skip = divmod(self.taken_bytes, self._BLOCK_BYTES)
-        self.taken_bytes += count
-        last = -(-self.taken_bytes // self._BLOCK_BYTES)
-        return b"".join(self._block(index) for index in range(first, last))[skip : skip + count]
-
-    def _block(self, index: int) -> bytes:
-        return hashlib.blake2b(self.seed.encode() + index.to_bytes(8, "little")).digest()
-
-
-class Board(Stateful):
+class PcBoard(Board):
     """Everything that `config` asks for, wired and at power-on.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
@@ -223,6 +192,8 @@ class Board(Stateful):
         "entropy": Many(PART),
         "mmio_transports": Many(PART),
     }
+    balloon_driver = "virtio-balloon-pci"
+    interrupts: InterruptWiring
 
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
@@ -249,7 +220,7 @@ class Board(Stateful):
     def _build(self, config: MachineConfig, layout: list[tuple[int, int]]) -> None:
         self.ports = AddressSpace("port", 16)
         self.mmio = AddressSpace("memory", 52)
-        self.entropy: list[SeededEntropy] = []
+        self.entropy = []
         high_bytes = sum(size for gpa, size in layout if gpa >= HIGH_BASE)
         start_s = VIRTUAL_START_UNIX_S if config.clock == "virtual" else int(time.time())
         self.lapic = LocalApic()
@@ -267,15 +238,16 @@ class Board(Stateful):
         self._claim()
         self.host_bridge = HostBridge(self.ports, self.mmio, self.memory)
         self.mmio.add(ECAM_BASE, WINDOW_BYTES, Ecam(self.host_bridge), "PCI configuration")
-        self.transports = [_transport(self._make_device(device), device) for device in config.devices]
-        self.mmio_transports = [each for each in self.transports if isinstance(each, VirtioMmio)]
-        for place, transport in zip(config.devices, self.transports, strict=True):
+        transports = [_transport(make_device(self, device), device) for device in config.devices]
+        self.transports = transports
+        self.mmio_transports = [each for each in transports if isinstance(each, VirtioMmio)]
+        for place, transport in zip(config.devices, transports, strict=True):
             if isinstance(transport, VirtioMmio):
                 self.mmio.add(mmio_base(place), BLOCK_BYTES, transport, place.id)
-        functions = [each for each in self.transports if isinstance(each, VirtioPciFunction)]
+        functions = [each for each in transports if isinstance(each, VirtioPciFunction)]
         for function in (self.isa_bridge, PowerManagement(PM_BASE, self._pm_ports()), *functions):
             self.host_bridge.plug(function)
-        self.timed: tuple[Timed, ...] = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
+        self.timed = (self.lapic, self.timer, self.rtc, self.pm_events, *self.transports)
 
     def _fw_cfg_files(self, layout: list[tuple[int, int]]) -> dict[str, bytes]:
         files = {"etc/e820": e820(layout, len(self.rom)), **self.acpi_files}
@@ -324,32 +296,15 @@ class Board(Stateful):
         ports.add(8, 4, PmTimer(), "PM timer")
         return ports
 
-    def _make_device(self, device: DeviceConfig) -> VirtioDevice:
-        return _MAKERS[device.driver](self, device)
-
     # -- what the machine asks -----------------------------------------------------------------------------------------
 
-    @property
-    def virtio_devices(self) -> list[VirtioDevice]:
-        """The virtio devices in the order in which they were asked for."""
-        return [transport.device for transport in self.transports]
+    def press_power_button(self, now_ns: int) -> Effects:
+        return self.pm_events.press_power_button(now_ns)
 
-    @property
-    def balloon(self) -> tuple[Transport, Balloon] | None:
-        """The first balloon with its transport."""
-        for transport in self.transports:
-            if isinstance(transport.device, Balloon):
-                return transport, transport.device
-        return None
+    def take_debug_output(self) -> bytes:
+        return self.debug_port.take_output()
 
-    def need_balloon(self) -> tuple[Transport, Balloon]:
-        """The balloon; ConfigError when the machine has none."""
-        found = self.balloon
-        if found is None:
-            raise ConfigError("This machine has no balloon; add one with -device virtio-balloon-pci.")
-        return found
-
-    def make_cpu(self, platform: Platform) -> Cpu:
+    def make_cpu(self, platform: X86Platform) -> X86Cpu:
         """A CPU at the reset vector of our firmware."""
         from vmm.cpu.unicorn_cpu import UnicornCpu
 
@@ -420,6 +375,11 @@ def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
         entropy = board.entropy[-1]
     features = _features(device, _RING_FEATURE_OF)
     return Rng(board.memory, entropy, name=device.id, features=features)
+
+
+def make_device(board: Board, device: DeviceConfig) -> VirtioDevice:
+    """The device that `device` describes, for this board or another."""
+    return _MAKERS[device.driver](board, device)
 
 
 _MAKERS: dict[str, Callable[[Board, DeviceConfig], VirtioDevice]] = {

@@ -1,8 +1,8 @@
 #include "paging.h"
-#include "guest.h"
+#include "../guest.h"
 #include "io.h"
-#include "pages.h"
-#include "string.h"
+#include "../pages.h"
+#include "../string.h"
 
 #define ADDRESS 0x000ffffffffff000ul
 #define NO_EXECUTE (1ul << 63)

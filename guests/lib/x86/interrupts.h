@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "types.h"
+#include "../types.h"
 
 enum {
     KERNEL_CODE = 0x08,

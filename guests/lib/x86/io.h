@@ -1,7 +1,7 @@
 /* Single instructions that C has no word for: ports, control registers, model-specific registers, barriers. */
 #pragma once
 
-#include "types.h"
+#include "../types.h"
 
 static inline void out8(u16 port, u8 value)
 {

@@ -1,10 +1,10 @@
-#include "virtio_pci.h"
+#include "../virtio.h"
 #include "apic.h"
-#include "console.h"
-#include "guest.h"
+#include "../console.h"
+#include "../guest.h"
 #include "interrupts.h"
 #include "io.h"
-#include "pages.h"
+#include "../pages.h"
 #include "pic.h"
 
 enum {
@@ -176,6 +176,17 @@ void virtio_start(struct virtio_device *device, u64 understood)
     }
 }
 
+const char *virtio_interrupts(const struct virtio_device *device)
+{
+    return device->msix ? "MSI-X" : device->isr ? "INTx" : "no MSI-X, a timer must wake this guest";
+}
+
+int virtio_is_swapped(const struct virtio_device *device)
+{
+    (void)device;
+    return 0;
+}
+
 int virtio_has_interrupts(const struct virtio_device *device)
 {
     return device->msix != NULL || device->isr != NULL;
@@ -226,6 +237,11 @@ static void write_address(volatile u32 *field, const volatile void *structure)
     field[1] = (u32)((u64)structure >> 32);
 }
 
+static void ring_doorbell(const struct virtqueue *queue)
+{
+    *(volatile u16 *)queue->doorbell = queue->index;
+}
+
 void virtio_set_up_queue(struct virtio_device *device, struct virtqueue *queue, u16 index, u16 msix_entry)
 {
     volatile struct virtio_pci_common *common = device->common;
@@ -243,6 +259,7 @@ void virtio_set_up_queue(struct virtio_device *device, struct virtqueue *queue, 
     write_address(common->queue_desc, queue->desc);
     write_address(common->queue_driver, queue->avail);
     write_address(common->queue_device, queue->used);
+    queue->notify = ring_doorbell;
     queue->doorbell = (volatile u16 *)(device->notify_base + (u64)common->queue_notify_off * device->notify_multiplier);
 
     /* Choose who is told of used buffers, and see that the device could do it. */

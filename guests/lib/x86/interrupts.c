@@ -1,5 +1,5 @@
 #include "interrupts.h"
-#include "guest.h"
+#include "../guest.h"
 #include "io.h"
 
 enum { VECTORS = 256, STUB_BYTES = 16, GATE_INTERRUPT_PRESENT = 0x8e00, GATE_RING_SHIFT = 13, FAULT_STACK = 4096 };

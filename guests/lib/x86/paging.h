@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "types.h"
+#include "../types.h"
 
 #define PAGING_FREE_BASE 0x8000000000ul
 
