@@ -365,6 +365,8 @@ class Balloon(VirtioDevice):
     def queue_lost(self, queue: Queue) -> None:
         if queue is self._stats_queue:
             self._held = None
+        elif queue in self._page_queues:
+            self._sliced[self._page_queues.index(queue)].clear()
 
     def lost(self) -> None:
         self.actual = self._told_actual = 0
