@@ -26,6 +26,8 @@ def check_options(options: BootOptions) -> None:
     for name in ONLY_HERE:
         if getattr(options, name) and options.guest != NAME:
             raise ConfigError(f"The option --{name} is for the guest {NAME!r} only: vmm boot {NAME} --{name}")
+    if options.run == "":  # a shell's variable that is not set; the demonstration would look like a success
+        raise ConfigError("The option --run needs the name of a script.")
     if options.guest == NAME and (options.bios or options.initrd):
         raise ConfigError(f"The guest {NAME!r} brings its own initramfs, and our firmware starts it.")
     if options.arch not in ("", "x86_64"):
@@ -47,7 +49,7 @@ def boot_debian(options: BootOptions) -> int:
     typed = _takes_input(options)
     task = Task(
         options.shell,
-        options.run,
+        options.run or "",
         options.add or (),
         bool(options.out),
         options.fetch,

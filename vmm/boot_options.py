@@ -109,8 +109,8 @@ class BootOptions:
         bool, _option("--shell", help="debian: an interactive shell on this terminal; Ctrl-A X leaves it.")
     ] = False
     run: Annotated[
-        str, _option(metavar="SCRIPT", help="debian: run this in the guest; its exit status is the run's.")
-    ] = ""
+        str | None, _option(metavar="SCRIPT", help="debian: run this in the guest; its exit status is the run's.")
+    ] = None
     add: Annotated[
         list[str] | None, _option(metavar="DIR[:DST]", help="debian: a folder's files for the guest, to / or DST.")
     ] = None

@@ -178,6 +178,7 @@ def test_a_script_reads_nothing_unless_the_console_is_here(runs: Runs, script: s
     [
         ("--shell --serial null", "A shell is typed to, so its console can only be 'stdio', not 'file:/dev/null'."),
         ("--shell --run x", "The guest can have a shell or a script to run, not both."),
+        ("--run=", "The option --run needs the name of a script."),
         ("--run /nonexistent", "The script /nonexistent cannot be read: No such file or directory."),
         ("--add /nonexistent", "The folder /nonexistent to be added does not exist."),
         ("-m 64M", "With its files the guest 'debian' needs at least 96 MiB of RAM, not 64 MiB."),

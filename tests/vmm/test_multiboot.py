@@ -188,6 +188,13 @@ def test_a_kernel_with_more_segments_than_the_firmware_can_take_is_refused(memor
         load(image, memory)
 
 
+def test_a_table_of_segments_that_no_file_can_reach_is_one_sentence(memory: GuestMemory) -> None:
+    image = bytearray(elf(64, b"code"))
+    struct.pack_into("<Q", image, 32, 1 << 63)  # e_phoff
+    with pytest.raises(ConfigError, match=r"^The Multiboot kernel '.*' is neither an ELF file nor .*[.]$"):
+        load(bytes(image), memory)
+
+
 def test_modules_are_named_with_their_words_one_by_one_or_behind_commas(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(name.encode())

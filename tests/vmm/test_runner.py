@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import re
 
 import pytest
 
 from vmm.config import make_config
 from vmm.machine import Machine
-from vmm.runner import LONGEST_WAIT_S, Pacer, _interrupting
+from vmm.runner import LONGEST_WAIT_S, Pacer, Request, _interrupting, run
 
 SECOND = 1_000_000_000
 
@@ -97,3 +98,9 @@ def test_a_second_ctrl_c_in_a_callback_of_the_cpu_is_silent(
     with Machine(make_config("hello")) as machine, _interrupting(machine, None):
         callback()
     assert ("Traceback" in capfd.readouterr().err) is told
+
+
+def test_no_line_of_a_run_is_earlier_than_the_one_before_it(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(Request(make_config("stats", targets="32M@0.1s", duration="0.2s"))) == 0
+    stamps = [float(line.split()[0]) for line in capfd.readouterr().out.splitlines() if re.match(r"[0-9.]+ s  ", line)]
+    assert len(stamps) > 10 and stamps == sorted(stamps)

@@ -2,6 +2,8 @@
 
 The guest is not trusted.  Its bytes go into a temporary file as they come, up to a limit.  Only files and folders are
 taken from the archive, none outside the place that the user named, and that place is new or empty before the run.
+What is written is no more than what came: no file with holes, which a few bytes make as large as they like, and no part
+of the archive twice.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from devices.errors import ConfigError
 MARK = b"balloon-vmm: the files of /out as a tar archive\n"
 LARGEST_BYTES = 1 << 30
 MOST_MEMBERS = 100_000
+
+# tarfile lets through what its own parts raise for numbers and names that make no sense, or stand in each other
+_DAMAGES = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 class ReturnedFiles:
@@ -70,22 +75,32 @@ class ReturnedFiles:
         if self._size > LARGEST_BYTES:
             raise ConfigError(f"The guest sent more than {LARGEST_BYTES >> 30} GiB of files; none of them was kept.")
         self._file.seek(0)
-        taken, left = 0, 0
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as archive:
-                for count, member in enumerate(archive):
-                    if count >= MOST_MEMBERS:
-                        raise ConfigError(f"The guest sent more than {MOST_MEMBERS} files; the rest was not kept.")
-                    done = self._take(archive, member)
-                    taken, left = taken + done, left + (not done)
-        except (tarfile.TarError, EOFError) as error:
+                taken, left = self._take_all(archive)
+        except _DAMAGES as error:
             raise ConfigError(f"The guest's files did not come whole: {error}.") from error
         except OSError as error:
             raise ConfigError(f"The guest's files cannot be written to {self._place}: {error.strerror}.") from error
         return f"{taken} files and folders in {self._place}" + (f", {left} of other kinds left out" if left else "")
 
+    def _take_all(self, archive: tarfile.TarFile) -> tuple[int, int]:
+        """How many members were taken, and how many were not."""
+        taken, left, behind = 0, 0, -1
+        for count, member in enumerate(archive):
+            if count >= MOST_MEMBERS:
+                raise ConfigError(f"The guest sent more than {MOST_MEMBERS} files; the rest was not kept.")
+            if member.offset_data <= behind or member.size < 0:  # a size below 0 would lead back
+                raise tarfile.ReadError("its parts lie upon each other")
+            behind = member.offset_data
+            done = self._take(archive, member)
+            taken, left = taken + done, left + (not done)
+        return taken, left
+
     def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
-        """One member; False for what is neither a file nor a folder, or not below the place."""
+        """One member; False for what is neither a whole file nor a folder, or not below the place."""
+        if member.issparse() or "\0" in member.name:
+            return False
         parts = [part for part in PurePosixPath(member.name).parts if part != "."]
         if ".." in parts or PurePosixPath(member.name).is_absolute() or not (member.isreg() or member.isdir()):
             return False

@@ -51,7 +51,7 @@ def _check_static(data: bytes, path: Path) -> None:
         elf = ELFFile(io.BytesIO(data))
         fits = elf["e_machine"] == "EM_X86_64" and elf["e_type"] in ("ET_EXEC", "ET_DYN")
         static = all(segment["p_type"] != "PT_INTERP" for segment in elf.iter_segments())
-    except (ELFError, ValueError, KeyError) as error:
+    except (ELFError, ValueError, KeyError, OverflowError) as error:
         raise ConfigError(f"The file {path} is not busybox: it is no ELF file.") from error
     if not fits:
         raise ConfigError(f"The file {path} is no program for x86-64.")

@@ -161,7 +161,7 @@ def _modinfo(data: bytes, path: Path) -> Iterator[tuple[str, str]]:
         elf = ELFFile(io.BytesIO(data))
         section = elf.get_section_by_name(".modinfo") if elf["e_type"] == "ET_REL" else None
         contents: bytes = b"" if section is None else section.data()
-    except (ELFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:  # hostile files, any of these
+    except (ELFError, ValueError, KeyError, AttributeError, OverflowError) as error:  # hostile files, any of these
         raise ConfigError(f"The file {path} is not a kernel module: it is no complete ELF file.") from error
     if section is None:
         raise ConfigError(f"The file {path} is not a kernel module: it has no section .modinfo.")

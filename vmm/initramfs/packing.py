@@ -86,7 +86,9 @@ def parse_folder(text: str) -> tuple[Path, str]:
 def _split(text: str) -> tuple[Path, str]:
     source, colon, path = text.rpartition(":")
     if not colon or Path(text).exists():  # a name may have a colon of its own
-        return Path(text), ""
+        source, path = text, ""
+    if not source:  # a shell's variable that is not set; as a path it would be the folder that one is in
+        raise ConfigError(f"There is no name of what to add in {text!r}.")
     return Path(source), path
 
 

@@ -114,7 +114,7 @@ def _elf_kernel(image: Image) -> Kernel:
         elf = ELFFile(io.BytesIO(image.data))
         headers = [segment.header for segment in elf.iter_segments("PT_LOAD")]
         machine, entry = elf.header["e_machine"], elf.header["e_entry"]
-    except (ELFError, ValueError, UnicodeDecodeError) as error:
+    except (ELFError, ValueError, OverflowError) as error:
         raise ConfigError(f"The Multiboot kernel {name!r} is neither an ELF file nor has it address fields.") from error
     if machine not in ("EM_386", "EM_X86_64"):
         raise ConfigError(f"The guest {name!r} is for {elf.get_machine_arch()}, not for x86.")

@@ -273,6 +273,11 @@ class Balloon(StatsDevice):
 
     # -- the device's life -----------------------------------------------------------------------------------------
 
+    def queue_lost(self, queue: Queue) -> None:
+        super().queue_lost(queue)
+        if queue in self._page_queues:
+            self._sliced[self._page_queues.index(queue)].clear()
+
     def lost(self) -> None:
         self.actual = self._told_actual = self.poison_val = 0
         self._pages.clear()

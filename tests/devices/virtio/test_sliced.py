@@ -30,7 +30,7 @@ from tests.devices.virtio.balloons import (
     le32,
     tiny_slices,
 )
-from tests.devices.virtio.rings import BUFFERS, LAYOUT, WRITE
+from tests.devices.virtio.rings import BUFFERS, LAYOUT, WRITE, RawRing
 
 TIMES = int(os.environ.get("VMM_EXAMPLES", "1"))
 REPORTING = 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
@@ -269,6 +269,22 @@ def test_a_reset_in_the_middle_leaves_a_new_device(driven: Driven, slices: int) 
     assert driven.inflate(FREE).queues == (INFLATEQ,)
 
 
+def test_a_moment_has_one_slice_however_often_it_is_asked_for(driven: Driven) -> None:
+    """A run that is stopped and gone on with at some moment does no more work there than one that is not."""
+    pages = range(FREE, FREE + 40)
+    fill(driven.memory, pages)
+    driven.inflate(*pages)
+    for _ in range(20):  # the payload is read, then pages are dealt with
+        slice_once(driven)
+        left = kept(driven.memory, pages)
+        if 0 < len(left) < len(pages):
+            break
+    assert 0 < len(left) < len(pages)
+    for _ in range(3):
+        assert driven.balloon.advance(driven.now_ns) == NO_NOTIFICATIONS
+    assert kept(driven.memory, pages) == left
+
+
 def test_without_bus_mastering_it_rests(driven: Driven) -> None:
     pages = range(FREE, FREE + 40)
     fill(driven.memory, pages)
@@ -282,6 +298,46 @@ def test_without_bus_mastering_it_rests(driven: Driven) -> None:
     driven.balloon.set_dma_enabled(True, driven.now_ns)
     assert to_the_end(driven).queues == (INFLATEQ,)
     assert kept(driven.memory, pages) == []
+
+
+@pytest.mark.parametrize("way", ["reset", "disabled"])
+@pytest.mark.parametrize("queue", [INFLATEQ, DEFLATEQ, REPORTING_VQ])
+def test_a_queue_taken_out_of_use_meanwhile_forgets_its_batch(
+    memory: GuestMemory, tiny: None, queue: int, way: str
+) -> None:
+    """§2.6.1: by RING_RESET, or as virtio-mmio and legacy drivers do it.  No page is touched any more, no head of the
+    old ring appears in the new one, and the queue works again."""
+    ring_reset = 1 << spec.VIRTIO_F_RING_RESET
+    balloon = Balloon(memory, features=DEFAULT_FEATURES | REPORTING | ring_reset)
+    driven = Driven(memory, balloon).start(VERSION_1 | STATS_VQ | REPORTING | ring_reset)
+    pages = range(FREE, FREE + 40)
+    fill(memory, pages)
+    if queue == REPORTING_VQ:
+        driven.rings[queue].set_descriptor(0, FREE * PAGE_BYTES, 40 * PAGE_BYTES, WRITE)
+        driven.rings[queue].offer(0)
+        driven.kick(queue)
+    else:
+        driven.send(queue, le32(*pages))
+    slice_once(driven)
+    if way == "reset":
+        balloon.write_queue(queue, "reset", 1, driven.now_ns)
+    else:
+        balloon.stop_queue(queue)
+    left = kept(memory, pages)
+
+    assert to_the_end(driven) == NO_NOTIFICATIONS
+    assert kept(memory, pages) == left and driven.returned(queue) == 0
+    ring = RawRing(16, memory, 0x400 * queue)
+    driven.rings[queue], driven.next_descriptor[queue] = ring, 0
+    for place in (ring.desc, ring.avail, ring.used):
+        memory.write(place, bytes(256))
+    parts = (("size", 16), ("desc_gpa", ring.desc), ("driver_gpa", ring.avail), ("device_gpa", ring.used))
+    for field, value in (*parts, ("enabled", 1)):
+        balloon.write_queue(queue, field, value, driven.now_ns)
+    if queue != REPORTING_VQ:
+        assert driven.send(queue, le32(FREE)).queues == (queue,)
+        assert driven.returned(queue) == 1
+    assert not balloon.needs_reset
 
 
 def test_a_ring_broken_meanwhile_ends_it(driven: Driven) -> None:

@@ -30,6 +30,16 @@ def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return out.getvalue()
 
 
+def described(**words: str) -> bytes:
+    """An archive of one file of one byte, about which a header of the POSIX format says something else."""
+    info, data = member("a", b"x")
+    info.pax_headers = {name.replace("__", "."): value for name, value in words.items()}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
 def receive(place: Path, *pieces: bytes) -> str:
     with ReturnedFiles(place) as files:
         for piece in pieces:
@@ -89,6 +99,33 @@ def test_a_file_where_a_folder_was_is_one_sentence(tmp_path: Path) -> None:
 def test_an_archive_that_is_cut_off_is_told(cut: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did not come whole"):
         receive(tmp_path / "new", MARK, archive(member("file", b"x" * 2000))[:cut])
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [{"GNU__sparse__map": "0,1", "GNU__sparse__size": str(1 << 20)}, {"path": "na\0me"}],
+    ids=["holes", "nul"],
+)
+def test_a_file_with_holes_and_a_name_that_is_none_are_left_out(left_out: dict[str, str], tmp_path: Path) -> None:
+    """A few bytes of archive must not fill the host's disk."""
+    said = receive(tmp_path / "new", MARK, described(**left_out))
+    assert said == f"0 files and folders in {tmp_path / 'new'}, 1 of other kinds left out"
+    assert names(tmp_path / "new") == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        described(GNU__sparse__map="none", GNU__sparse__size="1"),
+        described(size="-1024"),
+        archive(member("/".join("a" * 2000), b"x")),
+        b"".join(archive(member("name", b"long", b"L"))[:1024] for _ in range(2000)),
+    ],
+    ids=["a map of no numbers", "a size that leads back", "two thousand folders", "names of names"],
+)
+def test_an_archive_that_makes_no_sense_is_one_sentence(sent: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^The guest's files (did not come whole|cannot be written to).*[.]$"):
+        receive(tmp_path / "new", MARK, sent)
 
 
 def test_a_guest_that_sends_nothing_is_told(tmp_path: Path) -> None:

@@ -65,3 +65,8 @@ def _header(kind: int, machine: int, segments: int, sections_at: int, sections: 
 
 def _section(name: int, kind: int, offset: int, size: int) -> bytes:
     return struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, offset, size, 0, 0, 1, 0)
+
+
+def out_of_reach(data: bytes, *, table: int) -> bytes:
+    """`data` with a table that no file is long enough for: e_phoff is at 32, e_shoff at 40."""
+    return data[:table] + struct.pack("<Q", 1 << 63) + data[table + 8 :]

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from devices.errors import ConfigError
-from tests.vmm.initramfs.elf_files import ET_EXEC, elf_with_section, module_file, module_folder
+from tests.vmm.initramfs.elf_files import ET_EXEC, elf_with_section, module_file, module_folder, out_of_reach
 from vmm.initramfs.modules import ModuleTree, module_name
 
 VIRTIO = {
@@ -188,6 +188,11 @@ def test_a_folder_with_several_kernels_asks_which(tmp_path: Path) -> None:
 def test_a_folder_without_modules_and_one_that_is_not_there_are_told_apart(tmp_path: Path) -> None:
     assert refusal(tmp_path, "a").endswith("has no kernel modules.")
     assert refusal(tmp_path / "missing", "a").endswith("does not exist.")
+
+
+def test_a_module_whose_sections_no_file_can_reach_is_one_sentence(tmp_path: Path) -> None:
+    folder = module_folder(tmp_path, {"a.ko": out_of_reach(module_file("depends="), table=40)})
+    assert refusal(folder, "a").endswith("/a.ko is not a kernel module: it is no complete ELF file.")
 
 
 def test_the_name_of_a_module_is_its_file_without_what_follows() -> None:

@@ -15,6 +15,7 @@ from tests.vmm.initramfs.elf_files import (
     busybox_file,
     module_file,
     module_folder,
+    out_of_reach,
     program_file,
 )
 from tests.vmm.initramfs.newc_reader import Member, by_name
@@ -199,6 +200,7 @@ def test_the_list_of_names_ends_where_its_order_ends() -> None:
         (b"#!/bin/sh\n", "is no ELF file"),
         (program_file(b"\0[\0[[\0sh\0", machine=EM_AARCH64), "is no program for x86-64"),
         (program_file(b"\0[\0[[\0sh\0", interpreter=True), "is linked dynamically"),
+        (out_of_reach(program_file(b"\0[\0[[\0sh\0"), table=32), "is no ELF file"),
         (program_file(b"something else"), "has no list of commands"),
     ],
 )
@@ -206,3 +208,10 @@ def test_a_busybox_that_cannot_run_is_refused(data: bytes, sentence: str, tmp_pa
     (tmp_path / "busybox").write_bytes(data)
     with pytest.raises(ConfigError, match=sentence):
         read_busybox(tmp_path / "busybox")
+
+
+@pytest.mark.parametrize("text", ["", ":", ":/srv"])
+def test_nothing_to_add_is_not_the_folder_that_one_is_in(text: str) -> None:
+    for parse in (parse_file, parse_folder):
+        with pytest.raises(ConfigError, match=r"^There is no name of what to add in '.*'[.]$"):
+            parse(text)
