@@ -287,16 +287,20 @@ class Machine(Stateful):
         self._settle_output()
 
     def _settle_output(self) -> None:
-        """Hand console output and events to the observers, in the order in which they came."""
+        """Hand events and console output to the observers.
+
+        An event bears its own time and console output is told with the present one, so events come first: told the
+        other way round, times would go backwards.
+        """
         data = self.board.serial.take_output()
         self._console.add(data)
         self._settle_debug_output()
         events = self.platform.take_events()
         for observer in self.observers:
-            if data:
-                observer.on_console(data)
             for now_ns, event in events:
                 observer.on_event(now_ns, event)
+            if data:
+                observer.on_console(data)
         if self.board.balloon is not None:
             reports = self.board.balloon[1].stats_reports
             if reports != self._stats_seen:
