@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 COMMANDS = ("boot", "guests", "devices", "initramfs")
-NOT_COMMANDS = {"run": "boot", "start": "boot", "list": "guests"}  # what other programs call them
+NOT_COMMANDS = {  # what other programs call them
+    "run": "boot",
+    "start": "boot",
+    "list": "guests",
+    "version": "--version",
+}
 
 EXIT_STATUSES = (
     ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
@@ -236,10 +241,12 @@ def _rewrite(words: list[str]) -> list[str]:
     if first in COMMANDS:
         return words
     if first.startswith("-"):
-        raise ConfigError(f"A command must come first: vmm boot {' '.join(words)}")
+        command = next((word for word in rest if word in COMMANDS), "boot")
+        options = " ".join(word for word in words if word != command)
+        raise ConfigError(f"A command must come first: vmm {command} {options}")
     from guests import GUESTS
 
     if first in GUESTS or os.path.exists(first):
         raise ConfigError(f"There is no command {first!r}; did you mean 'vmm boot {first}'?")
-    hint = did_you_mean(NOT_COMMANDS.get(first, first), COMMANDS)
+    hint = did_you_mean(NOT_COMMANDS.get(first, first), (*COMMANDS, "--version"))
     raise ConfigError(f"There is no command {first!r}, only {', '.join(COMMANDS)}{hint}")

@@ -89,7 +89,13 @@ def flat(folder: Path, code: bytes) -> str:
         ("bot", "There is no command 'bot', only boot, guests, devices, initramfs; did you mean 'boot'?"),
         ("run hello", "There is no command 'run', only boot, guests, devices, initramfs; did you mean 'boot'?"),
         ("foo", "There is no command 'foo', only boot, guests, devices, initramfs."),
+        ("version", "There is no command 'version', only boot, guests, devices, initramfs; did you mean '--version'?"),
         ("-m 64M", "A command must come first: vmm boot -m 64M"),
+        ("--json boot hello", "A command must come first: vmm boot --json hello"),
+        ("--all guests", "A command must come first: vmm guests --all"),
+        ("boot nothing", "There is no guest or file 'nothing'; `vmm guests` lists the guests."),
+        ("boot --serial file:", "The serial console must go to stdio or file:PATH, not 'file:'."),
+        ("boot --serial fil:x", "The serial console must go to stdio or file:PATH, not 'fil:x'."),
         ("guests --all", "No such option: --all."),
     ],
 )

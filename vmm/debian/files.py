@@ -77,12 +77,14 @@ class ReturnedFiles:
                     if count >= MOST_MEMBERS:
                         raise ConfigError(f"The guest sent more than {MOST_MEMBERS} files; the rest was not kept.")
                     done = self._take(archive, member)
-                    taken, left = taken + done, left + (not done)
+                    is_place = not PurePosixPath(member.name).parts  # "." itself, which nobody put there
+                    taken, left = taken + (done and not is_place), left + (not done)
         except (tarfile.TarError, EOFError) as error:
             raise ConfigError(f"The guest's files did not come whole: {error}.") from error
         except OSError as error:
             raise ConfigError(f"The guest's files cannot be written to {self._place}: {error.strerror}.") from error
-        return f"{taken} files and folders in {self._place}" + (f", {left} of other kinds left out" if left else "")
+        what = {0: "no files", 1: "1 file or folder"}.get(taken, f"{taken} files and folders")
+        return f"{what} in {self._place}" + (f", {left} of other kinds left out" if left else "")
 
     def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
         """One member; False for what is neither a file nor a folder, or not below the place."""
