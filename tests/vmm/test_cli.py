@@ -6,6 +6,7 @@ Everything that needs a process of its own runs one, with the bundled guests; se
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -50,6 +51,30 @@ def flat(folder: Path, code: bytes) -> str:
     path = folder / "guest.bin"
     path.write_bytes(code)
     return str(path)
+
+
+class Terminal(io.StringIO):
+    """Something that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80])
+@pytest.mark.parametrize("words", ["devices", "guests", "boot -device virtio-balloon-pci,help"])
+def test_lists_are_folded_between_words_on_a_terminal(
+    words: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 0
+    whole = capsys.readouterr().out  # into a pipe: one line for each property
+    assert max(len(line) for line in whole.splitlines()) > 80
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(words.split()) == 0
+    folded = terminal.getvalue()
+    assert folded.split() == whole.split()
+    assert [line for line in folded.splitlines() if len(line) > columns and len(line.split()) > 1] == []
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------
