@@ -7,7 +7,9 @@ answers every mistake of the user with one sentence and status 2.  Whatever happ
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +31,14 @@ if TYPE_CHECKING:
     from guests import GuestRow
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+NARROWEST_COLUMN = 32  # of text beside names, for the longest feature; on a narrower terminal it goes on below them
 COMMANDS = ("boot", "guests", "devices", "initramfs", "conformance")
-NOT_COMMANDS = {"run": "boot", "start": "boot", "list": "guests"}  # what other programs call them
+NOT_COMMANDS = {  # what other programs call them
+    "run": "boot",
+    "start": "boot",
+    "list": "guests",
+    "version": "--version",
+}
 
 EXIT_STATUSES = (
     ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
@@ -111,16 +119,16 @@ def guests_command() -> None:
     from guests.debian import DEBIAN
 
     for row in (*GUESTS.values(), DEBIAN):
-        _print(f"{row.name:<10} {row.summary}")
+        _print(_fold(f"{row.name:<10} {row.summary}", 11))
         for text in _demonstration(row):
-            _print(f"{'':<10} {text}")
+            _print(_fold(f"{'':<10} {text}", 13))
 
 
 @app.command("devices")
 def devices_command() -> None:
     """List the devices and their properties."""
     for index, model in enumerate(MODELS):
-        _print("\n" * bool(index) + describe_device(model.driver))
+        _print("\n" * bool(index) + _fold(describe_device(model.driver), 31))
 
 
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
@@ -161,9 +169,22 @@ def _show_device_help(devices: Sequence[str]) -> bool:
             devices_command()
             return True
         if "help" in settings or "?" in settings:
-            _print(describe_device(driver))
+            _print(_fold(describe_device(driver), 31))
             return True
     return False
+
+
+def _fold(text: str, indent: int) -> str:
+    """The lines of `text`, on a terminal folded between words to its width and continued at column `indent`."""
+    if not sys.stdout.isatty():
+        return text  # a program may read it, line by line
+    columns = shutil.get_terminal_size().columns
+    rest = " " * (indent if columns >= indent + NARROWEST_COLUMN else 4)
+    folded = (
+        textwrap.wrap(line, columns, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False)
+        for line in text.splitlines()
+    )
+    return "\n".join(line for lines in folded for line in lines)
 
 
 def describe_device(driver: str) -> str:
@@ -243,10 +264,12 @@ def _rewrite(words: list[str]) -> list[str]:
     if first in COMMANDS:
         return words
     if first.startswith("-"):
-        raise ConfigError(f"A command must come first: vmm boot {' '.join(words)}")
+        command = next((word for word in rest if word in COMMANDS), "boot")
+        options = " ".join(word for word in words if word != command)
+        raise ConfigError(f"A command must come first: vmm {command} {options}")
     from guests import GUESTS
 
     if first in GUESTS or os.path.exists(first):
         raise ConfigError(f"There is no command {first!r}; did you mean 'vmm boot {first}'?")
-    hint = did_you_mean(NOT_COMMANDS.get(first, first), COMMANDS)
+    hint = did_you_mean(NOT_COMMANDS.get(first, first), (*COMMANDS, "--version"))
     raise ConfigError(f"There is no command {first!r}, only {', '.join(COMMANDS)}{hint}")

@@ -168,8 +168,9 @@ def format_backed(backed_bytes: int | None) -> str:
 
 def is_worth_a_line(event: Event, gauges: Gauges) -> bool:
     """Whether `event` gets a line of its own; of the driver's many steps to a target only the last one does."""
-    if event.kind == "actual":
-        return gauges.balloon_bytes == gauges.target_bytes
+    if event.kind == "actual":  # the gauges are of now, and the event may be one of several that came since
+        reached = str(gauges.balloon_bytes // PAGE_BYTES)
+        return gauges.balloon_bytes == gauges.target_bytes and reached in event.text.split()
     return event.kind not in COVERED_EVENTS
 
 
@@ -263,7 +264,7 @@ def _unused_balloon(balloon: Mapping[str, int], memory_bytes: int) -> str:
 
 def _feature_names(negotiated: Iterable[str]) -> str:
     names = [name.removeprefix("VIRTIO_BALLOON_F_").removeprefix("VIRTIO_F_") for name in negotiated]
-    return ", ".join(names) or "none negotiated"
+    return ", ".join(names) or "none negotiated at the end"  # as after the reset with which Linux shuts down
 
 
 def _balloon_rows(balloon: Mapping[str, int], memory_bytes: int) -> list[tuple[str, str]]:
@@ -285,7 +286,8 @@ def _balloon_rows(balloon: Mapping[str, int], memory_bytes: int) -> list[tuple[s
 
 def _stats_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     age = "" if stats["age_ns"] is None else f", {format_span(stats['age_ns'])} old"
-    return [("statistics", f"{stats['reason']}{age}, {len(stats['raw'])} values")]
+    values = f", {len(stats['raw'])} values" if stats["raw"] else ""
+    return [("statistics", f"{stats['reason']}{age}{values}")]
 
 
 class ConsoleLines:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 REDRAW_S = 0.1
 BAR_COLUMNS = 24
+LEAST_BAR_COLUMNS = 4
+BESIDE_BAR_COLUMNS = 31  # the longest name, the longest size and the gaps
 SIDE_BY_SIDE_COLUMNS = 92  # from this width on both tables fit beside each other
 
 
@@ -101,7 +103,7 @@ class LiveDisplay(Silent):
 
 def view(gauges: Gauges, now_ns: int, console: Console) -> RenderableType:
     """The table under the lines, for a console as wide as `console`."""
-    bars, values = _bars(gauges, ascii_only=console.options.ascii_only), _values(gauges)
+    bars, values = _bars(gauges, console), _values(gauges)
     title = Text(f"guest time {now_ns / 1e9:.1f} s", "bold")
     if console.width < SIDE_BY_SIDE_COLUMNS:
         return Group(title, bars, values)
@@ -110,9 +112,11 @@ def view(gauges: Gauges, now_ns: int, console: Console) -> RenderableType:
     return Group(title, both)
 
 
-def _bars(gauges: Gauges, *, ascii_only: bool) -> Table:
+def _bars(gauges: Gauges, console: Console) -> Table:
+    marks = "#-" if console.options.ascii_only else "█░"
+    columns = min(BAR_COLUMNS, max(LEAST_BAR_COLUMNS, console.width - BESIDE_BAR_COLUMNS))
     table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
-    table.add_column()
+    table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     rows: list[tuple[str, int | None, str]] = [
@@ -123,16 +127,16 @@ def _bars(gauges: Gauges, *, ascii_only: bool) -> Table:
         ("host memory", gauges.backed_bytes, "cyan"),
     ]
     for name, size, style in rows:
-        bar = Text(_bar(size or 0, gauges.memory_bytes, "#-" if ascii_only else "█░"), style)
+        bar = Text(_bar(size or 0, gauges.memory_bytes, marks, columns), style)
         table.add_row(name, format_backed(size), bar)
     if gauges.reported_bytes is not None:  # a sum over time, which no bar on the scale of the RAM can show
         table.add_row("reported free", format_backed(gauges.reported_bytes), "in all")
     return table
 
 
-def _bar(size: int, whole: int, marks: str) -> str:
-    filled = min(round(size / whole * BAR_COLUMNS), BAR_COLUMNS)
-    return marks[0] * filled + marks[1] * (BAR_COLUMNS - filled)
+def _bar(size: int, whole: int, marks: str, columns: int) -> str:
+    filled = min(round(size / whole * columns), columns)
+    return marks[0] * filled + marks[1] * (columns - filled)
 
 
 def _values(gauges: Gauges) -> Table:

@@ -302,8 +302,11 @@ class Machine(Stateful):
         self._settle_output()
 
     def _settle_output(self) -> None:
-        """Hand events and console output to the observers.  The output is known to have come by now and no better, so
-        the events, which have times of their own, stand before it: what is shown with its time never goes back."""
+        """Hand events and console output to the observers.
+
+        An event bears its own time and console output is told with the present one, so events come first: told the
+        other way round, times would go backwards.
+        """
         data = self.board.serial.take_output()
         self._console.add(data)
         self._settle_debug_output()

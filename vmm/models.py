@@ -235,8 +235,9 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
         name, equals, value = setting.partition("=")
         prop = model.find(name)
         if prop is None:
-            hint = did_you_mean(name, [known.name for known in model.properties])
-            raise ConfigError(f"{model.driver} has no property {name!r}{hint}")
+            found = suggest(name, [known.name for known in model.properties])
+            hint = f"-device {model.driver},help lists them." if found is None else f"did you mean {found!r}?"
+            raise ConfigError(f"{model.driver} has no property {name!r}; {hint}")
         values[name] = _parse_value(model, prop, value if equals else "on")
     if (values.get("disable-legacy"), values.get("disable-modern")) == ("on", "on"):
         raise ConfigError(

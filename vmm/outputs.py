@@ -77,7 +77,8 @@ def serial_path(text: str, what: str = "serial console") -> Path | None:
         return None
     if kind == "file" and path:
         return Path(path)
-    raise ConfigError(f"The {what} must go to stdio or file:PATH, not {text!r}{did_you_mean(kind, ('stdio', 'file'))}")
+    hint = "." if kind == "file" else did_you_mean(kind, ("stdio", "file:PATH"))
+    raise ConfigError(f"The {what} must go to stdio or file:PATH, not {text!r}{hint}")
 
 
 @contextmanager

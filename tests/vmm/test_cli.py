@@ -6,6 +6,7 @@ Everything that needs a process of its own runs one, with the bundled guests; se
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -53,6 +54,30 @@ def flat(folder: Path, code: bytes) -> str:
     return str(path)
 
 
+class Terminal(io.StringIO):
+    """Something that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80])
+@pytest.mark.parametrize("words", ["devices", "guests", "boot -device virtio-balloon-pci,help"])
+def test_lists_are_folded_between_words_on_a_terminal(
+    words: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 0
+    whole = capsys.readouterr().out  # into a pipe: one line for each property
+    assert max(len(line) for line in whole.splitlines()) > 80
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(words.split()) == 0
+    folded = terminal.getvalue()
+    assert folded.split() == whole.split()
+    assert [line for line in folded.splitlines() if len(line) > columns and len(line.split()) > 1] == []
+
+
 # -- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -90,13 +115,16 @@ def flat(folder: Path, code: bytes) -> str:
         ("boot --serial file:/", "The serial file / cannot be written: Is a directory."),
         ("boot stats hello", "There can be one guest only, not 'stats' and 'hello'."),
         ("stats", "There is no command 'stats'; did you mean 'vmm boot stats'?"),
-        ("bot", "There is no command 'bot', only boot, guests, devices, initramfs, conformance; did you mean 'boot'?"),
-        (
-            "run hello",
-            "There is no command 'run', only boot, guests, devices, initramfs, conformance; did you mean 'boot'?",
-        ),
-        ("foo", "There is no command 'foo', only boot, guests, devices, initramfs, conformance."),
+        ("bot", f"There is no command 'bot', only {KNOWN}; did you mean 'boot'?"),
+        ("run hello", f"There is no command 'run', only {KNOWN}; did you mean 'boot'?"),
+        ("foo", f"There is no command 'foo', only {KNOWN}."),
+        ("version", f"There is no command 'version', only {KNOWN}; did you mean '--version'?"),
         ("-m 64M", "A command must come first: vmm boot -m 64M"),
+        ("--json boot hello", "A command must come first: vmm boot --json hello"),
+        ("--all guests", "A command must come first: vmm guests --all"),
+        ("boot nothing", "There is no guest or file 'nothing'; `vmm guests` lists the guests."),
+        ("boot --serial file:", "The serial console must go to stdio or file:PATH, not 'file:'."),
+        ("boot --serial fil:x", "The serial console must go to stdio or file:PATH, not 'fil:x'."),
         ("guests --all", "No such option: --all."),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import vmm
 from devices.effects import Event
 from tests.vmm.fake_machine import MIB, FakeMachine, fake_report
 from vmm.display import (
@@ -143,6 +144,16 @@ def test_a_balloon_that_was_used_in_any_way_has_all_its_lines(change: dict[str, 
     assert dict(summary(fake_report(**UNUSED | change))).keys() >= {"target", "reached", "moved", "features"}
 
 
+def test_features_of_a_driver_that_has_gone_are_not_said_to_have_been_none() -> None:
+    rows = dict(summary(fake_report(features={"offered": ["VIRTIO_F_VERSION_1"], "negotiated": []})))
+    assert rows["features"] == "none negotiated at the end"
+
+
+def test_statistics_that_there_are_none_of_are_not_counted() -> None:
+    none: dict[str, Any] = {"reason": "not negotiated", "age_ns": None, "values": {}, "raw": []}
+    assert dict(summary(fake_report(stats=none)))["statistics"] == "not negotiated"
+
+
 def test_the_requests_of_other_devices_stay_beside_a_balloon_that_was_not_used() -> None:
     queues = [*UNUSED["queues"], {"name": "requestq", "size": 64, "requests": 3}]
     assert dict(summary(fake_report(**UNUSED | {"queues": queues})))["requests"] == "requestq 3"
@@ -225,6 +236,25 @@ def test_plain_output_is_one_line_per_happening() -> None:
         "1.500000 s  statistics: target 32 MiB, guest RAM 40 MiB, balloon 24 MiB, host memory 12 MiB",
         "              free-memory 20 MiB, minor-faults 1,234, tag 4660 99",
     ]
+
+
+def test_of_several_steps_told_at_once_only_the_one_that_reached_the_target_is_shown() -> None:
+    machine = FakeMachine()
+    machine.actual_pages = 8192  # the target
+    display, out = plain(machine)
+    for pages in (4096, 819, 8192):
+        display.on_event(2_000_000_000, Event("balloon0", "actual", f"the driver has {pages} pages in the balloon"))
+    assert out.getvalue() == "2.000000 s  balloon0: the driver has 8192 pages in the balloon\n"
+
+
+def test_the_times_of_a_run_never_go_backwards() -> None:
+    out = io.StringIO()
+    with vmm.boot("stats", memory="8M", duration="0.5s", poll=0.1, targets="4M@0.1,6M@0.2,8M@0.3") as m:
+        m.observers.append(PlainDisplay(m, out))
+        m.run()
+    times = [float(line.split(" s  ")[0]) for line in out.getvalue().splitlines() if not line.startswith(" ")]
+    assert len(times) > 30
+    assert times == sorted(times)
 
 
 def test_many_statistics_are_lines_of_a_readable_length_with_no_value_lost_or_broken() -> None:
@@ -387,6 +417,14 @@ def test_the_live_table_shows_every_number_by_name_and_unit() -> None:
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_the_live_table_fits_any_width(width: int) -> None:
     assert all(len(line.rstrip()) <= width for line in drawn(FakeMachine(), width))
+
+
+@pytest.mark.parametrize("width", [36, 40, 50, 60, 80])
+def test_no_name_of_the_live_table_is_broken_on_a_narrow_terminal(width: int) -> None:
+    lines = drawn(FakeMachine(), width)
+    for name in ("target: RAM left", "target: balloon", "guest RAM", "balloon", "host memory"):
+        (line,) = [line for line in lines if re.match(rf"{name} +[0-9]", line)]
+        assert re.search(r"iB  [█░]{4,24}$", line.rstrip())
 
 
 def test_a_terminal_without_utf_8_gets_ascii_bars() -> None:

@@ -68,7 +68,10 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
         (["e1000"], f"There is no device 'e1000', only {DRIVERS}."),
         ([""], f"There is no device '', only {DRIVERS}."),
         (["virtio-rng-pci,evnt_idx=on"], "virtio-rng-pci has no property 'evnt_idx'; did you mean 'event_idx'?"),
-        (["virtio-rng-pci,colour=red"], "virtio-rng-pci has no property 'colour'."),
+        (
+            ["virtio-rng-pci,colour=red"],
+            "virtio-rng-pci has no property 'colour'; -device virtio-rng-pci,help lists them.",
+        ),
         (["virtio-rng-pci,event_idx=maybe"], "virtio-rng-pci: event_idx must be on or off, not 'maybe'."),
         (
             ["virtio-balloon-pci,iommu_platform=on"],
@@ -101,7 +104,10 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
         (["virtio-rng-device"] * 5, "The board has no room for 'rng4': it takes 4 devices."),
         (["virtio-rng-device,slot=4"], "virtio-rng-device: slot must be a number from 0 to 3, not '4'."),
         (["virtio-rng-device,slot=1"] * 2, "Two devices must not have the same virtio-mmio slot 1."),
-        (["virtio-rng-device,addr=3"], "virtio-rng-device has no property 'addr'."),
+        (
+            ["virtio-rng-device,addr=3"],
+            "virtio-rng-device has no property 'addr'; -device virtio-rng-device,help lists them.",
+        ),
         (
             ["virtio-rng-pci,disable-modern=on"],
             "virtio-rng-pci: disable-legacy and disable-modern must not both be on; no interface would be left.",

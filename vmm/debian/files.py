@@ -82,7 +82,8 @@ class ReturnedFiles:
             raise ConfigError(f"The guest's files did not come whole: {error}.") from error
         except OSError as error:
             raise ConfigError(f"The guest's files cannot be written to {self._place}: {error.strerror}.") from error
-        return f"{taken} files and folders in {self._place}" + (f", {left} of other kinds left out" if left else "")
+        what = {0: "no files", 1: "1 file or folder"}.get(taken, f"{taken} files and folders")
+        return f"{what} in {self._place}" + (f", {left} of other kinds left out" if left else "")
 
     def _take_all(self, archive: tarfile.TarFile) -> tuple[int, int]:
         """How many members were taken, and how many were not."""
@@ -94,7 +95,8 @@ class ReturnedFiles:
                 raise tarfile.ReadError("its parts lie upon each other")
             behind = member.offset_data
             done = self._take(archive, member)
-            taken, left = taken + done, left + (not done)
+            is_place = not PurePosixPath(member.name).parts  # "." itself, which nobody put there
+            taken, left = taken + (done and not is_place), left + (not done)
         return taken, left
 
     def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:

@@ -18,7 +18,7 @@ from guests.table import X86_64
 from vmm.files import read_file
 from vmm.loader.foreign import other_kind
 from vmm.loader.image import EXECUTE, FIRMWARE_END, READ, WRITE, BootData, Image, Module, Payload, Segment, place
-from vmm.models import did_you_mean
+from vmm.models import suggest
 
 __all__ = [
     "FIRMWARE_END",
@@ -54,7 +54,9 @@ def read_image(guest: str, arch: str = X86_64) -> Image:
         return Image(guest, GUESTS[guest].image(arch))
     path = Path(guest)
     if path.name == guest and not path.exists():
-        raise ConfigError(f"There is no guest or file {guest!r}{did_you_mean(guest, (*GUESTS, DEBIAN.name))}")
+        found = suggest(guest, (*GUESTS, DEBIAN.name))
+        hint = "`vmm guests` lists the guests." if found is None else f"did you mean {found!r}?"
+        raise ConfigError(f"There is no guest or file {guest!r}; {hint}")
     return Image(guest, _read_file("guest", guest, LARGEST_IMAGE_BYTES))
 
 

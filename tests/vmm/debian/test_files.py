@@ -58,9 +58,15 @@ def test_files_and_folders_come_back_with_what_is_executable(tmp_path: Path) -> 
         member("./sub/data", b"\0\1\2"),
         member("./run", b"#!", mode=0o4755),
     )
-    assert receive(tmp_path / "new", MARK, sent).startswith("4 files and folders in ")
+    assert receive(tmp_path / "new", MARK, sent).startswith("3 files and folders in ")
     assert (tmp_path / "new/sub/data").read_bytes() == b"\0\1\2"
     assert (tmp_path / "new/run").stat().st_mode & 0o7777 == 0o755
+
+
+def test_what_came_back_is_counted_without_the_folder_that_holds_it(tmp_path: Path) -> None:
+    empty, one = member(".", kind=tarfile.DIRTYPE), member("./one", b"1")
+    assert receive(tmp_path / "new", MARK, archive(empty)) == f"no files in {tmp_path / 'new'}"
+    assert receive(tmp_path / "new", MARK, archive(empty, one)) == f"1 file or folder in {tmp_path / 'new'}"
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
