@@ -36,6 +36,7 @@ def boot(
     bios: str | PathLike[str] = "",
     modules: Sequence[str] = (),
     devices: Sequence[str] = ("virtio-balloon-pci,id=balloon0",),
+    watch_driver: bool = False,
 ) -> Machine:
     """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
 
@@ -45,7 +46,8 @@ def boot(
     the power button is pressed; `parameter` reaches the guest; `bios` is a file with firmware to run instead of the
     project's own, and then needs no guest, or "none" to start a Linux kernel without any; `modules` are a Linux
     kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are written as for QEMU's
-    -device. ConfigError with one sentence when something of it cannot be.
+    -device; with `watch_driver` the rules that the balloon's driver breaks are found, see `Machine.breaches`.
+    ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
     from vmm.machine import Machine
@@ -64,5 +66,6 @@ def boot(
             bios=str(bios),
             modules=tuple(modules),
             devices=tuple(devices),
+            watch_driver=watch_driver,
         )
     )

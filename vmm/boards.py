@@ -49,6 +49,7 @@ from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
+from vmm.watch import WatchedBalloon
 
 if TYPE_CHECKING:
     from vmm.cpu import Cpu, Platform
@@ -342,6 +343,12 @@ class Board(Stateful):
                 return transport, transport.device
         return None
 
+    @property
+    def watched(self) -> tuple[Transport, WatchedBalloon] | None:
+        """The same if its driver is watched."""
+        found = self.balloon
+        return (found[0], found[1]) if found is not None and isinstance(found[1], WatchedBalloon) else None
+
     def need_balloon(self) -> tuple[Transport, Balloon]:
         """The balloon; ConfigError when the machine has none."""
         found = self.balloon
@@ -403,8 +410,15 @@ def _features(device: DeviceConfig, names: Iterable[str]) -> int:
     return sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
 
 
+class BalloonUnderWatch(WatchedBalloon, Balloon):
+    """The balloon where its driver is to be watched."""
+
+    STATE: ClassVar[Table] = {**Balloon.STATE, "watch": PART}
+
+
 def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
-    return Balloon(
+    kind = BalloonUnderWatch if board.config.watch_driver else Balloon
+    return kind(
         board.memory,
         name=device.id,
         features=_features(device, _FEATURE_OF),

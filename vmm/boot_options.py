@@ -103,6 +103,9 @@ class BootOptions:
             help="A device, as for QEMU's -device; instead of the one balloon. DRIVER,help lists its properties.",
         ),
     ] = None
+    watch_driver: Annotated[
+        bool, _option("--watch-driver", help="Tell which rules of the specification the balloon's driver breaks.")
+    ] = False
     shell: Annotated[
         bool, _option("--shell", help="debian: an interactive shell on this terminal; Ctrl-A X leaves it.")
     ] = False
@@ -140,6 +143,7 @@ class BootOptions:
             bios=self.bios,
             modules=self.initrd or (),
             devices=self.devices,
+            watch_driver=self.watch_driver,
         )
         return config if row is None else self._with_demonstration(config, row)
 

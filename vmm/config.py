@@ -89,7 +89,8 @@ class MachineConfig:
     `targets` are in the order of their times, `hints_ns` the times at which the balloon's driver is asked for
     hints of free pages; the power button is pressed at `powerdown_ns`.  `title` is what to call
     the guest where its file's name means nothing to the user; `reset_status` is the exit status where a reset of the
-    machine ends the run.  ConfigError when a field cannot be, or two of them cannot be together.
+    machine ends the run; with `watch_driver` it is told which rules the balloon's driver breaks.  ConfigError when a
+    field cannot be, or two of them cannot be together.
     """
 
     guest: str
@@ -106,6 +107,7 @@ class MachineConfig:
     devices: tuple[DeviceConfig, ...] = field(default_factory=lambda: parse_devices((DEFAULT_DEVICE,)))
     title: str = ""
     reset_status: int = 0
+    watch_driver: bool = False
 
     def __post_init__(self) -> None:
         if not self.guest and self.bios in ("", NO_FIRMWARE):
@@ -129,6 +131,8 @@ class MachineConfig:
             raise ConfigError("A target or a polling interval needs a balloon, and this machine has none.")
         if self.hints_ns and not self.has_hinting:
             raise ConfigError("Asking for hints needs a balloon with free-page-hint=on, and this machine has none.")
+        if self.watch_driver and not self.has_balloon:
+            raise ConfigError("Watching the balloon's driver needs a balloon, and this machine has none.")
 
     def _check_parameter(self) -> None:
         if "\0" in self.parameter:
@@ -254,6 +258,7 @@ def make_config(
     bios: str = "",
     modules: Sequence[str] = (),
     devices: Sequence[str] = (DEFAULT_DEVICE,),
+    watch_driver: bool = False,
 ) -> MachineConfig:
     """The machine that these words describe; see `vmm.boot` for what they are.  ConfigError with one sentence."""
     return MachineConfig(
@@ -269,4 +274,5 @@ def make_config(
         bios=bios,
         modules=tuple(modules),
         devices=parse_devices(devices),
+        watch_driver=watch_driver,
     )
