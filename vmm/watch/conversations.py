@@ -28,7 +28,7 @@ class StatsRules(Stateful):
 
     def driver_lost(self) -> None:
         self._available = 0
-        self._tags: list[int] | None = None
+        self._tags: tuple[int, ...] | None = None
 
     def queue_lost(self) -> None:
         """The driver took the queue back, and its buffers."""
@@ -65,7 +65,7 @@ class StatsRules(Stateful):
         counts = Counter(tag for tag, _ in raw)
         if twice := [tag for tag, count in counts.items() if count > 1]:
             self._breaches.add("R19", now_ns, f"tag {min(twice)} stands more than once in a buffer")
-        tags = sorted(counts)
+        tags = tuple(sorted(counts))
         if self._tags is not None and tags != self._tags:
             changed = ", ".join(map(str, sorted(set(tags) ^ set(self._tags))[:8]))
             self._breaches.add("R23", now_ns, f"buffers differ in the tags {changed}")
