@@ -15,6 +15,7 @@ from vmm.testing.balloon import (
     DEFLATEQ,
     INFLATEQ,
     MUST_TELL_HOST,
+    PAGE_POISON,
     PAGE_REPORTING,
     STATS_VQ,
     STATSQ,
@@ -52,9 +53,10 @@ def test_a_driver_that_keeps_the_rules_is_told_nothing_of(
     taken = made.driver.deflate_on_oom(10)
     for pfn in taken:
         made.machine.memory.write(pfn * PAGE_BYTES, b"x" * PAGE_BYTES)
+    made.machine.memory.write(taken[0] * PAGE_BYTES, bytes(PAGE_BYTES))
     made.driver.report([(taken[0] * PAGE_BYTES, PAGE_BYTES)])
     made.wait()
-    made.driver.start()
+    made.start()
     made.end()
     assert made.breaches == []
     assert made.lines == []
@@ -87,7 +89,7 @@ def test_r1_says_nothing_where_it_is_not_offered(bench: MakeBench) -> None:
 
 def test_g1_a_kick_before_driver_ok(bench: MakeBench) -> None:
     """Linux does this: it posts statistics while it probes."""
-    made = bench()
+    made = bench(without=PAGE_POISON)
     driver = made.driver
     driver.reset()
     driver.acknowledge()
@@ -112,7 +114,7 @@ def test_g2_a_notification_without_its_data(reach: Way) -> None:
 
 
 def test_g3_a_feature_is_accepted_that_was_not_offered(bench: MakeBench) -> None:
-    made = bench()
+    made = bench(without=PAGE_POISON)
     driver = made.driver
     driver.reset()
     driver.acknowledge()

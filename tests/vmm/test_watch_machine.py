@@ -18,7 +18,7 @@ from tests.vmm.watching import STATS, Bench
 from vmm.boards import BalloonUnderWatch
 from vmm.cli import main
 from vmm.machine import Machine
-from vmm.testing.balloon import MUST_TELL_HOST
+from vmm.testing.balloon import MUST_TELL_HOST, PAGE_POISON
 
 DEMONSTRATIONS: dict[str, dict[str, Any]] = {
     "stats": {"targets": "48M@200ms,64M@600ms", "poll": 0.1, "duration": "1s"},
@@ -101,7 +101,7 @@ def test_a_driver_that_falls_silent_is_found_without_a_kick() -> None:
         m.run("200ms")
         transport, device = m.board.need_balloon()
         for value in (0, Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK, Status.DRIVER_OK):
-            device.write_driver_features(device.device_features)
+            device.write_driver_features(device.device_features & ~PAGE_POISON)
             notes = device.write_status(device.status | value if value else 0, m.now_ns)
             m.platform.carry_out(transport.signal(notes))
         started = m.now_ns

@@ -20,8 +20,7 @@ def test_r16_a_second_statistics_buffer(bench: MakeBench) -> None:
 
 
 def test_r17_statistics_are_never_posted(bench: MakeBench) -> None:
-    made = bench()
-    made.driver.start()
+    made = bench().start(stats=False)
     made.wait()
     assert made.expect_only("R17").time_ns == SECOND_NS
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support import BalloonMachine, Way, build_with
 from vmm.boards import BalloonUnderWatch
-from vmm.testing.balloon import STATS_VQ
+from vmm.testing.balloon import PAGE_POISON, STATS_VQ
 from vmm.watch import RULES, Breach
 
 SECOND_NS = 10**9
@@ -36,12 +36,18 @@ class Bench:
         assert isinstance(device, BalloonUnderWatch)
         self.device = device
 
-    def start(self, without: int = 0) -> Bench:
-        """A good start: a legacy driver primes the statistics as anybody does, once it is ready."""
-        offered = self.driver.transport.read_device_features() & self.driver.supported
-        self.driver.start(offered & ~without)
-        if self.driver.features & STATS_VQ:
-            self.driver.post_stats(STATS)
+    def start(self, without: int = 0, *, poison_val: int | None = 0, stats: bool = True) -> Bench:
+        """A good start, unless there shall be no poison_val or no statistics."""
+        driver = self.driver
+        driver.reset()
+        driver.acknowledge()
+        driver.negotiate(driver.transport.read_device_features() & driver.supported & ~without)
+        driver.set_up_queues()
+        if driver.features & PAGE_POISON and poison_val is not None:
+            driver.poison_val = poison_val
+        driver.driver_ok()
+        if driver.features & STATS_VQ and stats:
+            driver.post_stats(STATS)
         return self
 
     def wait(self, duration_ns: int = 2 * SECOND_NS) -> None:
