@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
+from devices import hostcalls
 from devices.memory import PAGE_BYTES, GuestMemory
 from devices.virtio import spec
 from tests.vmm.watching import SECOND_NS, Bench, MakeBench
@@ -14,8 +18,11 @@ from vmm.testing.balloon import (
     PAGE_POISON,
     pfn_bytes,
 )
+from vmm.watch.breaches import Breaches
+from vmm.watch.pages import PageRules
 
-# -- pages -------------------------------------------------------------------------------------------------------------
+SIGHT = PageRules(GuestMemory([(0, PAGE_BYTES)]), Breaches()).obstacle
+needs_sight = pytest.mark.skipif(bool(SIGHT), reason=f"the use of pages cannot be seen: {SIGHT}")
 
 
 def test_r7_pages_leave_the_balloon_that_the_target_asks_for(bench: MakeBench) -> None:
@@ -61,6 +68,7 @@ def test_r9_a_page_is_deflated_that_never_was_in_the_balloon(bench: MakeBench) -
     assert f"{strays[0] * PAGE_BYTES:#x}" in breach.detail
 
 
+@needs_sight
 @pytest.mark.parametrize("scattered", [False, True])
 def test_r10_a_page_is_used_before_its_deflation_is_acknowledged(bench: MakeBench, scattered: bool) -> None:
     made = bench().start()
@@ -78,6 +86,7 @@ def test_r10_a_page_is_used_before_its_deflation_is_acknowledged(bench: MakeBenc
     assert made.machine.memory.backed_bytes() == before, "looking brings nothing back"
 
 
+@needs_sight
 def test_r10_a_page_is_used_and_never_deflated(bench: MakeBench) -> None:
     """It is found when the driver says something again, and counted once however often somebody looks."""
     made = bench().start()
@@ -95,6 +104,7 @@ def test_r10_a_page_is_used_and_never_deflated(bench: MakeBench) -> None:
     made.expect_only("R10")
 
 
+@needs_sight
 def test_r10_is_found_at_the_end(bench: MakeBench) -> None:
     made = bench().start()
     pages = made.machine.filled_pfns(8)
@@ -116,6 +126,7 @@ def test_r11_a_page_may_be_used_before_that_without_must_tell_host(bench: MakeBe
     assert made.breaches == []
 
 
+@needs_sight
 def test_r9_a_page_is_used_and_the_deflateq_never_told_without_must_tell_host(bench: MakeBench) -> None:
     made = bench(without=MUST_TELL_HOST).start()
     pages = made.machine.filled_pfns(8)
@@ -135,6 +146,50 @@ def large_memory() -> GuestMemory:
     return GuestMemory([(0, 0xA0000), (0x100000, 127 << 20)])
 
 
+def test_what_cannot_be_seen_is_said_and_nobody_is_blamed(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAM that is no file: it cannot be asked which of its pages exist."""
+    monkeypatch.setattr(hostcalls, "create_memory_file", lambda name, size: None)
+    made = bench().start()
+    use_and_deflate(made)
+    assert made.breaches == []
+    (line,) = [event.text for event in made.machine.events if event.kind == "watch"]
+    assert line == "the use of pages cannot be seen: guest RAM is no memory file on this host"
+
+
+def test_pages_that_the_host_did_not_take_back_are_no_sign_of_use(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    made = bench().start()
+    for name in ("discard_file", "discard_file_runs"):
+        monkeypatch.setattr(hostcalls, name, refuse)
+    use_and_deflate(made)
+    assert made.device.failed_discards
+    assert made.breaches == []
+
+
+def test_a_host_that_fills_memory_files_in_huge_pages_is_no_sign_of_use(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    setting = tmp_path / "shmem_enabled"
+    setting.write_text("[always] within_size advise never deny force\n")
+    monkeypatch.setattr("vmm.watch.pages._HUGE_PAGES", setting)
+    made = bench().start()
+    use_and_deflate(made)
+    assert made.breaches == []
+
+
+def use_and_deflate(made: Bench) -> None:
+    pages = made.machine.filled_pfns(8)
+    made.driver.inflate(pages)
+    made.machine.memory.write(pages[2] * PAGE_BYTES, b"mine")
+    made.driver.deflate(pages)
+    made.driver.actual = 0
+    made.end()
+
+
 SLICED_PAGES = 600  # of RAM; the entries of a batch repeat them, so that it is worked off in slices
 SLICED_ENTRIES = 40_000
 
@@ -150,6 +205,7 @@ def send_in_slices(made: Bench, pages: list[int]) -> None:
     assert made.driver.collect(INFLATEQ) == []
 
 
+@needs_sight
 def test_r12_a_page_is_used_before_its_inflation_is_acknowledged(bench: MakeBench) -> None:
     made = bench(memory=large_memory()).start()
     pages = list(range(LARGE_BASE >> 12, (LARGE_BASE >> 12) + 6000))
@@ -210,6 +266,7 @@ def test_r15_actual_may_be_updated_once_after_several_requests(bench: MakeBench)
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
+@needs_sight
 def test_r39_a_reported_page_is_used_before_the_report_is_acknowledged() -> None:
     """It takes a report so large that it is worked off in slices."""
     made = Bench("pci", spec.VIRTIO_BALLOON_F_PAGE_REPORTING, memory=large_memory()).start(without=PAGE_POISON)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests.vmm.watching import SECOND_NS, STATS, MakeBench
+from tests.vmm.watching import SECOND_NS, STATS, Bench, MakeBench
+from vmm.boards import BalloonUnderWatch
 from vmm.testing.balloon import (
     STATSQ,
     stats_bytes,
+    stats_v2_bytes,
 )
-
-# -- statistics --------------------------------------------------------------------------------------------------------
 
 
 def test_r16_a_second_statistics_buffer(bench: MakeBench) -> None:
@@ -82,3 +82,17 @@ def test_r23_another_driver_may_have_other_statistics(bench: MakeBench) -> None:
     made.start()
     made.driver.take_interrupts()
     assert made.breaches == []
+
+
+def test_r20_r23_of_the_statistics_that_were_first_proposed() -> None:
+    """Their entries have eight bytes, and the first buffer means nothing."""
+    made = Bench("pci", build=lambda memory: BalloonUnderWatch(memory, stats_format="v2")).start(stats=False)
+    made.driver.post_stats(b"\xff" * 13)
+    for tags in ((4, 5), (5, 4)):
+        made.refresh_stats(stats_v2_bytes([(tag, 7) for tag in tags]))
+    assert made.breaches == []
+    made.refresh_stats(stats_v2_bytes([(4, 7), (5, 7)]) + b"12345")
+    assert "5 bytes" in made.expect_only("R20").detail
+    made.refresh_stats(stats_v2_bytes([(4, 7)]))
+    assert made.ids == ["R20", "R23"]
+    made.machine.close()

@@ -30,7 +30,7 @@ class Bench:
     """A machine whose driver is watched."""
 
     def __init__(self, way: Way, *bits: int, without: int = 0, **options: Any) -> None:
-        self.machine = BalloonMachine(way, build=watched(*bits, without=without), **options)
+        self.machine = BalloonMachine(way, **{"build": watched(*bits, without=without)} | options)
         self.driver = self.machine.driver
         device = self.machine.balloon
         assert isinstance(device, BalloonUnderWatch)

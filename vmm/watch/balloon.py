@@ -308,7 +308,7 @@ class WatchedBalloon(_Balloon):
         if self.features_fixed and not self.watch.judged:
             self._judge_features()
         if self.is_ready and not self.watch.ready:
-            self._judge_start()
+            told |= self._judge_start()
         if self._may_sweep and self.is_live:
             self._sweep()
         return self._told(told)
@@ -345,13 +345,15 @@ class WatchedBalloon(_Balloon):
         if wrong:
             self._add("G3", "; ".join(wrong))
 
-    def _judge_start(self) -> None:
-        """DRIVER_OK is set."""
+    def _judge_start(self) -> Notifications:
+        """DRIVER_OK is set.  An event says so if this host does not let everything be seen."""
         self.watch.ready = True
         if self.has_feature(spec.VIRTIO_BALLOON_F_STATS_VQ):
             self.watch.stats.ready(self._now_ns)
         if self.has_feature(spec.VIRTIO_BALLOON_F_PAGE_POISON) and not self.watch.poison_written:
             self._add("R35", "poison_val was not written")
+        obstacle = self.watch.pages.obstacle
+        return self.event("watch", f"the use of pages cannot be seen: {obstacle}") if obstacle else NO_NOTIFICATIONS
 
     def _field(self, offset: int) -> int:
         """A field of the configuration space now.  Nobody must believe that the driver has read it."""
