@@ -134,7 +134,7 @@ BUILT: dict[type, str] = {
     Breaches: "",
     StatsRules: "_breaches",
     HintRules: "_breaches",
-    PageRules: "_memory _breaches",
+    PageRules: "_memory _breaches _pending",
     SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "layout",

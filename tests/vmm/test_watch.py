@@ -4,6 +4,8 @@ Each bad driver is written from the statement of the specification that it break
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from devices.memory import PAGE_BYTES
@@ -32,6 +34,16 @@ def test_every_statement_about_the_driver_has_its_row() -> None:
         assert rule.id == name
         assert rule.sentence.endswith(".")
         assert rule.level != "may" or not rule.is_watched, "nobody can break a permission"
+
+
+def test_the_documentation_lists_every_rule() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "balloon.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith(("| R", "| G")) and line[3].isdigit()]
+    assert [row.split(" | ")[0][2:] for row in rows] == list(RULES)
+    for row, rule in zip(rows, RULES.values(), strict=True):
+        _, section, level, sentence, watched_or_why = row.strip("| ").split(" | ")
+        assert (section, level, sentence) == (rule.section, rule.level, rule.sentence)
+        assert watched_or_why == (rule.unseen or "yes")
 
 
 # -- the good driver ---------------------------------------------------------------------------------------------------

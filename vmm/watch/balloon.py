@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from devices.effects import Event
-from devices.memory import PAGE_BYTES, PAGE_SHIFT, GuestMemory
+from devices.memory import GuestMemory
 from devices.state import FLAG, PART, Bytes, Stateful, Table, uint
 from devices.virtio import spec
 from devices.virtio.chains import Chains
@@ -25,7 +25,7 @@ from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
 from devices.virtio.spec import Status
 from vmm.watch.breaches import PATIENCE_NS, Breaches
 from vmm.watch.conversations import HintRules, StatsRules
-from vmm.watch.pages import PageRules, Pfns
+from vmm.watch.pages import PageRules, Pfns, Runs, runs_of, whole_pages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,6 @@ _FEATURES_OK, _DRIVER_OK = int(Status.FEATURES_OK), int(Status.DRIVER_OK)
 _CLEARABLE = 0xFF & ~int(Status.DEVICE_NEEDS_RESET)  # that one the device may have set since the driver looked
 _WHEN_PENDING = {"inflateq": "R12", "reporting_vq": "R39"}
 _STATS_ENTRIES_READ = 1024
-_PAYLOAD_LIMIT_BYTES = 1 << 28
 _LATE = f"for {PATIENCE_NS // 10**9} s of guest time"
 
 
@@ -197,7 +196,7 @@ class WatchedBalloon(_Balloon):
         if queue.name in ("inflateq", "deflateq") and self.ignored_bytes != ignored:
             self.watch.pages.bad_entries()
         if queue.paused and queue.name in _WHEN_PENDING:
-            named = self._named(chains) if queue.name == "inflateq" else _whole_pages(chains)
+            named = runs_of(self._named(chains)) if queue.name == "inflateq" else _reported(chains)
             self.watch.pages.pending(queue.name, named)
         return told
 
@@ -262,9 +261,7 @@ class WatchedBalloon(_Balloon):
 
     def _see_reports(self, chains: Chains) -> None:
         if self.has_feature(spec.VIRTIO_BALLOON_F_PAGE_POISON):
-            addr, length = chains.addr[chains.writable], chains.length[chains.writable]
-            ranges = list(zip(addr.tolist(), length.tolist(), strict=True))
-            self.watch.pages.reported(ranges, self._field(POISON_VAL), self._now_ns)
+            self.watch.pages.reported(_reported(chains), self._field(POISON_VAL), self._now_ns)
 
     def _see_poison(self, before: int) -> None:
         """poison_val was written."""
@@ -275,7 +272,7 @@ class WatchedBalloon(_Balloon):
 
     def _named(self, chains: Chains) -> Pfns:
         """The pages that inflate requests name, ascending."""
-        payload, _ = chains.gather_entries(self.memory, _FIELD_BYTES, _PAYLOAD_LIMIT_BYTES)
+        payload, _ = chains.gather_entries(self.memory, _FIELD_BYTES, self._payload_limit)
         pfns = np.unique(np.frombuffer(payload, np.dtype("u4").newbyteorder(self.order)).astype(np.uint64))
         return pfns[self.memory.are_ram_pages(pfns)]
 
@@ -368,9 +365,6 @@ def _pfns(pages: PageSet) -> Pfns:
     return pages.pfns.astype(np.uint64) if pages.first is None else np.arange(pages.first, pages.first + pages.pages)
 
 
-def _whole_pages(chains: Chains) -> Pfns:
-    """The whole pages that reports name, ascending."""
-    addr, length = chains.addr[chains.writable], chains.length[chains.writable]
-    ranges = zip(addr.tolist(), length.tolist(), strict=True)
-    pieces = [np.arange(gpa + PAGE_BYTES - 1 >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT) for gpa, size in ranges]
-    return np.unique(np.concatenate(pieces)) if pieces else np.empty(0, np.int64)
+def _reported(chains: Chains) -> Runs:
+    """The whole pages that reports name."""
+    return whole_pages(chains.addr[chains.writable], chains.length[chains.writable])

@@ -13,7 +13,6 @@ when the driver says something anyway, and at the end.  So looking depends on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -22,16 +21,17 @@ from numpy.typing import NDArray
 
 from devices import hostcalls
 from devices.memory import PAGE_BYTES, PAGE_SHIFT, GuestMemory
-from devices.state import FLAG, TEXT, TIME_NS, Bytes, Int, Many, Pairs, Stateful, Table, Tuple
+from devices.state import FLAG, TEXT, TIME_NS, Bytes, Int, State, Stateful, Table, refuse, require_list
 from vmm.watch.breaches import PATIENCE_NS, Breaches
 
 Pfns: TypeAlias = NDArray[np.unsignedinteger[Any] | np.signedinteger[Any]]
 Flags: TypeAlias = NDArray[np.bool_]
+Runs: TypeAlias = NDArray[np.int64]
+"""(n, 2): first page frame number and number of pages of each run, ascending."""
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _UNUSED, _SEEN, _COUNTED = 0, 1, 2
-_PFN = Int(0, 1 << 52)
-_PIECE_PAGES = 256
+_PIECE_BYTES = 1 << 20
 
 
 class PageRules(Stateful):
@@ -44,13 +44,13 @@ class PageRules(Stateful):
 
     STATE: ClassVar[Table] = {
         "_marks": Bytes(),
-        "_pending": Pairs(TEXT, Many(Tuple(_PFN, _PFN), longest=1 << 32)),
         "_spare_pages": Int(0, 1 << 52),
         "_swept_ns": TIME_NS,
         "_exact": FLAG,
         "_actual_written": FLAG,
         "obstacle": TEXT,
     }
+    BESIDE: ClassVar = ("pending",)
 
     def __init__(self, memory: GuestMemory, breaches: Breaches) -> None:
         self._memory = memory
@@ -61,7 +61,7 @@ class PageRules(Stateful):
 
     def driver_lost(self) -> None:
         self._marks[:] = bytes(len(self._marks))
-        self._pending: dict[str, list[tuple[int, int]]] = {}
+        self._pending: dict[str, Runs] = {}
         self._spare_pages = 0
         self._exact = self._actual_written = True
         self.obstacle = _obstacle(self._memory)
@@ -72,16 +72,15 @@ class PageRules(Stateful):
 
     # -- on their way in -----------------------------------------------------------------------------------------------
 
-    def pending(self, queue: str, pfns: Pfns) -> None:
-        """A request for these pages, ascending, will be acknowledged later: the driver runs meanwhile."""
-        borders = _runs(pfns)
-        self._pending[queue] = [(int(pfns[start]), end - start) for start, end in borders]
+    def pending(self, queue: str, runs: Runs) -> None:
+        """A request for these pages will be acknowledged later: the driver runs meanwhile."""
+        self._pending[queue] = runs
 
     def acknowledged(self, queue: str, rule_id: str, now_ns: int) -> None:
         """What was pending of `queue` is about to be acknowledged, and was discarded."""
-        runs = self._pending.pop(queue, [])
-        if runs and not self.obstacle:
-            pfns = np.concatenate([np.arange(first, first + count) for first, count in runs])
+        runs = self._pending.pop(queue, None)
+        if runs is not None and len(runs) and not self.obstacle:
+            pfns = pages_of(runs)
             self._count(rule_id, pfns[self._backed(pfns)], "used before the request was acknowledged", now_ns)
 
     def queue_lost(self, queue: str) -> None:
@@ -102,9 +101,7 @@ class PageRules(Stateful):
     def deflated(self, pfns: Pfns, inside: Flags, must_tell: bool, now_ns: int) -> None:
         """These pages, ascending, are about to leave it."""
         known = inside[pfns]
-        waiting = np.zeros(len(pfns), np.bool_)
-        for first, count in self._pending.get("inflateq", ()):
-            waiting |= (pfns >= first) & (pfns < first + count)
+        waiting = self._waiting(pfns)
         self._count("R13", pfns[waiting], "deflated before their inflation was acknowledged", now_ns)
         self._count("R9", pfns[~known & ~waiting], "deflated that were not in the balloon", now_ns)
         if must_tell:
@@ -155,8 +152,7 @@ class PageRules(Stateful):
             return
         self._swept_ns = now_ns
         pfns = np.flatnonzero(inside)
-        for first, count in self._pending.get("inflateq", ()):
-            pfns = pfns[(pfns < first) | (pfns >= first + count)]
+        pfns = pfns[~self._waiting(pfns)]
         if must_tell:
             self._count_used(pfns, "used while they were in the balloon", now_ns)
             return
@@ -174,6 +170,15 @@ class PageRules(Stateful):
         used = fresh[self._backed(fresh)]
         self._mark(used, _COUNTED)
         self._count("R10", used, what, now_ns)
+
+    def _waiting(self, pfns: Pfns) -> Flags:
+        """Which of these pages are on their way in."""
+        runs = self._pending.get("inflateq")
+        if runs is None or not len(runs):
+            return np.zeros(len(pfns), np.bool_)
+        wide = pfns.astype(np.int64)
+        near = runs[np.maximum(np.searchsorted(runs[:, 0], wide, "right") - 1, 0)]
+        return (wide >= near[:, 0]) & (wide < near[:, 0] + near[:, 1])
 
     def _count(self, rule_id: str, pfns: Pfns, what: str, now_ns: int) -> None:
         if len(pfns):
@@ -198,13 +203,12 @@ class PageRules(Stateful):
 
     # -- reports -------------------------------------------------------------------------------------------------------
 
-    def reported(self, ranges: Sequence[tuple[int, int]], poison_val: int, now_ns: int) -> None:
-        """With PAGE_POISON these (gpa, bytes) were reported, and must hold `poison_val` in each 32-bit word."""
+    def reported(self, runs: Runs, poison_val: int, now_ns: int) -> None:
+        """With PAGE_POISON these pages were reported, and must hold `poison_val` in each 32-bit word."""
         wrong, where = 0, 0
-        for gpa, length in ranges:
-            end = gpa + length & -PAGE_BYTES
-            for start in range(gpa + PAGE_BYTES - 1 & -PAGE_BYTES, end, _PIECE_PAGES * PAGE_BYTES):
-                piece = self._memory.peek(start, min(end - start, _PIECE_PAGES * PAGE_BYTES))
+        for first, count in (runs << PAGE_SHIFT).tolist():
+            for start in range(first, first + count, _PIECE_BYTES):
+                piece = self._memory.peek(start, min(first + count - start, _PIECE_BYTES))
                 words = np.frombuffer(piece, "<u4").reshape(-1, PAGE_BYTES // 4)
                 bad = np.flatnonzero((words != np.uint32(poison_val)).any(axis=1))
                 if len(bad):
@@ -213,6 +217,57 @@ class PageRules(Stateful):
         if wrong:
             detail = f"{wrong} reported pages do not hold {poison_val:#x}, the first at {where:#x}"
             self._breaches.add("R38", now_ns, detail, wrong)
+
+    # -- the state -----------------------------------------------------------------------------------------------------
+
+    def save_state(self) -> State:
+        return {**super().save_state(), "pending": [[name, runs.tolist()] for name, runs in self._pending.items()]}
+
+    def check_state(self, saved: Any, where: str) -> None:
+        super().check_state(saved, where)
+        for index, entry in enumerate(require_list(f"{where}.pending", saved["pending"])):
+            place = f"{where}.pending[{index}]"
+            name, runs = require_list(place, entry, 2)
+            TEXT.check(None, name, place)
+            end = 0
+            for run in require_list(place, runs):
+                first, count = require_list(place, run, 2)
+                if type(first) is not int or type(count) is not int or first < end or count < 1:
+                    raise refuse(place, "runs of pages, ascending", run)
+                end = first + count
+                if not self._memory.contains(first << PAGE_SHIFT, count << PAGE_SHIFT):
+                    raise refuse(place, "pages of RAM", run)
+
+    def restore_state(self, saved: Any) -> None:
+        super().restore_state(saved)
+        self._pending = {name: np.array(runs, np.int64).reshape(-1, 2) for name, runs in saved["pending"]}
+
+
+def runs_of(pfns: Pfns) -> Runs:
+    """The runs of an ascending array of different pages."""
+    borders = np.array(_runs(pfns), np.int64).reshape(-1, 2)
+    return np.column_stack((pfns[borders[:, 0]].astype(np.int64), borders[:, 1] - borders[:, 0]))
+
+
+def pages_of(runs: Runs) -> Pfns:
+    """All pages of ascending runs."""
+    return np.concatenate([np.arange(first, first + count) for first, count in runs.tolist()])
+
+
+def whole_pages(gpas: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> Runs:
+    """The runs of pages that lie wholly in one of these ranges, which may overlap and come in any order."""
+    starts = (gpas + np.uint64(PAGE_BYTES - 1) >> np.uint64(PAGE_SHIFT)).astype(np.int64)
+    ends = (gpas + lengths >> np.uint64(PAGE_SHIFT)).astype(np.int64)
+    merged: list[list[int]] = []
+    for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
+        if end <= start:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    borders = np.array(merged, np.int64).reshape(-1, 2)
+    return np.column_stack((borders[:, 0], borders[:, 1] - borders[:, 0]))
 
 
 def _runs(pfns: Pfns) -> list[tuple[int, int]]:
