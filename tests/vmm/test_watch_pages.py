@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from devices import hostcalls
+from devices.errors import ConfigError
 from devices.memory import PAGE_BYTES, GuestMemory
 from devices.virtio import spec
 from tests.vmm.watching import SECOND_NS, Bench, MakeBench
+from vmm.boards import BalloonUnderWatch
 from vmm.testing.balloon import (
     DEFLATE_ON_OOM,
     INFLATEQ,
@@ -282,3 +285,28 @@ def test_r39_a_reported_page_is_used_before_the_report_is_acknowledged() -> None
     assert len(driver.collect(driver.reporting_vq)) == 1
     made.expect_only("R39")
     machine.close()
+
+
+def test_pages_on_their_way_are_in_the_state() -> None:
+    made = Bench("pci", memory=large_memory()).start()
+    send_in_slices(made, list(range(LARGE_BASE >> 12, (LARGE_BASE >> 12) + 6000)))
+    saved: Any = made.device.save_state()
+    assert saved["watch"]["pages"]["pending"] == [["inflateq", [[LARGE_BASE >> 12, 6000]]]]
+    copy = BalloonUnderWatch(large_memory())
+    copy.check_state(saved, "balloon")
+    copy.restore_state(saved)
+    assert copy.save_state() == saved
+    for wrong in ([[5, 0]], [[9, 1], [5, 1]], [[1 << 40, 1]], [["5", 1]], "5", [5]):
+        saved["watch"]["pages"]["pending"] = [["inflateq", wrong]]
+        with pytest.raises(ConfigError, match="pending"):
+            copy.check_state(saved, "balloon")
+    made.machine.close()
+    copy.memory.close()
+
+
+def test_ranges_that_overlap_are_looked_at_once() -> None:
+    """What a driver may repeat in a report as often as it likes must not be read as often."""
+    made = Bench("pci", spec.VIRTIO_BALLOON_F_PAGE_REPORTING, memory=large_memory()).start(poison_val=7)
+    made.driver.report([(LARGE_BASE, 64 << 20)] * 32)
+    made.expect_only("R38", count=(64 << 20) // PAGE_BYTES)
+    made.machine.close()

@@ -253,7 +253,7 @@ class WatchedBalloon(_Balloon):
         for index, (readable, writable) in enumerate(zip(outputs, inputs, strict=True)):
             chain = chains.only(index)
             if readable:
-                payload = chain.gather_readable(self.memory, _FIELD_BYTES)
+                payload = chain.gather_readable(self.memory, _FIELD_BYTES) if readable == _FIELD_BYTES else b""
                 hints.output(payload, readable, self.order, self._now_ns)
             if writable:
                 buffers = int(chain.writable.sum())

@@ -89,7 +89,7 @@ class HintRules(Stateful):
         self._open = False
 
     def output(self, payload: bytes, size: int, order: spec.ByteOrder, now_ns: int) -> None:
-        """An output buffer of `size` bytes came, of which `payload` are the first."""
+        """An output buffer of `size` bytes came; `payload` is what it holds if that is an id."""
         if size != _ID_BYTES:
             self._breaches.add("R24", now_ns, f"an output buffer of {size} bytes")
             return
