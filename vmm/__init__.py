@@ -37,6 +37,7 @@ def boot(
     modules: Sequence[str] = (),
     devices: Sequence[str] | None = None,
     arch: str = "x86_64",
+    watch_driver: bool = False,
 ) -> Machine:
     """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
 
@@ -47,7 +48,8 @@ def boot(
     project's own, and then needs no guest, or "none" to start a Linux kernel without any; `modules` are a Linux
     kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are written as for QEMU's
     -device (None: one balloon); `arch` is the processor, "x86_64" or "ppc", and with it the board: a bundled guest is
-    taken for it.  ConfigError with one sentence when something of it cannot be.
+    taken for it; with `watch_driver` the rules that the balloon's driver breaks are found, see `Machine.breaches`.
+    ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
     from vmm.machine import Machine
@@ -67,5 +69,6 @@ def boot(
             modules=tuple(modules),
             devices=devices,
             arch=arch,
+            watch_driver=watch_driver,
         )
     )

@@ -105,6 +105,9 @@ class BootOptions:
     arch: Annotated[
         str, _option(metavar="x86_64|ppc", help="The processor (x86_64), and with it the board: ppc is big-endian.")
     ] = ""
+    watch_driver: Annotated[
+        bool, _option("--watch-driver", help="Tell which rules of the specification the balloon's driver breaks.")
+    ] = False
     shell: Annotated[
         bool, _option("--shell", help="debian: an interactive shell on this terminal; Ctrl-A X leaves it.")
     ] = False
@@ -143,6 +146,7 @@ class BootOptions:
             modules=self.initrd or (),
             devices=self.devices,
             arch=self.arch or "x86_64",
+            watch_driver=self.watch_driver,
         )
         return config if row is None else self._with_demonstration(config, row)
 

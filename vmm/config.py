@@ -93,8 +93,8 @@ class MachineConfig:
     `targets` are in the order of their times, `hints_ns` the times at which the balloon's driver is asked for
     hints of free pages; the power button is pressed at `powerdown_ns`.  `title` is what to call
     the guest where its file's name means nothing to the user; `reset_status` is the exit status where a reset of the
-    machine ends the run; `arch` is the processor, and with it the board.  ConfigError when a field cannot be, or two of
-    them cannot be together.
+    machine ends the run; `arch` is the processor, and with it the board; with `watch_driver` it is told which rules the
+    balloon's driver breaks.  ConfigError when a field cannot be, or two of them cannot be together.
     """
 
     guest: str
@@ -112,6 +112,7 @@ class MachineConfig:
     title: str = ""
     reset_status: int = 0
     arch: ArchName = "x86_64"
+    watch_driver: bool = False
 
     def __post_init__(self) -> None:
         if not self.guest and self.bios in ("", NO_FIRMWARE):
@@ -136,6 +137,8 @@ class MachineConfig:
             raise ConfigError("A target or a polling interval needs a balloon, and this machine has none.")
         if self.hints_ns and not self.has_hinting:
             raise ConfigError("Asking for hints needs a balloon with free-page-hint=on, and this machine has none.")
+        if self.watch_driver and not self.has_balloon:
+            raise ConfigError("Watching the balloon's driver needs a balloon, and this machine has none.")
 
     def _check_arch(self) -> None:
         if self.arch not in get_args(ArchName):
@@ -293,6 +296,7 @@ def make_config(
     modules: Sequence[str] = (),
     devices: Sequence[str] | None = None,
     arch: str = "x86_64",
+    watch_driver: bool = False,
 ) -> MachineConfig:
     """The machine that these words describe; see `vmm.boot` for what they are.  ConfigError with one sentence."""
     return MachineConfig(
@@ -309,4 +313,5 @@ def make_config(
         modules=tuple(modules),
         devices=parse_devices((default_device(arch),) if devices is None else devices),
         arch=cast(ArchName, arch),
+        watch_driver=watch_driver,
     )

@@ -9,7 +9,7 @@ unfiltered: control characters are shown as escapes.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -233,9 +233,17 @@ def summary(report: Mapping[str, Any], note: str = "") -> list[tuple[str, str]]:
     queues = ", ".join(f"{name} {count}" for name, count in counts if is_used or name not in BALLOON_QUEUES)
     rows += [("requests", queues)] if queues else []
     ram, end, peak = (format_size(memory[name]) for name in ("ram_bytes", "backed_bytes_end", "backed_bytes_peak"))
+    if report.get("breaches") is not None:
+        rows.append(("driver", _breaches(report["breaches"])))
     rows.append(("host memory", f"{end} behind the guest's {ram} at the end, {peak} at most"))
     rows.append(("exit status", str(report["exit_code"])))
     return rows
+
+
+def _breaches(breaches: Sequence[Mapping[str, Any]]) -> str:
+    """What a watched driver did wrong: the sentences were told when it happened."""
+    found = ", ".join(f"{each['id']} (§{each['section']}, {each['count']} times)" for each in breaches)
+    return f"broke {found.replace(', 1 times)', ')')}" if found else "broke none of the rules that are watched"
 
 
 def _outcome_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:

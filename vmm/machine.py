@@ -29,6 +29,7 @@ from vmm.platform import BoardPlatform
 from vmm.ppc_platform import PpcPlatform
 from vmm.state import TARGET_STEPS, TIMES, MachineState, restore, save
 from vmm.transcript import Transcript
+from vmm.watch import Breach
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -164,6 +165,12 @@ class Machine(Stateful):
         """The guest's statistics.  ConfigError when the machine has no balloon."""
         return StatsView(self.board.need_balloon()[1], lambda: self.now_ns)
 
+    @property
+    def breaches(self) -> tuple[Breach, ...]:
+        """The rules that the balloon's driver has broken so far, in that order; none where it is not watched."""
+        watched = self.board.watched
+        return () if watched is None else tuple(watched[1].breaches)
+
     def registers(self) -> dict[str, int]:
         """The CPU's registers by name."""
         return self.platform.cpu.registers()
@@ -279,6 +286,7 @@ class Machine(Stateful):
     def _finish(self, kind: str, exit_code: int, detail: str) -> None:
         self.outcome = Outcome(kind, exit_code, detail)
         self.platform.sample_backing()
+        self._look_at_driver(at_the_end=True)
         self._settle_output()
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -299,7 +307,15 @@ class Machine(Stateful):
             self.typist.serve()
         self.platform.drop_overwritten_code()
         self.platform.refresh_irq()
+        self._look_at_driver()
         self._settle_output()
+
+    def _look_at_driver(self, *, at_the_end: bool = False) -> None:
+        """See whether a driver that is watched has failed to do something in time."""
+        watched = self.board.watched if self.config.watch_driver else None
+        if watched is not None:
+            transport, device = watched
+            self.platform.carry_out(transport.signal(device.look(self.now_ns, at_the_end=at_the_end)))
 
     def _settle_output(self) -> None:
         """Hand events and console output to the observers.

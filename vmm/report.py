@@ -17,8 +17,9 @@ _BALLOON = (
 def report(machine: Machine) -> dict[str, Any]:
     """The run so far.  Times are guest nanoseconds; with the virtual clock two equal runs give equal reports.
 
-    Without a balloon `features`, `balloon` and `stats` are None.  `memory.backed_bytes_peak` is sampled at device
-    events, not by wall time.  `console` is the newest MiB of what the guest wrote, `console_dropped_bytes` came before.
+    Without a balloon `features`, `balloon` and `stats` are None; unless its driver is watched `breaches` is.
+    `memory.backed_bytes_peak` is sampled at device events, not by wall time.  `console` is the newest MiB of what the
+    guest wrote, `console_dropped_bytes` came before.
     """
     has_balloon = machine.board.balloon is not None
     outcome = machine.outcome
@@ -43,6 +44,7 @@ def report(machine: Machine) -> dict[str, Any]:
             for device in machine.board.virtio_devices
             for queue in device.queues
         ],
+        "breaches": [breach.report() for breach in machine.breaches] if machine.config.watch_driver else None,
         "console": machine.console.decode("utf-8", "replace"),
         "console_dropped_bytes": machine.console_dropped_bytes,
     }

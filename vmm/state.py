@@ -6,8 +6,8 @@ events that no observer has heard yet.  It holds no object of this process and n
 a file or a socket can carry it.  `schema` and `version` name its form; a new field or meaning is a new version.
 
 It says what it was taken from (`machine`): it can only be put into a machine of the same RAM, clock, devices and
-firmware.  The guest's name and how long to run are the configuration's; its parameter, the description of its payload
-and the targets that are still to come are in the state.
+firmware, whose driver is watched or not as it was there.  The guest's name and how long to run are the configuration's;
+its parameter, the description of its payload and the targets that are still to come are in the state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
 
 SCHEMA = "balloon-vmm machine"
-VERSION = 6
+VERSION = 7
 UNBOUNDED = 1 << 40
 _SIZE = Maybe(COUNTER)
 TIMES = Many(TIME_NS, longest=UNBOUNDED)
@@ -40,6 +40,7 @@ _WORDS = {
     "clock": "clock",
     "devices": "devices",
     "firmware_sha256": "firmware",
+    "watch_driver": "settings for watching the driver",
 }
 
 
@@ -93,4 +94,5 @@ def identity(machine: Machine) -> State:
             f"{each.driver},id={each.id}" + "".join(f",{k}={v}" for k, v in each.properties) for each in config.devices
         ],
         "firmware_sha256": hashlib.sha256(machine.board.rom).hexdigest(),
+        "watch_driver": "on" if config.watch_driver else "off",
     }

@@ -51,6 +51,7 @@ class Linux:
     kernel: Path = field(default_factory=debian.kernel)
     devices: tuple[str, ...] = ("virtio-balloon-pci,id=balloon0",)
     powerdown: str | None = None
+    watch_driver: bool = False
 
     def __enter__(self) -> Self:
         archive = self.folder / "initramfs"
@@ -62,6 +63,7 @@ class Linux:
             modules=[str(archive)],
             devices=self.devices,
             powerdown=self.powerdown,
+            watch_driver=self.watch_driver,
         )
         self.events: list[tuple[int, Event]] = []
         self.machine.observers.append(self)

@@ -70,7 +70,7 @@ from devices.write_tracking import WriteTracking
 from devices.writes import WriteLog
 from tests.support import BalloonMachine, Way, build_with
 from vmm.boards.board import SeededEntropy
-from vmm.boards.pc import PcBoard
+from vmm.boards.pc import BalloonUnderWatch, PcBoard
 from vmm.boards.ppc import PpcBoard
 from vmm.clock import RealtimeClock, VirtualClock
 from vmm.config import make_config
@@ -80,6 +80,10 @@ from vmm.machine import Machine
 from vmm.pc_platform import PcPlatform
 from vmm.ppc_platform import PpcPlatform
 from vmm.transcript import Transcript
+from vmm.watch.balloon import DriverWatch
+from vmm.watch.breaches import Breaches
+from vmm.watch.conversations import HintRules, StatsRules
+from vmm.watch.pages import PageRules
 
 OTHER_TRANSPORTS: tuple[Way, ...] = ("transitional", "legacy", "mmio", "mmio-legacy")
 FIT = "The saved state does not fit this machine: "
@@ -88,6 +92,9 @@ FIT = "The saved state does not fit this machine: "
 # -- completeness --------------------------------------------------------------------------------------------------
 
 VIRTIO = "memory name device_features driver_order queues _used _budget"
+BALLOON = (
+    f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue"
+)
 FUNCTION = "slot devfn name address bars"
 BUILT: dict[type, str] = {
     LocalApic: "name",
@@ -126,8 +133,13 @@ BUILT: dict[type, str] = {
     "_ring_gpa _device_gpa _round _ids_in_flight",
     SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _used_elem _walker _available _available_ring "
     "_used _used_bytes _used_ring _used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues "
-    "_stats_queue",
+    Balloon: BALLOON,
+    BalloonUnderWatch: f"{BALLOON} _now_ns _failed_before _bad_before _may_sweep",
+    DriverWatch: "",
+    Breaches: "",
+    StatsRules: "_breaches",
+    HintRules: "_breaches",
+    PageRules: "_memory _breaches _pending",
     SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
     Rng: f"{VIRTIO} _entropy",
     StatsConversation: "layout",
@@ -185,11 +197,13 @@ def everything() -> dict[type, Any]:
     plain = PciFunction(9, "plain", Identity(1, 2, 3, 4))
     others = [BalloonMachine(way) for way in OTHER_TRANSPORTS]
     functions = [other.function for other in others]
-    for thing in (full, ppc, machine.balloon, *rings, RealtimeClock(), plain, full.platform.cpu._shadow, *functions):
+    watched = BalloonMachine(build=BalloonUnderWatch)
+    machines = full, ppc, machine.balloon, watched.balloon, *functions
+    for thing in (*machines, *rings, RealtimeClock(), plain, full.platform.cpu._shadow):
         walk(thing)
     full.close()
     ppc.close()
-    for made in (machine, packed, *others):
+    for made in (machine, packed, watched, *others):
         made.close()
     return found
 

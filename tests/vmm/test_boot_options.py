@@ -14,13 +14,14 @@ MIB = 1 << 20
 
 
 def test_every_field_but_the_guest_has_its_word() -> None:
-    renamed = {"duration": "for"}
+    renamed = {"duration": "for", "watch_driver": "watch-driver"}
     expected = {f"--{renamed.get(field.name, field.name)}" for field in fields(BootOptions)} - {"--guest"}
     assert {word.option for word in WORDS.values()} - {"--help"} == expected
 
 
 def test_an_option_has_a_value_unless_it_is_a_flag() -> None:
-    assert {name for name, word in WORDS.items() if not word.has_value} == {"--help", "--json", "--shell", "--fetch"}
+    flags = {"--help", "--json", "--shell", "--fetch", "--watch-driver"}
+    assert {name for name, word in WORDS.items() if not word.has_value} == flags
 
 
 def test_a_short_name_means_the_long_one() -> None:

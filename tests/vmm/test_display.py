@@ -112,6 +112,14 @@ def test_the_summary_of_a_machine_without_a_balloon_has_no_balloon_in_it() -> No
     assert rows.keys() == {"outcome", "time", "host memory", "exit status"}
 
 
+def test_the_summary_tells_which_rules_a_watched_driver_broke() -> None:
+    assert "driver" not in dict(summary(fake_report()))
+    assert dict(summary(fake_report(breaches=[])))["driver"] == "broke none of the rules that are watched"
+    breaches = [{"id": "G1", "section": "3.1.1", "count": 1}, {"id": "R9", "section": "5.5.6.1", "count": 41}]
+    rows = dict(summary(fake_report(breaches=breaches)))
+    assert rows["driver"] == "broke G1 (§3.1.1), R9 (§5.5.6.1, 41 times)"
+
+
 UNUSED: dict[str, Any] = {
     "features": {"offered": ["VIRTIO_F_VERSION_1"], "negotiated": []},
     "balloon": dict.fromkeys(fake_report()["balloon"], 0),

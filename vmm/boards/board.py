@@ -21,6 +21,7 @@ from devices.state import COUNTER, Stateful, Table
 from devices.virtio.balloon import Balloon
 from devices.virtio.device import Notifications, VirtioDevice
 from vmm.config import MachineConfig
+from vmm.watch import WatchedBalloon
 
 if TYPE_CHECKING:
     from vmm.cpu import Cpu
@@ -119,6 +120,12 @@ class Board(Stateful, ABC):
             if isinstance(transport.device, Balloon):
                 return transport, transport.device
         return None
+
+    @property
+    def watched(self) -> tuple[Transport, WatchedBalloon] | None:
+        """The same if its driver is watched."""
+        found = self.balloon
+        return (found[0], found[1]) if found is not None and isinstance(found[1], WatchedBalloon) else None
 
     def need_balloon(self) -> tuple[Transport, Balloon]:
         """The balloon; ConfigError when the machine has none."""

@@ -47,6 +47,7 @@ from firmware import acpi
 from vmm import loader
 from vmm.boards.board import Board, SeededEntropy
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
+from vmm.watch import WatchedBalloon
 
 if TYPE_CHECKING:
     from vmm.cpu.x86 import X86Cpu, X86Platform
@@ -358,8 +359,15 @@ def _features(device: DeviceConfig, names: Iterable[str]) -> int:
     return sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
 
 
+class BalloonUnderWatch(WatchedBalloon, Balloon):
+    """The balloon where its driver is to be watched."""
+
+    STATE: ClassVar[Table] = {**Balloon.STATE, "watch": PART}
+
+
 def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
-    return Balloon(
+    kind = BalloonUnderWatch if board.config.watch_driver else Balloon
+    return kind(
         board.memory,
         name=device.id,
         features=_features(device, _FEATURE_OF),

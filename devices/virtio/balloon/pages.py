@@ -161,6 +161,13 @@ class BalloonPages:
         self._inside = np.frombuffer(self._bytes, np.bool_)
         self.count = 0
 
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """For each page up to the end of RAM whether it is in the balloon; only to look at."""
+        view = self._inside.view()
+        view.setflags(write=False)
+        return view
+
     def move(self, pages: PageSet, inside: bool) -> int:
         """Put pages in, or take them out; returns how many were not already where they shall be."""
         total, first = pages.pages, pages.first
