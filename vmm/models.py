@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from devices.errors import ConfigError
+from devices.virtio.policy import POLICIES
+from devices.virtio.profiles import PROFILES
 
-Kind = Literal["name", "slot", "place", "flag", "fixed"]
+Kind = Literal["name", "slot", "place", "flag", "choice", "fixed"]
 BusName = Literal["pci", "mmio"]
 
 FIRST_SLOT, LAST_SLOT = 3, 31  # PCI device numbers on bus 0; lower ones are the board's own
@@ -25,12 +27,14 @@ DEFAULT_DEVICE = "virtio-balloon-pci,id=balloon0"
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """One property: `default` as the user would write it; a "fixed" one can only have its default."""
+    """One property: `default` as the user would write it; a "choice" is one of `choices`, a "fixed" one can only have
+    its default."""
 
     name: str
     kind: Kind
     default: str
     help: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +85,31 @@ _BALLOON = (
     Property("free-page-hint", "fixed", "off", "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
     Property("page-poison", "fixed", "off", "VIRTIO_BALLOON_F_PAGE_POISON"),
 )
+_POLICY = (
+    Property(
+        "guest-errors",
+        "choice",
+        "reset",
+        "what becomes of a chain that breaks a rule: the device needs a reset, it comes back unread, or never",
+        tuple(POLICIES),
+    ),
+    Property(
+        "profile",
+        "choice",
+        "none",
+        "take a driver's mistakes as that monitor does (instead of guest-errors)",
+        ("none", *PROFILES),
+    ),
+)
 _BALLOON_SUMMARY = "memory balloon: inflate, deflate, statistics, free page reporting"
 _RNG_SUMMARY = "source of random bytes"
 _ON_MMIO = "; on virtio-mmio"
 
 MODELS = (
-    Model("virtio-balloon-pci", "balloon", _BALLOON_SUMMARY, (*_PCI, *_BALLOON, *_FIXED)),
-    Model("virtio-balloon-device", "balloon", _BALLOON_SUMMARY + _ON_MMIO, (*_MMIO, *_BALLOON, *_FIXED), "mmio"),
+    Model("virtio-balloon-pci", "balloon", _BALLOON_SUMMARY, (*_PCI, *_BALLOON, *_POLICY, *_FIXED)),
+    Model(
+        "virtio-balloon-device", "balloon", _BALLOON_SUMMARY + _ON_MMIO, (*_MMIO, *_BALLOON, *_POLICY, *_FIXED), "mmio"
+    ),
     Model("virtio-rng-pci", "rng", _RNG_SUMMARY, (*_PCI, *_FIXED)),
     Model("virtio-rng-device", "rng", _RNG_SUMMARY + _ON_MMIO, (*_MMIO, *_FIXED), "mmio"),
 )
@@ -105,7 +127,8 @@ _SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """One device: `properties` are (name, value) in the order of their names: every flag of the model as "on" or "off",
-    and where it is: "addr", its PCI device number in hexadecimal, or "slot", the number of a virtio-mmio device."""
+    every choice, and where it is: "addr", its PCI device number in hexadecimal, or "slot", the number of a virtio-mmio
+    device."""
 
     driver: str
     id: str
@@ -120,6 +143,16 @@ class DeviceConfig:
         if prop is None or prop.kind not in ("flag", "fixed"):
             raise KeyError(name)
         return prop.default == "on"
+
+    def choice(self, name: str) -> str:
+        """What the property `name` is; KeyError when the model has no such choice."""
+        given = dict(self.properties)
+        if name in given:
+            return given[name]
+        prop = find_model(self.driver).find(name)
+        if prop is None or prop.kind != "choice":
+            raise KeyError(name)
+        return prop.default
 
     @property
     def bus(self) -> BusName:
@@ -202,7 +235,7 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
     """
     driver, *settings = (part.strip() for part in text.split(","))
     model = find_model(driver)
-    values: dict[str, str] = {prop.name: prop.default for prop in model.properties if prop.kind == "flag"}
+    values: dict[str, str] = {prop.name: prop.default for prop in model.properties if prop.kind in ("flag", "choice")}
     for setting in settings:
         name, equals, value = setting.partition("=")
         prop = model.find(name)
@@ -213,6 +246,11 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
     if (values.get("disable-legacy"), values.get("disable-modern")) == ("on", "on"):
         raise ConfigError(
             f"{model.driver}: disable-legacy and disable-modern must not both be on; no interface would be left."
+        )
+    if values.get("profile", "none") != "none" and values["guest-errors"] != "reset":
+        raise ConfigError(
+            f"{model.driver}: profile={values['profile']} says what becomes of guest errors itself; "
+            f"guest-errors={values['guest-errors']} must not stand beside it."
         )
     name = values.pop("id", "") or _free_name(model.stem, set(taken))
     return DeviceConfig(model.driver, name, tuple(sorted(values.items())))
@@ -235,6 +273,13 @@ def _parse_value(model: Model, prop: Property, text: str) -> str:
     if prop.kind == "place":
         if text not in _PLACES["mmio"][1]:
             raise ConfigError(f"{model.driver}: slot must be a number from 0 to {MMIO_PLACES - 1}, not {text!r}.")
+        return text
+    if prop.kind == "choice":
+        if text not in prop.choices:
+            raise ConfigError(
+                f"{model.driver}: {prop.name} must be {', '.join(prop.choices[:-1])} or {prop.choices[-1]}, "
+                f"not {text!r}{did_you_mean(text, prop.choices)}"
+            )
         return text
     value = _FLAGS.get(text.lower())
     if value is None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
 
 SCHEMA = "balloon-vmm machine"
-VERSION = 5
+VERSION = 6
 UNBOUNDED = 1 << 40
 _SIZE = Maybe(COUNTER)
 TARGET_STEPS = Many(Record(TargetStep, time_ns=TIME_NS, ram_bytes=_SIZE, balloon_bytes=_SIZE), longest=UNBOUNDED)

@@ -20,6 +20,7 @@ can be seen of it is that `actual` falls below the target; a driver that is bein
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
@@ -27,12 +28,14 @@ from devices.registers import Register, RegisterMap
 from devices.state import COUNTER, FLAG, PART, Many, Maybe, Table, refuse, require_list, uint
 from devices.virtio import spec
 from devices.virtio.balloon import stats
+from devices.virtio.balloon.imitation import Handler, imitated
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.policy import OUR_PAYLOAD, RESET, Policy
 from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES, is_in_flight
 
 _PFN_BYTES = PFN.itemsize
@@ -91,7 +94,8 @@ def _offered_queues(features: int, size: int) -> list[QueueSpec]:
 class Balloon(VirtioDevice):
     """A balloon for `memory`.  ValueError when `features` has a bit that is not supported.
 
-    Its queues have `queue_size` entries; reporting_vq never fewer than 32.
+    Its queues have `queue_size` entries; reporting_vq never fewer than 32.  `policy` says what becomes of the driver's
+    mistakes.
 
     Pages are always 4096 bytes.  `num_pages` is how many the host wants in the balloon, `actual` how many the driver
     says are.  Counters run on over resets: `inflated_pages` and `deflated_pages` count pages that went in and came out,
@@ -122,11 +126,12 @@ class Balloon(VirtioDevice):
         name: str = "balloon0",
         features: int = DEFAULT_FEATURES,
         queue_size: int = 128,
+        policy: Policy = RESET,
     ) -> None:
         if features & ~SUPPORTED_FEATURES:
             unknown = ", ".join(spec.feature_names(features & ~SUPPORTED_FEATURES, self.device_id))
             raise ValueError(f"{name}: the balloon does not support {unknown}")
-        super().__init__(memory, name, features, _offered_queues(features, queue_size))
+        super().__init__(memory, name, features, _offered_queues(features, queue_size), policy)
         self.num_pages = 0
         self.actual = 0
         self.inflated_pages = self.deflated_pages = self.discarded_bytes = 0
@@ -141,12 +146,14 @@ class Balloon(VirtioDevice):
         self._held: Chains | None = None
         self._stats_came = False
         self._told_actual = 0
-        self._handlers = {
+        self._handlers: Mapping[str, Handler] = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
             "statsq": self._take_stats,
             "reporting_vq": self._take_reports,
         }
+        if policy.payload != OUR_PAYLOAD:
+            self._handlers = imitated(self, policy.payload, self._handlers)
         # What the slices of each queue's batches do with their pages.
         self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
         self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]
