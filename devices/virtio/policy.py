@@ -91,11 +91,11 @@ class Policy:
         """What to do about `fault` where it cannot be tolerated."""
         if fault is Fault.PLACEMENT:
             return Treatment.RESET  # there is no queue to go on with
+        if fault is Fault.NO_BUFFER:
+            return self.treatments.get(fault, Treatment.SKIP)  # whoever tolerates empty buffers has nothing to read
         treatment = self.treatments.get(fault, self.usual)
         if fault is Fault.OVERRUN and treatment is not Treatment.RESET:
             return Treatment.STALL  # there is no place behind it to go on from
-        if fault is Fault.NO_BUFFER and treatment is Treatment.RESET:
-            return Treatment.SKIP  # whoever tolerates empty buffers returns a chain of nothing else
         return treatment
 
     def faults(self, treatment: Treatment) -> frozenset[Fault]:
