@@ -19,6 +19,7 @@ def test_a_device_without_properties_has_its_defaults() -> None:
     device = only("virtio-balloon-pci")
     assert (device.driver, device.id, device.slot) == ("virtio-balloon-pci", "balloon0", 3)
     assert all(device.flag(name) for name in ("must-tell-host", "stats-vq", "indirect_desc", "event_idx"))
+    assert (device.choice("guest-errors"), device.choice("profile")) == ("reset", "none")
     assert not device.flag("deflate-on-oom") and not device.flag("free-page-reporting")
 
 
@@ -69,6 +70,21 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
             ["virtio-balloon-pci,page-poison=on"],
             "virtio-balloon-pci: page-poison can only be off in this version (VIRTIO_BALLOON_F_PAGE_POISON).",
         ),
+        (
+            ["virtio-balloon-pci,guest-errors=skp"],
+            "virtio-balloon-pci: guest-errors must be reset, skip or ignore, not 'skp'; did you mean 'skip'?",
+        ),
+        (
+            ["virtio-balloon-device,profile=xen"],
+            "virtio-balloon-device: profile must be none, qemu, firecracker, crosvm, cloud-hypervisor or kvmtool, "
+            "not 'xen'.",
+        ),
+        (
+            ["virtio-balloon-pci,profile=qemu,guest-errors=skip"],
+            "virtio-balloon-pci: profile=qemu says what becomes of guest errors itself; "
+            "guest-errors=skip must not stand beside it.",
+        ),
+        (["virtio-rng-pci,guest-errors=skip"], "virtio-rng-pci has no property 'guest-errors'."),
         (
             ["virtio-rng-pci,addr=2"],
             "virtio-rng-pci: addr must be a PCI device number from 3 to 1f (hexadecimal), not '2'.",
