@@ -30,7 +30,7 @@ class Fault(Enum):
     EMPTY = "a buffer of no bytes"
     """Tolerated: left out."""
     NO_BUFFER = "a chain of nothing but empty buffers, where those are tolerated"
-    OUTSIDE_RAM = "a buffer or an indirect table that is not in RAM"
+    OUTSIDE_RAM = "a buffer that is not in RAM"
     TOO_LONG = "a chain of more than 2^32 bytes"
     """Tolerated: taken as it stands."""
     NOT_NEGOTIATED = "an indirect table without VIRTIO_F_INDIRECT_DESC"
@@ -38,6 +38,7 @@ class Fault(Enum):
     TABLE_PLACE = "an indirect descriptor in an indirect table, or in the list of a packed ring"
     TABLE_AND_NEXT = "an indirect descriptor with a next one"
     """Tolerated: the table is followed, and nothing behind it."""
+    TABLE_OUTSIDE_RAM = "an indirect table that is not in RAM"
     TABLE_LENGTH = "an indirect table of no, or of no whole number of descriptors, or too long for a packed ring"
 
 

@@ -203,10 +203,10 @@ class PackedWalker:
             raise self._no_buffer(head)
         self._check_buffer(head, gpa, size)
 
-    def _check_buffer(self, head: int, gpa: int, size: int) -> None:
+    def _check_buffer(self, head: int, gpa: int, size: int, fault: Fault = Fault.OUTSIDE_RAM) -> None:
         if self._memory.region_of(gpa, size) is None and not self._memory.contains(gpa, size):
             error = OutsideRam(gpa, size, "2.8.13")
-            error.head, error.fault = head, Fault.OUTSIDE_RAM
+            error.head, error.fault = head, fault
             raise error
 
     def _follow_table(
@@ -222,7 +222,7 @@ class PackedWalker:
             if fault in self._plain:
                 return None
             self._object(fault, section, head, text)
-        self._check_buffer(head, gpa, size)
+        self._check_buffer(head, gpa, size, Fault.TABLE_OUTSIDE_RAM)
         write = False
         for entry in _DESC.iter_unpack(self._memory.read(gpa, size)):
             write = self._add(head, entry[0], entry[1], bool(entry[3] & _WRITE), write, addr, length, writable)

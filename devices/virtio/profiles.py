@@ -64,9 +64,33 @@ _QEMU = Profile(
     _RESET,
     "`virtio_error`: DEVICE_NEEDS_RESET and a configuration interrupt; chains before it are done",
     (
+        Row(
+            Fault.OUTSIDE_RAM,
+            _SKIP,
+            "up to a page is read as the bus answers, and the chain returned; more than that is an error",
+            exact=False,
+        ),
+        Row(
+            Fault.NEXT,
+            _RESET,
+            "an error; in a packed ring a list is followed whether its descriptors are available or not",
+            exact=False,
+        ),
+        Row(
+            Fault.LOOP,
+            _RESET,
+            "an error; but an indirect table may have up to 1024 descriptors, whatever the queue has",
+            exact=False,
+        ),
         Row(Fault.NOT_NEGOTIATED, _TOLERATE, _FOLLOWED),
         Row(Fault.TABLE_PLACE, _PLAIN, _IN_TABLE),
         Row(Fault.TABLE_AND_NEXT, _TOLERATE, _TABLE_ONLY),
+        Row(
+            Fault.TABLE_LENGTH,
+            _RESET,
+            "an error; of a packed ring an empty table ends the monitor (7.2), and a long one is taken",
+            exact=False,
+        ),
         Row(Fault.IN_FLIGHT, _SKIP, _TWICE, exact=False),
     ),
     ("an array that ends within an entry: the bytes behind the last whole one are ignored",),
@@ -84,6 +108,7 @@ _FIRECRACKER = Profile(
         Row(Fault.EMPTY, _TOLERATE, "read as a request of nothing"),
         Row(Fault.TOO_LONG, _TOLERATE, "never noticed"),
         Row(Fault.OUTSIDE_RAM, _IGNORE, "taken, logged, and not returned", exact=False),
+        Row(Fault.TABLE_OUTSIDE_RAM, _IGNORE, "taken, logged, and not returned", exact=False),
         Row(Fault.IN_FLIGHT, _SKIP, _TWICE, exact=False),
         *(
             Row(fault, _PLAIN, "the flag is not looked at: the table is read as the buffer")
@@ -145,6 +170,7 @@ _KVMTOOL = Profile(
         Row(Fault.EMPTY, _TOLERATE, "read as a request of nothing"),
         Row(Fault.TOO_LONG, _TOLERATE, "never noticed"),
         Row(Fault.OUTSIDE_RAM, _STALL, "NULL is read, and the monitor ends", exact=False),
+        Row(Fault.TABLE_OUTSIDE_RAM, _STALL, "NULL is read, and the monitor ends", exact=False),
         Row(Fault.NOT_NEGOTIATED, _TOLERATE, _FOLLOWED),
         Row(Fault.TABLE_PLACE, _PLAIN, _IN_TABLE),
         Row(Fault.TABLE_AND_NEXT, _TOLERATE, _TABLE_ONLY),

@@ -146,10 +146,10 @@ class Walker:
         if fault not in self._tolerated:
             raise DriverError(section, f"the chain at {head} {text}", head=head, fault=fault)
 
-    def _check_buffer(self, head: int, gpa: int, size: int) -> None:
+    def _check_buffer(self, head: int, gpa: int, size: int, fault: Fault = Fault.OUTSIDE_RAM) -> None:
         if self._memory.region_of(gpa, size) is None and not self._memory.contains(gpa, size):
             error = OutsideRam(gpa, size, "2.7.5")
-            error.head, error.fault = head, Fault.OUTSIDE_RAM
+            error.head, error.fault = head, fault
             raise error
 
     def _indirect_table(self, head: int, gpa: int, size: int, flags: int, in_table: bool) -> memoryview | None:
@@ -161,7 +161,7 @@ class Walker:
                 if fault in self._plain:
                     return None
                 self._object(fault, section, head, text)
-        self._check_buffer(head, gpa, size)
+        self._check_buffer(head, gpa, size, Fault.TABLE_OUTSIDE_RAM)
         if self._memory.region_of(gpa, size) is not None:
             return self._memory.view(gpa, size).data
         return memoryview(self._memory.read(gpa, min(size, _REACHABLE_BYTES)))

@@ -25,8 +25,9 @@ KINDS = {
     "empty": ("zero_length_descriptor",),
     "outside": (
         *("buffer_outside_ram", "buffer_half_outside_ram", "buffer_wraps_around_64_bits", "buffer_of_4_gib"),
-        *("writable_buffer_outside_ram", "second_descriptor_outside_ram", "table_outside_ram", "table_of_4_gib"),
+        *("writable_buffer_outside_ram", "second_descriptor_outside_ram"),
     ),
+    "table outside": ("table_outside_ram", "table_of_4_gib"),
     "twice": ("same_head_twice",),
     "not negotiated": ("indirect_not_negotiated",),
     "nested": ("table_in_table", "table_in_itself"),
@@ -42,7 +43,8 @@ next            reset    waits        waits    done              dropped
 loop            reset    done         waits    done              waits
 order           reset    done         waits    done              done
 empty           reset    skipped      skipped  skipped           skipped
-outside         reset    dropped      waits    waits             waits
+outside         skipped  dropped      waits    waits             waits
+table outside   reset    dropped      waits    waits             waits
 twice           skipped  skipped      skipped  skipped           skipped
 not negotiated  done     done         waits    done              done
 nested          done     done         waits    waits             done
