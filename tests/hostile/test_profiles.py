@@ -114,7 +114,7 @@ def test_a_profile_over_a_packed_ring_touches_nothing_it_must_not(
     before = machine.snapshot()
     requests.raw.kick()
     layout = machine.driver.queues[0].layout
-    used = (layout.descriptor(0), 16 * requests.raw.size), (layout.device_gpa, 4)  # type: ignore[union-attr]
+    used = (layout.descriptor(0), 16 * requests.raw.size), (layout.device_gpa, 4)
     named = [(page << 12, 4096) for page in range(16)]  # a table that is read as an array names small numbers
     assert before.changed(outside=[*used, *named]) == []
     machine.driver.start()
