@@ -24,7 +24,9 @@ def fault_rows() -> list[str]:
         )
         for fault in Fault
     }
-    return [f"| `{fault.name}` | {fault.value} | {more[fault] or 'no more'} |" for fault in Fault]
+    more[Fault.PLACEMENT] = "nothing: always `reset`"
+    more[Fault.OVERRUN] = "only `reset` and `stall` mean something"
+    return [f"| `{fault.name}` | {fault.value} | {more[fault] or 'nothing'} |" for fault in Fault]
 
 
 def profile_section(profile: Profile) -> str:

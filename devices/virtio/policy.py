@@ -56,8 +56,9 @@ class PayloadRules:
     """How a balloon reads requests that are no ring errors, where that is not as we do it.
 
     `head_only`: of an inflate or deflate request only the first descriptor counts.  `odd_array`: what becomes of one
-    that is no multiple of four bytes (None: its whole entries count).  One of more than `longest_array_bytes` is dealt
-    with by `long_array`.  Of a statistics buffer only `longest_stats_bytes` are read (None: as many as we read)."""
+    that is no multiple of four bytes (None: its whole entries count).  An inflate request of more than
+    `longest_array_bytes` is dealt with by `long_array`.  Of a statistics buffer only `longest_stats_bytes` are read
+    (None: as many as we read)."""
 
     head_only: bool = False
     odd_array: Treatment | None = None

@@ -2,7 +2,7 @@
 
 For people who port drivers.  Owns the rows.  Refuses to know how a treatment is carried out.
 
-A row says what the other monitor does, as read in its source in 2026, and how that is imitated.  Where `exact` is not
+A row says what the other monitor does, as read in its public source, and how that is imitated.  Where `exact` is not
 set, the imitation is of what the driver sees, and not always of all of it: following a loop without end, touching
 memory outside RAM and ending the monitor are not imitated, whoever does them.  Only QEMU's rows can be compared with
 the real thing.  Faults without a row are dealt with as is usual there.
@@ -118,7 +118,7 @@ _FIRECRACKER = Profile(
     (
         "a request of several descriptors: only the first is read",
         "an array that is no multiple of 4 bytes: returned unread",
-        "an array of more than 256 entries: taken and never returned",
+        "an inflate request of more than 256 entries: taken and never returned",
     ),
     PayloadRules(head_only=True, odd_array=_SKIP, longest_array_bytes=1024, long_array=_IGNORE),
 )
@@ -132,8 +132,7 @@ _CROSVM = Profile(
         Row(Fault.EMPTY, _TOLERATE, "read as a buffer of nothing"),
         Row(Fault.IN_FLIGHT, _SKIP, _TWICE, exact=False),
     ),
-    ("an array that is no multiple of 4 bytes: returned unread",),
-    PayloadRules(odd_array=_SKIP),
+    ("an array that ends within an entry: the bytes behind the last whole one are ignored",),
 )
 
 _CLOUD_HYPERVISOR = Profile(

@@ -135,7 +135,7 @@ def payload(requests: Requests, head: int, data: bytes) -> None:
     [
         ("qemu", "entries"),
         ("firecracker", "unread"),
-        ("crosvm", "unread"),
+        ("crosvm", "entries"),
         ("cloud-hypervisor", "lost"),
         ("kvmtool", "entries"),
     ],
@@ -174,6 +174,15 @@ def test_a_request_of_two_descriptors(make_machine: MakeMachine, profile: str) -
     head_only = profile in ("firecracker", "cloud-hypervisor", "kvmtool")
     assert machine.are_zero(pfns[:1])
     assert machine.are_filled(pfns[1:]) if head_only else machine.are_zero(pfns[1:])
+    assert raw.heads_returned() == [20]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_deflate_request_of_more_than_256_entries_comes_back(make_machine: MakeMachine, profile: str) -> None:
+    machine = start(make_machine, "pci", PROFILES[profile].policy).machine
+    raw = RawQueue(machine.driver, DEFLATEQ)
+    payload(Requests(machine, raw), 20, pfn_bytes([5] * 257))
+    raw.kick()
     assert raw.heads_returned() == [20]
 
 

@@ -39,7 +39,8 @@ def _page_request(
     if rules.head_only:
         chains = _heads_only(chains)
     sizes = np.array(chains.readable_bytes(), np.int64)
-    long = sizes > (sizes if rules.longest_array_bytes is None else rules.longest_array_bytes)
+    longest = rules.longest_array_bytes if queue.name == "inflateq" else None
+    long = sizes > (sizes if longest is None else longest)
     odd = (sizes % PFN.itemsize != 0) & ~long
     told, good = NO_NOTIFICATIONS, np.ones(len(sizes), np.bool_)
     for which, treatment, what in (
