@@ -16,7 +16,7 @@ from bench.device_path import bare_discard
 from bench.rig import AVAILABLE, BACKINGS, DESC, FIRST_PFN, QUEUE_SIZE, REQUEST_PAGES, USED, Rig, pfns_of
 from devices.virtio import spec
 from devices.virtio.balloon.pages import PfnReader
-from devices.virtio.balloon.stats import parse
+from devices.virtio.balloon.stats_formats import parse
 from devices.virtio.split import SplitQueue
 from devices.virtio.walk import Walker
 

@@ -31,6 +31,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from devices import hostcalls
 from devices.errors import ConfigError, OutsideRam
+from devices.write_tracking import WriteTracking
 from devices.writes import WriteLog
 
 PAGE_BYTES = 4096
@@ -353,6 +354,11 @@ class GuestMemory:
 
         Ranges that touch are joined.  If nobody asked for long, the list names what lies between them too."""
         return self.writes.take()
+
+    def track_writes(self) -> WriteTracking:
+        """Something that can tell which pages nobody wrote, host, device or CPU, since it was started.  At most one may
+        be active."""
+        return WriteTracking(self.regions)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

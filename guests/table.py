@@ -85,6 +85,7 @@ STATS = GuestRow(
     parameters=(
         ("ticks=N", "ends after N tenths of a second with exit code 0; otherwise it never ends"),
         _INTX,
+        ("v2=1", "lays statistics out as they were first proposed (device: stats-format=v2)"),
     ),
     prints=(
         r"^stats: \d+ pages, all of them written to; \d+ for the workload, \d+ for a RAM disk to swap to, \d+ free$",
@@ -109,6 +110,11 @@ BALLOON = GuestRow(
         ("check=0", "gives pages away without looking at them first, so that inflating can be timed"),
         _INTX,
         ("report=1", "reports its free pages at the start and after each target (device: free-page-reporting=on)"),
+        (
+            "hint=2",
+            "writes to every other page that it hints (--hint TIME) before the host knows; hint=0 hints nothing",
+        ),
+        ("poison=N", "fills free pages with the number N, and expects it in what it reported (PAGE_POISON)"),
     ),
     prints=(
         _VIRTIO,

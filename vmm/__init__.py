@@ -28,6 +28,7 @@ def boot(
     memory: str | int = "64M",
     clock: str = "virtual",
     targets: str = "",
+    hints: str = "",
     poll: str | float = 0,
     duration: str | None = None,
     powerdown: str | float | None = None,
@@ -38,12 +39,13 @@ def boot(
 ) -> Machine:
     """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
 
-    `memory` is a size such as "64M", or bytes; `targets` a schedule such as "32M@2s,64M@4s"; `poll` the seconds of
-    guest time between two requests for statistics (0: none); `duration` the guest time after which the run ends,
-    `powerdown` the one at which the power button is pressed; `parameter` reaches the guest; `bios` is a file with
-    firmware to run instead of the project's own, and then needs no guest, or "none" to start a Linux kernel without
-    any; `modules` are a Linux kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are
-    written as for QEMU's -device.  ConfigError with one sentence when something of it cannot be.
+    `memory` is a size such as "64M", or bytes; `targets` a schedule such as "32M@2s,64M@4s"; `hints` the times, such as
+    "1s,3s", at which the guest is asked which of its pages are free; `poll` the seconds of guest time between two
+    requests for statistics (0: none); `duration` the guest time after which the run ends, `powerdown` the one at which
+    the power button is pressed; `parameter` reaches the guest; `bios` is a file with firmware to run instead of the
+    project's own, and then needs no guest, or "none" to start a Linux kernel without any; `modules` are a Linux
+    kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are written as for QEMU's
+    -device. ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
     from vmm.machine import Machine
@@ -54,6 +56,7 @@ def boot(
             memory=memory,
             clock=clock,
             targets=targets,
+            hints=hints,
             poll=poll,
             duration=duration,
             powerdown=powerdown,

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, cast
 
 import firmware
 from devices import fw_cfg, fw_cfg_dma
@@ -37,7 +37,7 @@ from devices.serial import Serial
 from devices.state import COUNTER, PART, Many, Stateful, Table
 from devices.timer import PortB, Timer8254
 from devices.virtio import spec
-from devices.virtio.balloon import Balloon
+from devices.virtio.balloon import Balloon, Numbering
 from devices.virtio.device import VirtioDevice
 from devices.virtio.policy import POLICIES, Policy
 from devices.virtio.profiles import PROFILES
@@ -394,6 +394,8 @@ _FEATURE_OF = {
     "must-tell-host": spec.VIRTIO_BALLOON_F_MUST_TELL_HOST,
     "stats-vq": spec.VIRTIO_BALLOON_F_STATS_VQ,
     "deflate-on-oom": spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
+    "free-page-hint": spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+    "page-poison": spec.VIRTIO_BALLOON_F_PAGE_POISON,
     "free-page-reporting": spec.VIRTIO_BALLOON_F_PAGE_REPORTING,
 }
 
@@ -404,7 +406,14 @@ def _features(device: DeviceConfig, names: Iterable[str]) -> int:
 
 
 def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
-    return Balloon(board.memory, name=device.id, features=_features(device, _FEATURE_OF), policy=_policy(device))
+    return Balloon(
+        board.memory,
+        name=device.id,
+        features=_features(device, _FEATURE_OF),
+        numbering=cast(Numbering, device.choice("queue-numbering")),
+        stats_format=device.choice("stats-format"),
+        policy=_policy(device),
+    )
 
 
 def _policy(device: DeviceConfig) -> Policy:

@@ -45,6 +45,10 @@ class BootOptions:
         str | None,
         _option(metavar="SIZE[@TIME],…", help="RAM left to the guest from that guest time on, or balloon=SIZE."),
     ] = None
+    hint: Annotated[
+        str,
+        _option(metavar="TIME,…", help="Ask then which pages are free, and give them back to the host."),
+    ] = ""
     poll: Annotated[
         str | None, _option(metavar="SECONDS", help="Ask for statistics that often, in guest time; 0: never.")
     ] = None
@@ -113,8 +117,8 @@ class BootOptions:
 
     @property
     def devices(self) -> Sequence[str]:
-        """The devices asked for, or the one balloon."""
-        return self.device or [DEFAULT_DEVICE]
+        """The devices asked for, or the one balloon: with hinting, if hints are wanted of it."""
+        return self.device or [DEFAULT_DEVICE + (",free-page-hint=on" if self.hint else "")]
 
     def config(self, row: GuestRow | None = None) -> MachineConfig:
         """The machine, completed from the demonstration of `row`, or the bundled guest's, where the user said nothing.
@@ -128,6 +132,7 @@ class BootOptions:
             memory=self.memory or (row.memory if row else _default_memory(guest)),
             clock=self.clock or "virtual",
             targets=self.target or "",
+            hints=self.hint,
             poll=self.poll or 0,
             duration=self.duration,
             powerdown=self.powerdown,

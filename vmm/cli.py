@@ -19,6 +19,7 @@ from vmm import __version__
 from vmm.boot_debian import NAME as DEBIAN
 from vmm.boot_debian import boot_debian, check_options
 from vmm.boot_options import WORDS, BootOptions
+from vmm.conformance.command import CONFORMANCE_EPILOG, CONFORMANCE_HELP, conformance_command
 from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
 from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from guests import GuestRow
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-COMMANDS = ("boot", "guests", "devices", "initramfs")
+COMMANDS = ("boot", "guests", "devices", "initramfs", "conformance")
 NOT_COMMANDS = {"run": "boot", "start": "boot", "list": "guests"}  # what other programs call them
 
 EXIT_STATUSES = (
@@ -56,6 +57,7 @@ Examples:
   vmm boot                                  the stats guest and its demonstration
   vmm boot stats -m 128M --target 96M@1s,128M@3s --poll 0.5 --for 5s
   vmm boot balloon --target balloon=16M --for 2s --json
+  vmm boot balloon --hint 1s --for 2s       free memory goes to the host, nothing is lost
   vmm boot ./mine.elf --param "two words" --serial file:console.txt
   vmm boot -kernel vmlinuz -initrd initrd.img -append console=ttyS0 --serial stdio
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
@@ -121,6 +123,7 @@ def devices_command() -> None:
 
 
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
+app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)
 
 
 # -- what the words mean -------------------------------------------------------------------------------------------
@@ -221,7 +224,9 @@ def _dispatch(words: list[str]) -> int:
     # The parser writes its help itself, and to a full disk as well.
     with guarded() if "--help" in words else nullcontext():
         result = app(words, prog_name="vmm", standalone_mode=False)
-    return boot(result) if isinstance(result, BootOptions) else 0
+    if isinstance(result, BootOptions):
+        return boot(result)
+    return result if isinstance(result, int) else 0
 
 
 def _rewrite(words: list[str]) -> list[str]:

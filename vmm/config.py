@@ -31,6 +31,7 @@ __all__ = [
     "parse_duration",
     "parse_size",
     "parse_targets",
+    "parse_times",
 ]
 
 ClockName = Literal["virtual", "realtime"]
@@ -85,7 +86,8 @@ class MachineConfig:
     `bios` is a file with firmware to run instead of the project's own; then `guest` may be empty.  It may be "none":
     the guest, a Linux or PVH kernel, is then started without any firmware.  `modules` are files
     for a Multiboot kernel, each with the words that go with it.  `parameter` reaches the guest as its command line.
-    `targets` are in the order of their times; the power button is pressed at `powerdown_ns`.  `title` is what to call
+    `targets` are in the order of their times, `hints_ns` the times at which the balloon's driver is asked for
+    hints of free pages; the power button is pressed at `powerdown_ns`.  `title` is what to call
     the guest where its file's name means nothing to the user; `reset_status` is the exit status where a reset of the
     machine ends the run.  ConfigError when a field cannot be, or two of them cannot be together.
     """
@@ -94,6 +96,7 @@ class MachineConfig:
     memory_bytes: int = 64 * MIB
     clock: ClockName = "virtual"
     targets: tuple[TargetStep, ...] = ()
+    hints_ns: tuple[int, ...] = ()
     poll_ns: int = 0
     for_ns: int | None = None
     powerdown_ns: int | None = None
@@ -124,6 +127,8 @@ class MachineConfig:
             step.check(self.memory_bytes)
         if not self.has_balloon and (self.targets or self.poll_ns):
             raise ConfigError("A target or a polling interval needs a balloon, and this machine has none.")
+        if self.hints_ns and not self.has_hinting:
+            raise ConfigError("Asking for hints needs a balloon with free-page-hint=on, and this machine has none.")
 
     def _check_parameter(self) -> None:
         if "\0" in self.parameter:
@@ -159,6 +164,11 @@ class MachineConfig:
     @property
     def has_balloon(self) -> bool:
         return any(device.is_balloon for device in self.devices)
+
+    @property
+    def has_hinting(self) -> bool:
+        balloons = (device for device in self.devices if device.is_balloon)
+        return any(device.flag("free-page-hint") for device in balloons)
 
 
 def host_memory_bytes() -> int:
@@ -209,6 +219,11 @@ def parse_targets(text: str) -> tuple[TargetStep, ...]:
     return tuple(sorted(steps, key=lambda step: step.time_ns))
 
 
+def parse_times(text: str) -> tuple[int, ...]:
+    """Times such as "1s,2.5s" in their order, in nanoseconds."""
+    return tuple(sorted(parse_duration(part) for part in text.split(","))) if text.strip() else ()
+
+
 def _parse_step(part: str) -> TargetStep:
     what, at, when = part.strip().partition("@")
     if not what or (at and not when):
@@ -231,6 +246,7 @@ def make_config(
     memory: str | int = "64M",
     clock: str = "virtual",
     targets: str = "",
+    hints: str = "",
     poll: str | float = 0,
     duration: str | float | None = None,
     powerdown: str | float | None = None,
@@ -245,6 +261,7 @@ def make_config(
         memory_bytes=parse_size(memory) if isinstance(memory, str) else memory,
         clock=cast(ClockName, clock),
         targets=parse_targets(targets),
+        hints_ns=parse_times(hints),
         poll_ns=parse_duration(poll),
         for_ns=None if duration is None else parse_duration(duration),
         powerdown_ns=None if powerdown is None else parse_duration(powerdown),

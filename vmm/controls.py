@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from devices.errors import ConfigError
 from devices.memory import PAGE_BYTES
 from devices.virtio import spec
 from vmm.config import TargetStep, format_size, parse_size
@@ -67,8 +68,34 @@ class BalloonControl:
         return self.reported_pages * PAGE_BYTES
 
     @property
+    def poisoned_pages(self) -> int:
+        """Reported pages that stay, since the driver expects to find its poison_val in them (PAGE_POISON)."""
+        return self._device.poisoned_pages
+
+    @property
+    def hinted_pages(self) -> int:
+        """Pages that the driver ever hinted to be free, each time that it was asked."""
+        return self._device.hinted_pages
+
+    @property
+    def hint_discarded_pages(self) -> int:
+        """Those of them that were given back to the host: the others were written since the driver was asked, or the
+        host cannot tell."""
+        return self._device.hint_discarded_pages
+
+    @property
+    def stale_hint_pages(self) -> int:
+        """Pages that were hinted when nobody had asked, or in answer to an older question; they were ignored."""
+        return self._device.stale_hint_pages
+
+    @property
+    def hint_command_id(self) -> int:
+        """free_page_hint_cmd_id of the configuration space: 0 STOP, 1 DONE, from 2 on the driver is asked for hints."""
+        return self._device.free_page_hint_cmd_id
+
+    @property
     def discarded_bytes(self) -> int:
-        """Bytes whose discard was asked of the host, inflated or reported."""
+        """Bytes whose discard was asked of the host, inflated, reported or hinted."""
         return self._device.discarded_bytes
 
     @property
@@ -107,6 +134,27 @@ class BalloonControl:
     def set_polling_interval(self, interval_ns: int) -> None:
         """Ask by ourselves every `interval_ns` of guest time, first at once; 0 stops it."""
         self._carry_out(self._device.set_polling_interval(interval_ns, self._now_ns()))
+
+    def start_hinting(self, *, acknowledge: bool = True) -> None:
+        """Ask the driver which of its pages are free, and give those back to the host.
+
+        With `acknowledge` the driver may use them again as soon as it has named them all; without, only after
+        `done_hinting`.  ConfigError when the driver cannot be asked."""
+        if obstacle := self._device.hinting_obstacle:
+            raise ConfigError(f"Hinting cannot be started: {obstacle}.")
+        self._carry_out(self._device.start_hinting(self._now_ns(), acknowledge=acknowledge))
+
+    def ask_for_hints(self) -> None:
+        """The same for a schedule: where the driver cannot be asked, an event says so and the run goes on."""
+        self._carry_out(self._device.start_hinting(self._now_ns()))
+
+    def stop_hinting(self) -> None:
+        """Have the driver pause; it keeps what it has named out of use."""
+        self._carry_out(self._device.stop_hinting(self._now_ns()))
+
+    def done_hinting(self) -> None:
+        """Let the driver use what it has named again."""
+        self._carry_out(self._device.done_hinting(self._now_ns()))
 
     @property
     def offered(self) -> list[str]:

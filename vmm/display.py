@@ -26,13 +26,13 @@ COVERED_EVENTS = frozenset(("stats", "target", "reported"))  # told as statistic
 LONGEST_LINE = 500  # characters of one line of the guest's that are kept; the rest is another line
 REPEAT_NS = 1_000_000  # equal statistics that come sooner than this after those shown last are not shown again
 STATS_COLUMNS, SUMMARY_COLUMNS = 120, 80  # of plain lines; the live view is as wide as its terminal
-BALLOON_QUEUES = frozenset(("inflateq", "deflateq", "statsq", "reporting_vq"))
+BALLOON_QUEUES = frozenset(("inflateq", "deflateq", "statsq", "free_page_vq", "reporting_vq"))
 ESSENTIAL_REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     *("rflags", "cr0", "cr2", "cr3", "cr4"),
 )
 KERNELS, CONSOLES = ("Linux", "PVH"), ("console=", "earlyprintk", "earlycon")
-_UNIT_OF = {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
+_UNIT_OF = {"stat-anonymous-memory": "bytes"} | {stat.name: stat.unit for stat in spec.BALLOON_STATS.values()}
 
 
 class TextOut(Protocol):
@@ -273,6 +273,8 @@ def _balloon_rows(balloon: Mapping[str, int], memory_bytes: int) -> list[tuple[s
         moved += f" ({balloon['oom_deflated_pages']:,} below the target)"
     if balloon["reported_pages"]:
         moved += f", {balloon['reported_pages']:,} reported free"
+    if balloon["hinted_pages"]:
+        moved += f", {balloon['hint_discarded_pages']:,} of {balloon['hinted_pages']:,} hinted ones given back"
     bad = f", {balloon['bad_pfns']:,} bad page numbers skipped" if balloon["bad_pfns"] else ""
     return [
         ("target", both_sizes(memory_bytes - sizes["target"], sizes["target"])),

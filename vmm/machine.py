@@ -24,7 +24,7 @@ from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
 from vmm.outcome import Outcome, describe_triple_fault
 from vmm.platform import BoardPlatform
-from vmm.state import TARGET_STEPS, MachineState, restore, save
+from vmm.state import TARGET_STEPS, TIMES, MachineState, restore, save
 from vmm.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Machine(Stateful):
         "_clock": PART,
         "platform": PART,
         "_steps": TARGET_STEPS,
+        "_hints_ns": TIMES,
         "_powerdown_ns": Maybe(TIME_NS),
         "outcome": Maybe(Record(Outcome, kind=TEXT, exit_code=Int(0, 255), detail=TEXT)),
         "_console": PART,
@@ -84,6 +85,7 @@ class Machine(Stateful):
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
+        self._hints_ns = sorted(config.hints_ns)
         self._powerdown_ns = config.powerdown_ns
         self._interrupted = False
         self._stats_seen = 0
@@ -276,6 +278,9 @@ class Machine(Stateful):
         now_ns = self.now_ns
         while self._steps and self._steps[0].time_ns <= now_ns:
             self._take_step(self._steps.pop(0), now_ns)
+        while self._hints_ns and self._hints_ns[0] <= now_ns:
+            self._hints_ns.pop(0)
+            self.balloon.ask_for_hints()
         if self._powerdown_ns is not None and self._powerdown_ns <= now_ns:
             self._powerdown_ns = None
             self.press_power_button()
@@ -319,7 +324,8 @@ class Machine(Stateful):
             observer.on_target(now_ns)
 
     def _next_deadline_ns(self, stop_ns: int | None) -> int | None:
-        candidates = [stop_ns, self.config.for_ns, self._powerdown_ns, self._steps[0].time_ns if self._steps else None]
+        candidates = [stop_ns, self.config.for_ns, self._powerdown_ns, *self._hints_ns[:1]]
+        candidates += [step.time_ns for step in self._steps[:1]]
         known = [time_ns for time_ns in candidates if time_ns is not None]
         return min(known + self.platform.deadlines(), default=None)
 

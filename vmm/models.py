@@ -82,8 +82,22 @@ _BALLOON = (
     Property("stats-vq", "flag", "on", "offer VIRTIO_BALLOON_F_STATS_VQ (QEMU has no such property)"),
     Property("deflate-on-oom", "flag", "off", "offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
     Property("free-page-reporting", "flag", "off", "offer VIRTIO_BALLOON_F_PAGE_REPORTING"),
-    Property("free-page-hint", "fixed", "off", "VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
-    Property("page-poison", "fixed", "off", "VIRTIO_BALLOON_F_PAGE_POISON"),
+    Property("free-page-hint", "flag", "off", "offer VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
+    Property("page-poison", "flag", "on", "offer VIRTIO_BALLOON_F_PAGE_POISON"),
+    Property(
+        "queue-numbering",
+        "choice",
+        "offered",
+        "how queues are counted: as QEMU does, by the specification, or over what was negotiated",
+        ("spec", "offered", "negotiated"),
+    ),
+    Property(
+        "stats-format",
+        "choice",
+        "final",
+        "how statistics are laid out: as specified, or as in the patch that proposed them",
+        ("final", "v2"),
+    ),
 )
 _POLICY = (
     Property(
@@ -101,7 +115,7 @@ _POLICY = (
         ("none", *PROFILES),
     ),
 )
-_BALLOON_SUMMARY = "memory balloon: inflate, deflate, statistics, free page reporting"
+_BALLOON_SUMMARY = "memory balloon: inflate, deflate, statistics, free page hinting and reporting"
 _RNG_SUMMARY = "source of random bytes"
 _ON_MMIO = "; on virtio-mmio"
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 _BALLOON = (
     *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
-    *("reported_pages", "reported_bytes", "discarded_bytes", "bad_pfns"),
+    *("reported_pages", "reported_bytes", "poisoned_pages", "hinted_pages", "hint_discarded_pages"),
+    *("stale_hint_pages", "discarded_bytes", "bad_pfns"),
 )
 
 

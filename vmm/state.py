@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
 
 SCHEMA = "balloon-vmm machine"
-VERSION = 6
+VERSION = 7
 UNBOUNDED = 1 << 40
 _SIZE = Maybe(COUNTER)
+TIMES = Many(TIME_NS, longest=UNBOUNDED)
 TARGET_STEPS = Many(Record(TargetStep, time_ns=TIME_NS, ram_bytes=_SIZE, balloon_bytes=_SIZE), longest=UNBOUNDED)
 STOP = Maybe(Record(Stop, kind=Word(StopKind), code=Int(0, 255)))
 EVENTS = Many(Tuple(TIME_NS, Record(Event, source=TEXT, kind=TEXT, text=TEXT)), longest=UNBOUNDED)

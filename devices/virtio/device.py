@@ -62,7 +62,7 @@ class VirtioDevice(Service):
     not tell them apart and they would go on alike: counters for people are left out, what the host set is not."""
 
     device_id: ClassVar[int]
-    config: ClassVar[RegisterMap]
+    config: RegisterMap
     STATE: ClassVar[Table] = {
         **Negotiation.STATE,
         "config_generation": uint(8),
@@ -94,6 +94,10 @@ class VirtioDevice(Service):
         """Bytes of device-specific configuration."""
         return self.config.size
 
+    def write_driver_features(self, value: int) -> None:
+        super().write_driver_features(value)
+        self._number_queues()
+
     def write_status(self, value: int, now_ns: int) -> Notifications:
         """§2.1: 0 resets; otherwise bits are set, in order, and none is cleared."""
         if not value & 0xFF:
@@ -106,6 +110,8 @@ class VirtioDevice(Service):
         before = self.status
         self.status = status.next_status(before, value, not objections, legacy=legacy)
         new = self.status & ~before
+        if new & _FEATURES_OK:
+            self._number_queues()
         notifications = self._status_events(new, objections)
         if new & _DRIVER_OK:
             if legacy:
@@ -122,6 +128,8 @@ class VirtioDevice(Service):
         (§2.6.1, with RING_RESET), a size that is too large or, unless the ring is packed, no power of two (§4.1.4.3.2),
         enabling before FEATURES_OK or without the queue's feature."""
         queue = self.queues[index] if 0 <= index < len(self.queues) else None
+        if field == "enabled" and value == 1 and (queue is None or not self.has_queue(queue)):
+            return self.missing_queue(index)
         if queue is None or queue.enabled != (field == "reset"):
             return NO_NOTIFICATIONS
         if field == "reset":
@@ -169,9 +177,9 @@ class VirtioDevice(Service):
         `data` are the 32 bits of the notification where the transport has them.  They count with NOTIFICATION_DATA
         only, and no more than as a hint: what is available is what the ring says, and where they disagree the watchers
         are told."""
-        if not 0 <= index < len(self.queues):
-            return NO_NOTIFICATIONS
-        queue = self.queues[index]
+        queue = self.queues[index] if 0 <= index < len(self.queues) else None
+        if queue is None or (queue.ring is None and not self.has_queue(queue)):
+            return self.missing_queue(index)
         if self.legacy and not self._legacy_fixed and queue.desc_gpa and self.status & _DRIVER:
             return self._fix_legacy_features(now_ns) | self._become_live(now_ns)
         notifications = self._look_at((queue,), now_ns)
@@ -232,11 +240,16 @@ class VirtioDevice(Service):
         super().check_state(saved, where)
         features, order = self.saved_negotiation(saved)
         entries = require_list(f"{where}.queues", saved["queues"], len(self.queues))
-        for queue, entry in zip(self.queues, entries, strict=True):
+        for queue, entry in zip(self.saved_queues(saved), entries, strict=True):
             queue.check_queue(entry, f"{where}.{queue.name}", self.memory, features, order)
+
+    def saved_queues(self, saved: Any) -> list[Queue]:
+        """The queues in the order of their numbers in a saved state."""
+        return self.queues_with(_numbering(saved["legacy"], saved["status"], saved["driver_features"]))
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
+        self._number_queues()
         for queue, entry in zip(self.queues, saved["queues"], strict=True):
             queue.restore_queue(entry, self.memory, self.negotiated_features, self.order)
 
@@ -250,6 +263,14 @@ class VirtioDevice(Service):
             self._config_was_read = False
             self.config_generation = self.config_generation + 1 & 0xFF
         return Notifications(config=bool(self.status & _DRIVER_OK))
+
+    def queues_with(self, features: int | None) -> list[Queue]:
+        """The queues in the order of their numbers when `features` are negotiated; None: as long as that is open."""
+        return self.queues
+
+    def missing_queue(self, index: int) -> Notifications:
+        """The driver kicked or enabled a queue that is not there for it: what there is to say about it."""
+        return NO_NOTIFICATIONS
 
     def carry_on(self, now_ns: int) -> Notifications:
         """Go on with what was begun, for one slice.  Every queue is looked at afterwards."""
@@ -283,6 +304,12 @@ class VirtioDevice(Service):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _number_queues(self) -> None:
+        """Give each queue the number that it has with the driver's features; no queue is enabled yet."""
+        self.queues[:] = self.queues_with(_numbering(self.legacy, self.status, self.driver_features))
+        for index, queue in enumerate(self.queues):
+            queue.index = index
+
     def _reset_by_driver(self) -> Notifications:
         self._forget_driver()
         return Notifications(deadline=True, events=(Event(self.name, "reset", "the driver reset the device"),))
@@ -292,6 +319,7 @@ class VirtioDevice(Service):
         self.config_generation = 0
         self._config_was_read = True
         self._carry_on_ns = None
+        self._number_queues()
         for queue in self.queues:
             queue.reset()
         self.lost()
@@ -411,3 +439,9 @@ class VirtioDevice(Service):
             self.queues,
             self.settings(),
         )
+
+
+def _numbering(legacy: bool | None, device_status: int, driver_features: int) -> int | None:
+    """The features that number the queues, None as long as they are open: a legacy driver says them last before it sets
+    up a queue, any other one agrees on them before."""
+    return driver_features if legacy or device_status & _FEATURES_OK else None

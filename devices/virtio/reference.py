@@ -1,14 +1,14 @@
-"""The split and the packed ring, page frame numbers, reports and statistics once more, one value at a time.
+"""The split and the packed ring, page frame numbers, reports, hints and statistics once more, one value at a time.
 
 This is the text to read first, and the oracle of the tests: `walk`, `split`, `packed_walk`, `packed`, `balloon.pages`,
-`balloon.reporting` and `balloon.stats` must give the same answer, or break the same rule, on every input.  It shares no
-code with them and cares for nothing but being plain: every number is read from RAM where it is needed, by its place in
-the specification's structures.
+`balloon.reporting`, `balloon.hinting` and `balloon.stats_formats` must give the same answer, or break the same rule, on
+every input.  It shares no code with them and cares for nothing but being plain: every number is read from RAM where it
+is needed, by its place in the specification's structures.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from devices.errors import DriverError, OutsideRam
 from devices.memory import PAGE_BYTES, GuestMemory
@@ -292,6 +292,44 @@ def reported_of(chains: list[Chain], page_bytes: int = PAGE_BYTES) -> tuple[list
     return sorted(pages), ignored
 
 
+class Hinted(NamedTuple):
+    """What a batch over free_page_vq says: `pages` under the current id and `stale` ones under another or none, both
+    ascending; bytes that are neither an id nor in a whole page; whether pages that follow are under the current id,
+    and whether the driver has ended the round."""
+
+    pages: list[int]
+    stale: list[int]
+    ignored: int
+    answered: bool
+    ended: bool
+
+
+def hints_of(chains: list[Chain], memory: GuestMemory, cmd_id: int, answered: bool) -> Hinted:
+    """§5.5.6.5: `cmd_id` stands in the configuration space, `answered` says whether the driver has sent it before."""
+    pages: set[int] = set()
+    stale: set[int] = set()
+    ignored, ended = 0, False
+    for chain in chains:
+        said = b"".join(memory.read(buffer.gpa, buffer.length) for buffer in chain.buffers if not buffer.writable)
+        if said:
+            is_id = len(said) == 4
+            value = int.from_bytes(said, "little")
+            if not is_id:
+                ignored += len(said)
+            elif value == spec.VIRTIO_BALLOON_CMD_ID_STOP and answered:
+                ended = True
+            answered = is_id and value == cmd_id and cmd_id > spec.VIRTIO_BALLOON_CMD_ID_DONE
+        for buffer in chain.buffers:
+            if buffer.writable:
+                named, rest = reported_of([Chain(chain.head, [buffer])])
+                if answered:
+                    pages.update(named)
+                    ignored += rest
+                else:
+                    stale.update(named)
+    return Hinted(sorted(pages), sorted(stale), ignored, answered, ended)
+
+
 def stats_of(payload: bytes) -> tuple[list[tuple[int, int]], dict[str, int]]:
     """§5.5.6.3: the (tag, value) entries of a buffer in order, and the known ones by name, the last one winning."""
     entries: list[tuple[int, int]] = []
@@ -303,3 +341,15 @@ def stats_of(payload: bytes) -> tuple[list[tuple[int, int]], dict[str, int]]:
         if tag in spec.BALLOON_STATS:
             values[spec.BALLOON_STATS[tag].name] = value
     return entries, values
+
+
+def stats_v2_of(payload: bytes, byteorder: Literal["little", "big"]) -> list[tuple[int, int]]:
+    """The (tag, value) entries of a buffer of the patch of 2009: {u16 tag; 2 bytes of padding; u32 value} each, the tag
+    in the driver's order, the value little-endian."""
+    return [
+        (
+            int.from_bytes(payload[place : place + 2], byteorder),
+            int.from_bytes(payload[place + 4 : place + 8], "little"),
+        )
+        for place in range(0, len(payload) - 7, 8)
+    ]

@@ -158,6 +158,9 @@ virtio_balloon_config: Final = np.dtype(
     [("num_pages", "<u4"), ("actual", "<u4"), ("free_page_hint_cmd_id", "<u4"), ("poison_val", "<u4")]
 )
 
+VIRTIO_BALLOON_CMD_ID_STOP: Final = 0  # §5.5.6.5; from 2 on an id is a live one
+VIRTIO_BALLOON_CMD_ID_DONE: Final = 1
+
 virtio_balloon_stat: Final = np.dtype([("tag", "<u2"), ("val", "<u8")])  # §5.5.6.3, packed: 10 bytes
 
 VIRTIO_BALLOON_S_SWAP_IN: Final = 0  # §5.5.6.4

@@ -32,6 +32,24 @@ struct balloon_stat {
     u64 value;
 } __attribute__((packed));
 
+/* The same in the patch that proposed statistics, in November 2009: other tags, 32 bits, sizes in KiB, and two bytes of
+ * padding after the tag. */
+enum balloon_tag_v2 {
+    STAT_V2_SWAP_IN = 0,  /* pages */
+    STAT_V2_SWAP_OUT = 1, /* pages */
+    STAT_V2_ANON = 2,     /* KiB */
+    STAT_V2_MAJOR_FAULTS = 3,
+    STAT_V2_MINOR_FAULTS = 4,
+    STAT_V2_FREE = 5,     /* KiB */
+    STAT_V2_TOTAL = 6,    /* KiB */
+    STATS_V2 = 7,
+};
+
+struct balloon_stat_v2 {
+    u16 tag;
+    u32 value;
+};
+
 /* What the guest decides.  Each function may be NULL. */
 struct balloon_guest {
     /* So many free pages are not for the balloon: the guest needs them to go on working. */
@@ -45,18 +63,26 @@ struct balloon_guest {
     void (*after_deflate)(u64 gpa);
     /* Writes the same tags in every call; returns how many.  NULL: no statistics. */
     u32 (*collect)(struct balloon_stat stats[BALLOON_MAX_STATS]);
-    /* Not 0: accept free page reporting if it is offered. */
-    int reports_free_pages;
+    /* The same as in the patch of 2009, instead of `collect`; the host must have been told (stats-format=v2). */
+    void (*collect_v2)(struct balloon_stat_v2 stats[STATS_V2]);
+    /* Not 0: accept free page reporting, or hinting, if it is offered. */
+    int reports_free_pages, hints_free_pages;
+    /* Not 0: accept PAGE_POISON.  Every page that is hinted or reported is filled with `poison`. */
+    int poisons;
+    u32 poison;
+    /* A page was hinted, and the device does not know of it yet. */
+    void (*after_hint)(u64 gpa);
 };
 
 struct balloon {
     struct virtio_device device;
     struct balloon_guest guest;
-    struct virtqueue inflateq, deflateq, statsq, reporting_vq;
+    struct virtqueue inflateq, deflateq, statsq, free_page_vq, reporting_vq;
     struct page_set pages; /* what is in the balloon */
     u32 target;            /* num_pages, as last read */
     u32 requests;          /* inflate and deflate requests that were acknowledged */
     u32 reports;           /* statistics buffers that were made available */
+    u32 hint_id;           /* of the last round of hints */
 };
 
 enum balloon_state {
@@ -75,6 +101,11 @@ enum balloon_state balloon_step(struct balloon *balloon);
  * they may be used again without a word, and hold what they held or zeros.  Returns how many there were; 0 without the
  * feature. */
 u64 balloon_report_free_pages(struct balloon *balloon);
+
+/* §5.5.6.5: if the host asks for hints under a new id, names every page that nobody uses, and sleeps until the host has
+ * seen them all.  The pages are not kept out of use: from then on they hold what they held or zeros, but those that
+ * were written since the host asked hold what was written.  Returns how many there were; 0 if nobody asked. */
+u64 balloon_hint_free_pages(struct balloon *balloon);
 
 /* Whether the device can wake a sleeping guest; if not, a timer must. */
 int balloon_has_interrupts(const struct balloon *balloon);

@@ -25,12 +25,25 @@ int pattern_is_kept(u64 gpa)
     return difference == 0;
 }
 
-int page_is_zero(u64 gpa)
+void value_fill(u64 gpa, u32 value)
 {
-    const u64 *words = (const u64 *)gpa;
-    u64 any = 0;
+    u64 *words = (u64 *)gpa;
     UNROLL
     for (u64 i = 0; i < WORDS; i++)
-        any |= words[i];
-    return any == 0;
+        words[i] = (u64)value << 32 | value;
+}
+
+int value_is_kept(u64 gpa, u32 value)
+{
+    const u64 *words = (const u64 *)gpa;
+    u64 difference = 0;
+    UNROLL
+    for (u64 i = 0; i < WORDS; i++)
+        difference |= words[i] ^ ((u64)value << 32 | value);
+    return difference == 0;
+}
+
+int page_is_zero(u64 gpa)
+{
+    return value_is_kept(gpa, 0);
 }

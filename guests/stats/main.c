@@ -5,7 +5,8 @@
  * its place, and writes over some free memory as a busy machine does.  An eighth of the memory may be in use by the
  * arena, so when the balloon takes memory away, the arena swaps.  In between the guest sleeps.
  *
- * "ticks=N" ends it after N tenths of a second; "intx=1" uses the device's interrupt line instead of MSI-X.
+ * "ticks=N" ends it after N tenths of a second; "intx=1" uses the device's interrupt line instead of MSI-X; "v2=1" lays
+ * the statistics out as the patch of November 2009 did.
  */
 #include "../lib/apic.h"
 #include "../lib/balloon.h"
@@ -113,6 +114,22 @@ static u32 collect(struct balloon_stat stats[BALLOON_MAX_STATS])
     return ARRAY_LENGTH(now);
 }
 
+enum { KIB_PER_PAGE = PAGE_SIZE / 1024 };
+
+static void collect_v2(struct balloon_stat_v2 stats[STATS_V2])
+{
+    const struct balloon_stat_v2 now[STATS_V2] = {
+        {STAT_V2_SWAP_IN, (u32)arena_counters.swapped_in_pages},
+        {STAT_V2_SWAP_OUT, (u32)arena_counters.swapped_out_pages},
+        {STAT_V2_ANON, (u32)(arena_resident() * KIB_PER_PAGE)},
+        {STAT_V2_MAJOR_FAULTS, (u32)arena_counters.major_faults},
+        {STAT_V2_MINOR_FAULTS, (u32)arena_counters.minor_faults},
+        {STAT_V2_FREE, (u32)(pages_free() * KIB_PER_PAGE)},
+        {STAT_V2_TOTAL, (u32)(pages_total() * KIB_PER_PAGE)},
+    };
+    memcpy(stats, now, sizeof(now));
+}
+
 static void start_arena(void)
 {
     u64 pages = max_u64(pages_total() / ARENA_FRACTION, MIN_ARENA);
@@ -131,6 +148,11 @@ static void start_arena(void)
 /* Goes towards the target until it is reached or out of reach, and says so once. */
 static void follow(struct balloon *balloon)
 {
+    /* Nothing is ever expected in a free page, so it does not matter which of them hold zeros afterwards. */
+    u64 hinted = balloon_hint_free_pages(balloon);
+    if (hinted)
+        print("stats: hinted %lu free pages\n", hinted);
+
     static u32 said_target; /* a balloon begins with 0, and has reached it */
     static enum balloon_state said_state = BALLOON_REACHED;
     enum balloon_state state;
@@ -147,9 +169,12 @@ static void follow(struct balloon *balloon)
 int guest_main(const struct boot_info *boot_info)
 {
     static struct balloon balloon;
-    static struct balloon_guest hooks = {.reserved_pages = RESERVED, .reclaim = arena_reclaim, .collect = collect};
+    static struct balloon_guest hooks = {.reserved_pages = RESERVED, .reclaim = arena_reclaim, .collect = collect,
+                                         .hints_free_pages = 1};
     u64 ticks = parameter_u64((const char *)boot_info->cmdline, "ticks", ~0ul);
     hooks.intx = parameter_u64((const char *)boot_info->cmdline, "intx", 0) != 0;
+    if (parameter_u64((const char *)boot_info->cmdline, "v2", 0))
+        hooks.collect_v2 = collect_v2;
 
     interrupts_start();
     apic_start();

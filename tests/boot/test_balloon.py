@@ -89,7 +89,8 @@ def test_the_driver_is_unbound_and_bound_again(guests: Guests, setup: str) -> No
 
 
 def test_a_driver_with_the_fewest_features_goes_there_and_back(guests: Guests) -> None:
-    guest = guests.loaded("must-tell-host=off,stats-vq=off,event_idx=off,indirect_desc=off")
+    off = "must-tell-host", "stats-vq", "page-poison", "event_idx", "indirect_desc", "queue_reset"
+    guest = guests.loaded(",".join(f"{name}=off" for name in off))
     assert guest.machine.balloon.negotiated == ["VIRTIO_F_VERSION_1"]
     for size in ROUND_TRIPS:
         check_round_trip(guest, size)

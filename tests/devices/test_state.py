@@ -51,6 +51,7 @@ from devices.state import (
 from devices.timer import Counter, Timer8254
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
+from devices.virtio.balloon.hinting import FreePageHinting
 from devices.virtio.balloon.pages import BalloonPages
 from devices.virtio.balloon.sliced import SlicedBatch
 from devices.virtio.balloon.stats import StatsConversation
@@ -63,6 +64,7 @@ from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
 from devices.virtio.transport.pci_legacy import LegacyRegisters, VirtioPciLegacy
 from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
+from devices.write_tracking import WriteTracking
 from devices.writes import WriteLog
 from tests.support import BalloonMachine, Way, build_with
 from vmm.boards import Board, SeededEntropy
@@ -119,10 +121,13 @@ BUILT: dict[type, str] = {
     "_ring_gpa _device_gpa _round _ids_in_flight",
     SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _used_elem _walker _available _available_ring "
     "_used _used_bytes _used_ring _used_gpa _heads_in_flight",
-    Balloon: f"{VIRTIO} _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue",
+    Balloon: f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues "
+    "_stats_queue",
     SlicedBatch: "_memory _reader _longest _payload _pages _read_bytes _from",
     Rng: f"{VIRTIO} _entropy",
-    StatsConversation: "",
+    StatsConversation: "layout",
+    FreePageHinting: "_memory",
+    WriteTracking: "_regions _end_pages _close _pagemap _written_before",
     BalloonPages: "_size _bytes _inside count",
     WriteLog: "",
     SeededEntropy: "seed",
@@ -195,7 +200,15 @@ def test_all_classes_with_a_state_are_known_here() -> None:
     own = {
         each for each in below(Stateful) if each.__module__.startswith(("devices.", "vmm.")) and "STATE" in vars(each)
     }
-    abstract = {"Stateful", "Negotiation", "VirtioDevice", "VirtioPciFunction"}
+    abstract = {
+        "Stateful",
+        "Negotiation",
+        "VirtioDevice",
+        "VirtioPciFunction",
+        "NumberedDevice",
+        "HintedDevice",
+        "StatsDevice",
+    }
     assert {each.__name__ for each in own} - abstract <= {each.__name__ for each in BUILT}
 
 

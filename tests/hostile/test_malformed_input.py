@@ -180,6 +180,39 @@ TABLE = (
             hostile/test_payload_mistakes.py::test_regression_duplicate_stats_buffer_loses_no_head
             hostile/test_bounded_work.py::test_a_statistics_buffer_of_4_gib_is_not_read_through""",
     ),
+    Row(
+        "hint outside RAM, or any other broken ring, on free_page_vq",
+        "reset",
+        tests="hostile/test_hinting.py::test_a_mistake_costs_the_driver_its_device_and_nothing_else",
+    ),
+    Row(
+        "command id of another size, stale, or none at all",
+        "skipped",
+        tests="""
+            hostile/test_hinting.py::test_an_id_of_another_size_is_none_and_what_follows_belongs_to_nobody
+            hostile/test_hinting.py::test_a_stop_of_another_size_ends_no_round
+            hostile/test_hinting.py::test_an_id_of_4_gib_of_ram_is_not_read
+            hostile/test_hinting.py::test_ids_and_stops_without_end_change_nothing
+            spec/test_balloon_hinting.py::test_d8_pages_under_another_id_are_ignored
+            spec/test_balloon_hinting.py::test_d8_a_stop_meant_for_an_older_id_does_not_end_the_new_round
+            spec/test_balloon_hinting.py::test_d8_pages_without_an_id_or_after_stop_are_ignored""",
+    ),
+    Row(
+        "hint while stopped or done, of a page in use, of the ring itself, of part of a page",
+        "skipped",
+        tests="""
+            spec/test_balloon_hinting.py::test_d6_the_host_can_stop_a_round_and_hints_are_ignored_then
+            spec/test_balloon_hinting.py::test_d9_a_page_written_since_the_id_keeps_its_contents
+            spec/test_balloon_hinting.py::test_d10_a_hinted_page_is_left_alone_after_done
+            spec/test_balloon_hinting.py::test_only_whole_pages_are_hints
+            hostile/test_hinting.py::test_hinting_its_own_ring_hurts_only_the_driver
+            hostile/test_hinting_model.py::no_page_is_lost""",
+    ),
+    Row(
+        "queue that is not there, but would be with another numbering",
+        "served",
+        tests="spec/test_balloon_numbering.py::test_every_disagreement_is_noticed_and_no_agreement_is_complained_of",
+    ),
 )
 
 EVERY_ROW = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.what)

@@ -10,11 +10,12 @@ import struct
 
 import pytest
 
+from devices.virtio import spec
 from devices.virtio.balloon import Balloon
 from tests.fixtures import MakeMachine
-from tests.support import LEGACY_WAYS, MODERN_WAYS, BalloonMachine, Way, build_reporting
+from tests.support import LEGACY_WAYS, MODERN_WAYS, BalloonMachine, Way, build_reporting, build_with
 from vmm.testing import RawQueue
-from vmm.testing.balloon import DEFLATEQ, INFLATEQ, NUM_PAGES, STATSQ, pfn_bytes
+from vmm.testing.balloon import DEFLATEQ, INFLATEQ, NUM_PAGES, STATSQ, pfn_bytes, stats_v2_bytes
 from vmm.testing.driver import EVENT_IDX, INDIRECT_DESC
 from vmm.testing.mistakes import RING_MISTAKES, Mistake
 
@@ -175,3 +176,36 @@ def test_a_saved_ring_keeps_the_driver_s_order(make_machine: MakeMachine, way: W
     machine.driver.queues[INFLATEQ].publish()
     other.notify(INFLATEQ, 0)
     assert len(machine.driver.collect(INFLATEQ)) == 1 and machine.are_zero([pfn])
+
+
+@LEGACY
+def test_l9_5_5_6_5_3_command_ids_are_in_the_driver_s_order(make_machine: MakeMachine, way: Way) -> None:
+    """And the same id in the configuration space is little-endian."""
+    machine = make_machine(way, processor=">", build=build_with(spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT))
+    machine.driver.start()
+    machine.host(machine.balloon.start_hinting(machine.now_ns))
+    assert machine.driver.hint_cmd_id == 2
+    pfns = machine.filled_pfns(3)
+    machine.driver.send_id((2).to_bytes(4, "little"))
+    machine.driver.hint([(pfns[0] * 4096, 4096)])
+    assert (machine.balloon.hinted_pages, machine.balloon.stale_hint_pages) == (0, 1)
+    machine.driver.hint_round([(pfn * 4096, 4096) for pfn in pfns])
+    assert machine.balloon.hinted_pages == 3
+    assert machine.driver.hint_cmd_id == 1
+
+
+@LEGACY
+def test_statistics_of_the_first_patch_have_a_native_tag_and_a_little_endian_value(
+    make_machine: MakeMachine, way: Way
+) -> None:
+    """The slip of the patch, on a machine where it shows."""
+    machine = make_machine(way, processor=">", build=lambda memory: Balloon(memory, stats_format="v2"))
+    machine.driver.start()
+    machine.driver.post_stats(b"\xa5" * 56)
+    machine.request_stats()
+    assert machine.driver.stats_wanted()
+    payload = bytes.fromhex("0005 0000 00010000  0003 0000 07000000")
+    assert payload == stats_v2_bytes([(5, 256), (3, 7)], ">")
+    machine.driver.post_stats(payload)
+    assert machine.statistics().raw == ((5, 256), (3, 7))
+    assert machine.statistics().values == {"stat-free-memory": 256 << 10, "stat-major-faults": 7}

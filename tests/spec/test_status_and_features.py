@@ -9,7 +9,7 @@ from devices.virtio.spec import Status
 from tests.fixtures import MakeMachine
 from tests.support import ONE_LINE_WAYS, SIZED_WAYS, BalloonMachine, Way
 from vmm.testing import ANY_QUEUE, FeaturesRefused, SplitQueue
-from vmm.testing.balloon import INFLATEQ, MUST_TELL_HOST, STATS_VQ, STATSQ, pfn_bytes, stats_bytes
+from vmm.testing.balloon import INFLATEQ, MUST_TELL_HOST, PAGE_POISON, STATS_VQ, STATSQ, pfn_bytes, stats_bytes
 from vmm.testing.driver import ANY_LAYOUT, EVENT_IDX, INDIRECT_DESC, RING_PACKED, RING_RESET, VERSION_1
 
 DRIVER_ALIVE = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
@@ -108,6 +108,7 @@ def test_2_2_2_no_feature_is_offered_without_those_it_requires(machine: BalloonM
         *((ANY_LAYOUT,) if machine.driver.is_legacy else modern),
         MUST_TELL_HOST,
         STATS_VQ,
+        PAGE_POISON,
     )
     offered = machine.driver.transport.read_device_features()
     assert offered & ~sum(known) == 0

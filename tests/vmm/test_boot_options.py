@@ -37,6 +37,15 @@ def test_without_a_word_it_is_the_stats_guest_and_its_demonstration() -> None:
     assert config.targets and config.poll_ns and config.for_ns
 
 
+def test_asking_for_hints_gives_the_one_balloon_that_feature_and_no_other_one() -> None:
+    config = BootOptions(hint="3s,500ms").config()
+    assert config.hints_ns == (500_000_000, 3_000_000_000)
+    assert config.has_hinting
+    assert not BootOptions().config().has_hinting
+    own = BootOptions(hint="1s", device=["virtio-balloon-pci,free-page-hint=on,id=mine"]).config()
+    assert own.devices[0].id == "mine"
+
+
 def test_what_the_user_says_replaces_that_part_of_the_demonstration_only() -> None:
     config = BootOptions(target="", poll="0").config()
     assert (config.targets, config.poll_ns) == ((), 0)

@@ -29,6 +29,7 @@ from vmm.cli import EXIT_STATUSES, main
 
 ROOT = Path(__file__).resolve().parents[2]
 VMM = [sys.executable, "-m", "vmm"]
+KNOWN = "boot, guests, devices, initramfs, conformance"
 POWER_OFF = bytes.fromhex("66ba0406 66b80020 66ef f4")  # mov dx, 604h; mov ax, 2000h; out dx, ax; hlt
 QUIT_WITH_7 = bytes.fromhex("66baf405 b807000000 ef f4")  # mov dx, 5F4h; mov eax, 7; out dx, eax; hlt
 PANIC = bytes.fromhex("66ba0505 b001 ee f4")  # mov dx, 505h; mov al, 1; out dx, al; hlt
@@ -86,9 +87,12 @@ def flat(folder: Path, code: bytes) -> str:
         ("boot --serial file:/", "The serial file / cannot be written: Is a directory."),
         ("boot stats hello", "There can be one guest only, not 'stats' and 'hello'."),
         ("stats", "There is no command 'stats'; did you mean 'vmm boot stats'?"),
-        ("bot", "There is no command 'bot', only boot, guests, devices, initramfs; did you mean 'boot'?"),
-        ("run hello", "There is no command 'run', only boot, guests, devices, initramfs; did you mean 'boot'?"),
-        ("foo", "There is no command 'foo', only boot, guests, devices, initramfs."),
+        ("bot", "There is no command 'bot', only boot, guests, devices, initramfs, conformance; did you mean 'boot'?"),
+        (
+            "run hello",
+            "There is no command 'run', only boot, guests, devices, initramfs, conformance; did you mean 'boot'?",
+        ),
+        ("foo", "There is no command 'foo', only boot, guests, devices, initramfs, conformance."),
         ("-m 64M", "A command must come first: vmm boot -m 64M"),
         ("guests --all", "No such option: --all."),
     ],
@@ -195,7 +199,15 @@ def test_devices_are_listed_with_their_properties(capsys: pytest.CaptureFixture[
     assert main(["boot", "-device", "virtio-balloon-pci,help"]) == 0
     one = capsys.readouterr().out
     assert one in whole
-    for name in ("id=", "addr=", "must-tell-host=on|off", "deflate-on-oom=on|off", "page-poison=off"):
+    names = (
+        "id=",
+        "addr=",
+        "must-tell-host=on|off",
+        "page-poison=on|off",
+        "iommu_platform=off",
+        "stats-format=final|v2",
+    )
+    for name in names:
         assert name in one
     assert main(["boot", "-device", "help"]) == 0
     assert capsys.readouterr().out == whole
@@ -267,7 +279,8 @@ FIELDS = {
     "balloon": dict.fromkeys(
         (
             *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
-            *("reported_pages", "reported_bytes", "discarded_bytes", "bad_pfns"),
+            *("reported_pages", "reported_bytes", "poisoned_pages", "hinted_pages", "hint_discarded_pages"),
+            *("stale_hint_pages", "discarded_bytes", "bad_pfns"),
         ),
         int,
     ),

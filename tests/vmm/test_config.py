@@ -18,6 +18,7 @@ from vmm.config import (
     parse_duration,
     parse_size,
     parse_targets,
+    parse_times,
 )
 
 MIB = 1024 * 1024
@@ -126,6 +127,11 @@ def test_a_schedule_is_put_in_the_order_of_its_times() -> None:
     assert parse_targets("") == ()
 
 
+def test_times_are_put_in_order() -> None:
+    assert parse_times("2s,500ms,1") == (SECOND // 2, SECOND, 2 * SECOND)
+    assert parse_times("") == ()
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -207,6 +213,14 @@ def test_memory_may_be_given_in_bytes() -> None:
         (
             {"devices": ["virtio-rng-pci"], "poll": "1"},
             "A target or a polling interval needs a balloon, and this machine has none.",
+        ),
+        (
+            {"hints": "1s"},
+            "Asking for hints needs a balloon with free-page-hint=on, and this machine has none.",
+        ),
+        (
+            {"hints": "1s,soon"},
+            "A time must be a number of seconds or one with ns, us, ms, s, min or h, such as 2s, not 'soon'.",
         ),
         (
             {"devices": ["virtio-balloon-pci"] * 2},

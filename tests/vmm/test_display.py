@@ -89,6 +89,9 @@ def test_the_summary_tells_of_pages_taken_back_and_reported_only_when_there_are_
     balloon = fake_report()["balloon"] | {"oom_deflated_pages": 512, "reported_pages": 16384}
     moved = dict(summary(fake_report(balloon=balloon)))["moved"]
     assert moved.startswith("9,000 pages in, 2,856 pages out (512 below the target), 16,384 reported free, ")
+    balloon |= {"hinted_pages": 4096, "hint_discarded_pages": 1024}
+    moved = dict(summary(fake_report(balloon=balloon)))["moved"]
+    assert "16,384 reported free, 1,024 of 4,096 hinted ones given back, " in moved
 
 
 def test_reported_memory_is_a_number_in_both_displays_and_no_line_of_its_own() -> None:

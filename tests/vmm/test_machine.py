@@ -236,6 +236,10 @@ def test_the_report_has_every_documented_key() -> None:
         "oom_deflated_pages",
         "reported_pages",
         "reported_bytes",
+        "poisoned_pages",
+        "hinted_pages",
+        "hint_discarded_pages",
+        "stale_hint_pages",
         "discarded_bytes",
         "bad_pfns",
     }

@@ -21,6 +21,8 @@ def test_a_device_without_properties_has_its_defaults() -> None:
     assert all(device.flag(name) for name in ("must-tell-host", "stats-vq", "indirect_desc", "event_idx"))
     assert (device.choice("guest-errors"), device.choice("profile")) == ("reset", "none")
     assert not device.flag("deflate-on-oom") and not device.flag("free-page-reporting")
+    assert device.flag("page-poison") and not device.flag("free-page-hint"), "as in QEMU"
+    assert (device.choice("queue-numbering"), device.choice("stats-format")) == ("offered", "final")
 
 
 def test_properties_are_taken_as_given() -> None:
@@ -29,8 +31,11 @@ def test_properties_are_taken_as_given() -> None:
     assert not device.flag("stats-vq")
     assert not device.flag("event_idx")
     assert device.flag("indirect_desc")
-    device = only("virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on")
-    assert device.flag("deflate-on-oom") and device.flag("free-page-reporting")
+    device = only("virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on,free-page-hint=on,page-poison=off")
+    assert device.flag("deflate-on-oom") and device.flag("free-page-reporting") and device.flag("free-page-hint")
+    assert not device.flag("page-poison")
+    device = only("virtio-balloon-pci,queue-numbering=spec,stats-format=v2")
+    assert (device.choice("queue-numbering"), device.choice("stats-format")) == ("spec", "v2")
 
 
 @pytest.mark.parametrize("text", ["5", "05", "0x5", "5.0"])
@@ -67,8 +72,17 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
         (["virtio-rng-pci,colour=red"], "virtio-rng-pci has no property 'colour'."),
         (["virtio-rng-pci,event_idx=maybe"], "virtio-rng-pci: event_idx must be on or off, not 'maybe'."),
         (
-            ["virtio-balloon-pci,page-poison=on"],
-            "virtio-balloon-pci: page-poison can only be off in this version (VIRTIO_BALLOON_F_PAGE_POISON).",
+            ["virtio-balloon-pci,iommu_platform=on"],
+            "virtio-balloon-pci: iommu_platform can only be off in this version (VIRTIO_F_ACCESS_PLATFORM).",
+        ),
+        (
+            ["virtio-balloon-pci,queue-numbering=offred"],
+            "virtio-balloon-pci: queue-numbering must be spec, offered or negotiated, not 'offred'; "
+            "did you mean 'offered'?",
+        ),
+        (
+            ["virtio-balloon-pci,stats-format=3"],
+            "virtio-balloon-pci: stats-format must be final or v2, not '3'.",
         ),
         (
             ["virtio-balloon-pci,guest-errors=skp"],

@@ -1,5 +1,5 @@
 """A driver for the memory balloon (§5.5) that keeps its rules: it inflates, deflates, follows num_pages, posts
-statistics and reports free pages, and it knows which pages it has given away.
+statistics, hints and reports free pages, and it knows which pages it has given away.
 
 Page frame numbers are of 4096-byte pages and may come as any iterable of integers.  The wrong things (a page outside
 RAM, an odd length) can be sent too: what a payload says is the test's choice.
@@ -7,7 +7,9 @@ RAM, an odd length) can be sent too: what a payload says is the test's choice.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -20,10 +22,13 @@ from vmm.testing.ring import Used
 MUST_TELL_HOST = 1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
 STATS_VQ = 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
 DEFLATE_ON_OOM = 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
+FREE_PAGE_HINT = 1 << spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT
+PAGE_POISON = 1 << spec.VIRTIO_BALLOON_F_PAGE_POISON
 PAGE_REPORTING = 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
 
-INFLATEQ, DEFLATEQ, STATSQ = 0, 1, 2  # statsq where it is offered; `reporting_vq` is the next
-NUM_PAGES, ACTUAL = 0, 4  # offsets in struct virtio_balloon_config (§5.5.4)
+INFLATEQ, DEFLATEQ, STATSQ = 0, 1, 2  # statsq where it is offered; `free_page_vq` and `reporting_vq` follow
+NUM_PAGES, ACTUAL, HINT_CMD_ID, POISON_VAL = 0, 4, 8, 12  # offsets in struct virtio_balloon_config (§5.5.4)
+STOP, DONE = spec.VIRTIO_BALLOON_CMD_ID_STOP, spec.VIRTIO_BALLOON_CMD_ID_DONE
 PFNS_PER_BUFFER = 256  # as many as Linux puts into one
 RANGES_PER_REPORT = 32  # as many as Linux puts into one; its probe fails where the queue has fewer entries
 
@@ -48,13 +53,31 @@ def stats_bytes(stats: Stats, order: spec.ByteOrder = "<") -> bytes:
     return np.array(entries, spec.virtio_balloon_stat.newbyteorder(order)).tobytes()
 
 
+def stats_v2_bytes(stats: Iterable[tuple[int, int]], order: Literal["<", ">"] = "<") -> bytes:
+    """The payload that the patch of 2009 sends: {u16 tag, 2 bytes of padding, u32 val} each, the tag in the driver's
+    byte `order`, the value little-endian whatever that is."""
+    return b"".join(struct.pack(f"{order}H", tag) + bytes(2) + struct.pack("<I", value) for tag, value in stats)
+
+
 class BalloonDriver(Driver):
-    """Drives one balloon.  `held_pfns` are the pages now in the balloon, oldest first."""
+    """Drives one balloon.  `held_pfns` are the pages now in the balloon, oldest first.
 
-    supported = Driver.supported | MUST_TELL_HOST | STATS_VQ | DEFLATE_ON_OOM | PAGE_REPORTING
+    `numbering` is how it counts queues: by the specification's fixed numbers ("spec"), over what is offered, or over
+    what was negotiated."""
 
-    def __init__(self, transport: Transport, *, processor: spec.ByteOrder = "<") -> None:
+    supported = (
+        Driver.supported | MUST_TELL_HOST | STATS_VQ | DEFLATE_ON_OOM | FREE_PAGE_HINT | PAGE_POISON | PAGE_REPORTING
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        numbering: Literal["spec", "offered", "negotiated"] = "offered",
+        *,
+        processor: spec.ByteOrder = "<",
+    ) -> None:
         super().__init__(transport, processor=processor)
+        self.numbering = numbering
         self.held_pfns: list[int] = []
 
     def reset(self) -> None:
@@ -62,18 +85,34 @@ class BalloonDriver(Driver):
         self.held_pfns = []
 
     def has_queue(self, index: int) -> bool:
-        """§5.5.2: statsq exists only with STATS_VQ, reporting_vq only with PAGE_REPORTING.
+        """§5.5.2: statsq exists only with STATS_VQ, free_page_vq only with FREE_PAGE_HINT, reporting_vq only with
+        PAGE_REPORTING.
 
-        A queue that is offered keeps its number when the driver does without it."""
-        if index == self.reporting_vq:
-            return bool(self.features & PAGE_REPORTING)
-        return index != STATSQ or bool(self.features & STATS_VQ)
+        A queue that is offered keeps its number when the driver does without it, unless only what was negotiated
+        counts."""
+        return index in (INFLATEQ, DEFLATEQ) or any(
+            self.features & feature and index == self._number(feature)
+            for feature in (STATS_VQ, FREE_PAGE_HINT, PAGE_REPORTING)
+        )
+
+    def _number(self, feature: int) -> int:
+        """The number of the queue that belongs to `feature`."""
+        optional = (STATS_VQ, FREE_PAGE_HINT, PAGE_REPORTING)
+        earlier = optional[: optional.index(feature)]
+        if self.numbering == "spec":
+            return STATSQ + len(earlier)
+        counted = self.features if self.numbering == "negotiated" else self.transport.read_device_features()
+        return STATSQ + sum(bool(counted & other) for other in earlier)
+
+    @property
+    def free_page_vq(self) -> int:
+        """The number that free_page_vq has where it exists."""
+        return self._number(FREE_PAGE_HINT)
 
     @property
     def reporting_vq(self) -> int:
-        """The number that reporting_vq has where it is offered: queues are numbered densely over what is offered, as
-        in QEMU and most other devices."""
-        return STATSQ + bool(self.transport.read_device_features() & STATS_VQ)
+        """The number that reporting_vq has where it exists."""
+        return self._number(PAGE_REPORTING)
 
     # -- pages ---------------------------------------------------------------------------------------------------------
 
@@ -131,6 +170,15 @@ class BalloonDriver(Driver):
     def actual(self, value: int) -> None:
         self.write_config(ACTUAL, 4, value)
 
+    @property
+    def poison_val(self) -> int:
+        """What the driver says that its free pages are filled with (PAGE_POISON)."""
+        return self.read_config(POISON_VAL, 4)
+
+    @poison_val.setter
+    def poison_val(self, value: int) -> None:
+        self.write_config(POISON_VAL, 4, value)
+
     # -- when memory is short, and when it is not ----------------------------------------------------------------------
 
     def deflate_on_oom(self, count: int) -> list[int]:
@@ -154,6 +202,40 @@ class BalloonDriver(Driver):
             self.offer(queue, writable=part)
         self.kick(queue)
         return used + self.collect(queue)
+
+    # -- hints ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def hint_cmd_id(self) -> int:
+        """The command id for hints: 0 STOP, 1 DONE, from 2 on hints are wanted under it."""
+        return self.read_config(HINT_CMD_ID, 4)
+
+    def send_id(self, value: int | bytes) -> list[Used]:
+        """Send a command id, or STOP (§5.5.6.5); bytes are sent as they are.  The buffers that came back."""
+        order: Literal["little", "big"] = "little" if self.order == "<" else "big"  # §5.5.6.5.3
+        payload = value if isinstance(value, bytes) else value.to_bytes(4, order)
+        return self.transfer(self.free_page_vq, readable=[payload])
+
+    def hint(self, ranges: Iterable[tuple[int, int]]) -> list[Used]:
+        """Hint (gpa, length in bytes) ranges of free memory, each in a buffer of its own, all in one kick.  They belong
+        to the id that was sent last.  The buffers that came back."""
+        queue = self.free_page_vq
+        used: list[Used] = []
+        for each in ranges:
+            if self.queues[queue].free_descriptors == 0:
+                self.kick(queue)
+                used += self.collect(queue)
+            self.offer(queue, writable=[each])
+        self.kick(queue)
+        return used + self.collect(queue)
+
+    def hint_round(self, ranges: Iterable[tuple[int, int]]) -> int:
+        """All that is wanted of a driver when a new command id appears: the id, the hints, STOP.  Returns the id."""
+        cmd_id = self.hint_cmd_id
+        self.send_id(cmd_id)
+        self.hint(ranges)
+        self.send_id(STOP)
+        return cmd_id
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 

@@ -81,8 +81,9 @@ class DirectTransport:
         """Nothing to do: notifications come back by return value."""
 
     def queue_max_size(self, index: int) -> int:
-        """The size the device shows now: its maximum until a driver chose a smaller one."""
-        return self.device.queues[index].size
+        """The size the device shows now: its maximum until a driver chose a smaller one, 0 if it is not there."""
+        queue = self.device.queues[index]
+        return queue.size if self.device.has_queue(queue) else 0
 
     def set_up_queue(self, index: int, size: int, desc_gpa: int, driver_gpa: int, device_gpa: int) -> None:
         for field, value in (

@@ -202,10 +202,15 @@ class Driver:
         return self.queues[queue].collect()
 
     def transfer(
-        self, queue: int = 0, *, readable: Sequence[Readable] = (), writable: Sequence[Writable] = ()
+        self,
+        queue: int = 0,
+        *,
+        readable: Sequence[Readable] = (),
+        writable: Sequence[Writable] = (),
+        indirect: bool | None = None,
     ) -> list[Used]:
         """Offer one buffer, kick, collect."""
-        self.offer(queue, readable=readable, writable=writable)
+        self.offer(queue, readable=readable, writable=writable, indirect=indirect)
         self.kick(queue)
         return self.collect(queue)
 

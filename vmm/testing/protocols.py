@@ -8,7 +8,7 @@ one.  `VirtioDevice` is a device without any transport, for the direct way in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Memory(Protocol):
@@ -110,6 +110,8 @@ class VirtioDevice(Protocol):
     def write_status(self, value: int, now_ns: int) -> NotificationsLike: ...
 
     def write_queue(self, index: int, field: str, value: int, now_ns: int) -> NotificationsLike: ...
+
+    def has_queue(self, queue: Any) -> bool: ...
 
     def notify(self, index: int, now_ns: int, data: int | None = None) -> NotificationsLike: ...
 

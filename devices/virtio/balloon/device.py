@@ -1,7 +1,8 @@
-"""The balloon device: inflate, deflate, statistics, free page reporting, the target the host sets (virtio 1.3 §5.5).
+"""The balloon device: inflate, deflate, statistics, free page hinting and reporting, the target (virtio 1.3 §5.5).
 
-Owns the balloon's queues and registers and what the host may ask of it.  Page arithmetic is `pages`', the statistics
-are `stats`', the ranges of reports are `reporting`'s.
+Owns the balloon's registers, its target, and what is done with pages.  Page arithmetic is `pages`', what belongs to
+statsq is `statsq`'s, to free_page_vq `hinted`'s, the ranges of reports are `reporting`'s, the queues' numbers are
+`numbered`'s.
 
 A wrong *payload* is no broken ring: a page that is not RAM, an array that ends within an entry, an unknown tag are
 skipped, counted and reported, and the request is completed.  Resetting the device for them would leave a driver waiting
@@ -14,6 +15,10 @@ A report is no inflation: its pages are not in the balloon, and nobody says when
 Of a legacy driver (§5.5.6, §5.5.6.3) `actual` counts when its last byte is written, and the first statistics buffer
 after a reset says nothing: drivers used to post it without writing anything into it.
 
+With PAGE_POISON negotiated a reported page must hold `poison_val` or what it held (§5.5.6.7.2).  A discarded page holds
+zeros, so reports are discarded only if the value is 0; otherwise the pages stay, and are counted.  Inflated and hinted
+pages are the driver's to initialise again before it uses them (§5.5.6.6.1, §5.5.6.5.1): they are discarded in any case.
+
 DEFLATE_ON_OOM asks nothing of the device.  It allows the driver to take pages back that the target wants, and all that
 can be seen of it is that `actual` falls below the target; a driver that is being unloaded looks the same.
 """
@@ -23,20 +28,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
+from devices.effects import NOTHING, Effects
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
-from devices.registers import Register, RegisterMap
-from devices.state import COUNTER, FLAG, PART, Many, Maybe, Table, refuse, require_list, uint
+from devices.state import COUNTER, PART, Many, Table, refuse, uint
 from devices.virtio import spec
-from devices.virtio.balloon import stats
+from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES, config_space
 from devices.virtio.balloon.imitation import Handler, imitated
+from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
-from devices.virtio.balloon.stats import Statistics, StatsConversation
-from devices.virtio.chains import CHAINS, Chains
-from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, QueueSpec, VirtioDevice
+from devices.virtio.balloon.statsq import StatsDevice
+from devices.virtio.chains import Chains
+from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
 from devices.virtio.policy import OUR_PAYLOAD, RESET, Policy
-from devices.virtio.queue import DEFAULT_RING_FEATURES, LEGACY_RING_FEATURES, RING_FEATURES, is_in_flight
+
+__all__ = ["DEFAULT_FEATURES", "SUPPORTED_FEATURES", "Balloon"]
 
 _PFN_BYTES = PFN.itemsize
 _MIN_PFN_LIMIT = 65536
@@ -46,77 +53,39 @@ _WORK_PER_ENTRY = 2
 """An entry counts as two descriptors towards the work of a call, since it may cost a discard of its own: no two of the
 largest batches follow each other in one call.  A page of a report, most of which are in long runs, counts as one."""
 
-# §5.5.2, in this order; a queue whose feature is not offered is left out and the ones behind it move up, as in QEMU and
-# all that followed it.  The specification's fixed numbers are those of a device that offers everything.
-# The last column is the fewest entries a queue may have: Linux refuses a device that cannot take a report of 32 ranges.
-_QUEUES: Final = (
-    ("inflateq", None, 1),
-    ("deflateq", None, 1),
-    ("statsq", spec.VIRTIO_BALLOON_F_STATS_VQ, 1),
-    ("reporting_vq", spec.VIRTIO_BALLOON_F_PAGE_REPORTING, 32),
-)
-
-SUPPORTED_FEATURES: Final = (
-    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
-    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
-    | 1 << spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
-    | 1 << spec.VIRTIO_BALLOON_F_PAGE_REPORTING
-    | RING_FEATURES
-    | LEGACY_RING_FEATURES
-    | 1 << spec.VIRTIO_F_VERSION_1
-)
 _COUNTERS: Final = (
     "inflated_pages",
     "deflated_pages",
     "oom_deflated_pages",
     "reported_pages",
-    "discarded_bytes",
+    "poisoned_pages",
     "bad_pfns",
     "stray_pages",
-    "ignored_bytes",
     "failed_discards",
 )
-DEFAULT_FEATURES: Final = (
-    1 << spec.VIRTIO_BALLOON_F_MUST_TELL_HOST
-    | 1 << spec.VIRTIO_BALLOON_F_STATS_VQ
-    | DEFAULT_RING_FEATURES
-    | 1 << spec.VIRTIO_F_VERSION_1
-)
-"""QEMU's.  Whether the guest may take back what the host asked for, and whether free memory leaves it unasked, are
-decisions of who runs it."""
 
 
-def _offered_queues(features: int, size: int) -> list[QueueSpec]:
-    exist = (row for row in _QUEUES if row[1] is None or features >> row[1] & 1)
-    return [QueueSpec(name, max(size, fewest), bit) for name, bit, fewest in exist]
-
-
-class Balloon(VirtioDevice):
+class Balloon(StatsDevice):
     """A balloon for `memory`.  ValueError when `features` has a bit that is not supported.
 
-    Its queues have `queue_size` entries; reporting_vq never fewer than 32.  `policy` says what becomes of the driver's
-    mistakes.
+    Its queues have `queue_size` entries; reporting_vq never fewer than 32.  `numbering` says how they are counted,
+    `stats_format` ("final" or "v2") how statistics are laid out, `policy` what becomes of the driver's mistakes.
 
     Pages are always 4096 bytes.  `num_pages` is how many the host wants in the balloon, `actual` how many the driver
-    says are.  Counters run on over resets: `inflated_pages` and `deflated_pages` count pages that went in and came out,
-    `oom_deflated_pages` those by which `actual` fell below the target (with DEFLATE_ON_OOM), `reported_pages` pages
-    reported free (each once a batch), `discarded_bytes` what was given back to the host, inflated or reported,
-    `bad_pfns` entries that named no page of RAM, `stray_pages` pages deflated without being in the balloon,
-    `ignored_bytes` parts of requests that meant nothing, `failed_discards` runs that the host would not take back.
+    says are, `poison_val` what it fills free pages with.  Counters run on over resets: `inflated_pages` and
+    `deflated_pages` count pages that went in and came out, `oom_deflated_pages` those by which `actual` fell below the
+    target (with DEFLATE_ON_OOM), `reported_pages` pages reported free (each once a batch), `poisoned_pages` those of
+    them that stayed because of PAGE_POISON, `bad_pfns` entries that named no page of RAM, `stray_pages` pages deflated
+    without being in the balloon, `failed_discards` runs that the host would not take back; and see `HintedDevice`.
     """
 
     device_id = spec.DeviceId.BALLOON
-    config = RegisterMap("balloon", 8, (Register(0, 4, "num_pages", "ro"), Register(4, 4, "actual", "rw")))
-
     STATE: ClassVar[Table] = {
-        **VirtioDevice.STATE,
-        **dict.fromkeys(("num_pages", "actual", "_told_actual"), uint(32)),
+        **StatsDevice.STATE,
+        **dict.fromkeys(("num_pages", "actual", "_told_actual", "poison_val"), uint(32)),
         **dict.fromkeys(_COUNTERS, COUNTER),
         "_pages": PART,
-        "_stats": PART,
-        "_held": Maybe(CHAINS),
         "_sliced": Many(PART),
-        "_stats_came": FLAG,
     }
 
     def __init__(
@@ -126,30 +95,29 @@ class Balloon(VirtioDevice):
         name: str = "balloon0",
         features: int = DEFAULT_FEATURES,
         queue_size: int = 128,
+        numbering: Numbering = "offered",
+        stats_format: str = "final",
         policy: Policy = RESET,
     ) -> None:
         if features & ~SUPPORTED_FEATURES:
             unknown = ", ".join(spec.feature_names(features & ~SUPPORTED_FEATURES, self.device_id))
             raise ValueError(f"{name}: the balloon does not support {unknown}")
-        super().__init__(memory, name, features, _offered_queues(features, queue_size), policy)
-        self.num_pages = 0
-        self.actual = 0
-        self.inflated_pages = self.deflated_pages = self.discarded_bytes = 0
-        self.oom_deflated_pages = self.reported_pages = 0
-        self.bad_pfns = self.stray_pages = self.ignored_bytes = self.failed_discards = 0
+        super().__init__(memory, name, features, numbering, queue_size, stats_format, policy)
+        self.config = config_space(features)
+        self.num_pages = self.actual = self._told_actual = self.poison_val = 0
+        self.inflated_pages = self.deflated_pages = self.oom_deflated_pages = 0
+        self.reported_pages = self.poisoned_pages = 0
+        self.bad_pfns = self.stray_pages = self.failed_discards = 0
         self._ram_pages = memory.size_bytes >> PAGE_SHIFT
         # More entries than RAM has pages repeat themselves: a batch that has more is no list of pages.
         self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
         self._reader = PfnReader(memory)
         self._pages = BalloonPages(memory)
-        self._stats = StatsConversation()
-        self._held: Chains | None = None
-        self._stats_came = False
-        self._told_actual = 0
         self._handlers: Mapping[str, Handler] = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
             "statsq": self._take_stats,
+            "free_page_vq": self._take_hints,
             "reporting_vq": self._take_reports,
         }
         if policy.payload != OUR_PAYLOAD:
@@ -158,7 +126,6 @@ class Balloon(VirtioDevice):
         self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
         self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]
         self._sliced = [SlicedBatch(memory, self._reader, self._payload_limit) for _ in self._page_queues]
-        self._stats_queue = next((queue for queue in self.queues if queue.name == "statsq"), None)
 
     # -- the host's side -------------------------------------------------------------------------------------------
 
@@ -177,16 +144,6 @@ class Balloon(VirtioDevice):
         """Pages in the balloon, as inflate and deflate requests made it; a reset empties it."""
         return self._pages.count
 
-    @property
-    def stats_reports(self) -> int:
-        """Statistics buffers ever received."""
-        return self._stats.reports
-
-    @property
-    def polling_interval_ns(self) -> int:
-        """0 when statistics are not polled."""
-        return self._stats.interval_ns
-
     def set_target(self, pages: int, now_ns: int) -> Notifications:
         """Ask for `pages` in the balloon, at most all of RAM.  It survives a reset."""
         wanted = min(max(pages, 0), self._ram_pages)
@@ -194,23 +151,6 @@ class Balloon(VirtioDevice):
             return NO_NOTIFICATIONS
         self.num_pages = wanted
         return self.config_changed() | self.event("target", f"the balloon shall have {wanted} pages")
-
-    def request_stats(self, now_ns: int) -> Notifications:
-        """Ask the driver for statistics.  If no buffer is held the request waits for the next; if one is under way
-        already, its reply is the answer."""
-        if not self._stats.under_way:
-            self._stats.wanted = True
-        return self._ask_for_stats(now_ns)
-
-    def set_polling_interval(self, interval_ns: int, now_ns: int) -> Notifications:
-        """Ask for statistics every `interval_ns`, the first time at once; 0 stops.  It survives a reset."""
-        self._stats.set_interval(max(interval_ns, 0))
-        return self._ask_for_stats(now_ns) | Notifications(deadline=True)
-
-    def statistics(self, now_ns: int) -> Statistics:
-        """The latest statistics, or why there are none."""
-        exists = self._stats_queue is not None and self.has_feature(spec.VIRTIO_BALLOON_F_STATS_VQ)
-        return self._stats.statistics(exists, self.is_ready, now_ns)
 
     # -- the driver's side -----------------------------------------------------------------------------------------
 
@@ -293,6 +233,10 @@ class Balloon(VirtioDevice):
         if free.ignored_bytes:
             self.ignored_bytes += free.ignored_bytes
             told |= self.event("ignored-bytes", f"{queue.name}: {free.ignored_bytes} bytes are in no whole free page")
+        if free.pages and self.poison_val:
+            self.poisoned_pages += free.pages
+            text = f"{free.pages} reported pages stay, since they must hold {self.poison_val:#x}"
+            return told | self.event("poisoned", text) | self.complete(queue, chains)
         if free.pages > SLICED_FROM:
             self._begin_slices(queue).begin_runs(chains, free.runs())
         elif free.pages:
@@ -300,37 +244,6 @@ class Balloon(VirtioDevice):
         if free.pages:
             told |= self.event("reported", f"the driver reported {free.pages} free pages")
         return told if queue.paused else told | self.complete(queue, chains)
-
-    def _take_stats(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
-        """Keep the newest buffer, with its figures; any other is one too many (§5.5.6.3.1) and goes back."""
-        told = NO_NOTIFICATIONS
-        if self._held is not None:
-            told |= self.complete(queue, self._held)
-        for index in range(len(chains) - 1):
-            told |= self.complete(queue, chains.only(index))
-        self._held = chains.only(len(chains) - 1)
-        primes = self.legacy and not self._stats_came and len(chains) == 1
-        self._stats_came = True
-        if primes:
-            told |= self.event("stats-ignored", "the first statistics of a legacy driver say nothing")
-            return told | self._ask_for_stats(now_ns) | Notifications(deadline=True)
-        sent_bytes = self._held.readable_bytes()[0]
-        payload = self._held.gather_readable(self.memory, stats.MAX_ENTRIES * stats.ENTRY_BYTES)
-        report = stats.parse(payload, sent_bytes, self.order)
-        self.ignored_bytes += report.ignored_bytes
-        self._stats.received(report, now_ns)
-        told |= Notifications(deadline=True)
-        told |= self.event("stats", f"the driver reported {len(report.raw)} statistics")
-        return told | self._ask_for_stats(now_ns)
-
-    def _ask_for_stats(self, now_ns: int) -> Notifications:
-        """Return the held buffer if statistics are wanted now."""
-        held, queue = self._held, self._stats_queue
-        if held is None or queue is None or not self.is_live or not self._stats.should_ask(now_ns):
-            return NO_NOTIFICATIONS
-        self._held = None
-        self._stats.asked()
-        return self.complete(queue, held) | Notifications(deadline=True)
 
     # -- batches in slices -----------------------------------------------------------------------------------------
 
@@ -366,29 +279,13 @@ class Balloon(VirtioDevice):
 
     # -- the device's life -----------------------------------------------------------------------------------------
 
-    def live(self, now_ns: int) -> Notifications:
-        return self._ask_for_stats(now_ns)
-
-    def queue_lost(self, queue: Queue) -> None:
-        if queue is self._stats_queue:
-            self._held = None
-
     def lost(self) -> None:
-        self.actual = self._told_actual = 0
+        self.actual = self._told_actual = self.poison_val = 0
         self._pages.clear()
-        self._held = None
         for batch in self._sliced:
             if batch.chains is not None:
                 batch.clear()
-        self._stats_came = False
-        self._stats.driver_lost()
-
-    def deadline_ns(self) -> int | None:
-        polling = self._held is not None and self._stats.interval_ns > 0
-        return self._stats.next_poll_ns if polling else None
-
-    def deadline_reached(self, now_ns: int) -> Notifications:
-        return self._ask_for_stats(now_ns)
+        super().lost()
 
     def write_config(self, offset: int, size: int, value: int, now_ns: int) -> Notifications:
         actual, end = self.config.find("actual"), offset + size
@@ -396,6 +293,13 @@ class Balloon(VirtioDevice):
             self.config.write(self, offset, size, value)
             return NO_NOTIFICATIONS
         return super().write_config(offset, size, value, now_ns)
+
+    def write_poison_val(self, value: int, now_ns: int) -> Effects:
+        """§5.5.6.6: only a driver that negotiated the feature has one."""
+        features = self.driver_features if self.legacy else self.negotiated_features
+        if features >> spec.VIRTIO_BALLOON_F_PAGE_POISON & 1:
+            self.poison_val = value
+        return NOTHING
 
     def config_written(self, now_ns: int) -> Notifications:
         if self.actual == self._told_actual:
@@ -411,25 +315,11 @@ class Balloon(VirtioDevice):
 
     def check_state(self, saved: Any, where: str) -> None:
         super().check_state(saved, where)
-        if saved["held"] is not None:
-            require_list(f"{where}.held", saved["held"], 1)
-            self._check_in_flight(self._stats_queue, saved["held"], saved, f"{where}.held")
         for number, (queue, batch) in enumerate(zip(self._page_queues, saved["sliced"], strict=True)):
             if batch["chains"] is not None:
-                self._check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
+                self.check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
                 if saved["carry_on_ns"] is None:
                     raise refuse(f"{where}.carry_on_ns", "a time, since a batch is worked off in slices", None)
-
-    @staticmethod
-    def _check_in_flight(queue: Queue | None, chains: Any, saved: Any, where: str) -> None:
-        """Each of the saved `chains` must be in flight in `queue`, once."""
-        seen: set[int] = set()
-        for chain in chains:
-            flying = queue is not None and is_in_flight(saved["queues"][queue.index], chain)
-            if not flying or chain["buffer_id"] in seen:
-                name = "statsq" if queue is None else queue.name
-                raise refuse(where, f"a chain in flight in {name}", f"the head {chain['head']}")
-            seen.add(chain["buffer_id"])
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
@@ -437,6 +327,5 @@ class Balloon(VirtioDevice):
             queue.paused = batch.chains is not None
 
     def settings(self) -> tuple[object, ...]:
-        held = None if self._held is None else (self._held.head.tolist(), self._held.buffer_id.tolist())
-        told = self._told_actual, self._stats_came
-        return self.num_pages, self.actual, *told, self._pages, held, self._sliced, self._stats.settings()
+        driver = self.actual, self._told_actual, self.poison_val, self._pages, self._sliced
+        return self.num_pages, driver, *super().settings()

@@ -39,6 +39,10 @@ class FreePages(NamedTuple):
     starts: U64
     counts: U64
 
+    def only(self, starts: U64, counts: U64) -> FreePages:
+        """Those of the pages that lie in these runs, which are some of its own."""
+        return FreePages(int(counts.sum()), self.ignored_bytes, starts, counts)
+
     def discard(self, memory: GuestMemory) -> int:
         """Give the pages back to the host; returns the bytes.  OSError where it refuses."""
         return memory.discard(self.starts, self.counts)
@@ -50,10 +54,15 @@ class FreePages(NamedTuple):
 
 def free_pages(chains: Chains) -> FreePages:
     """The pages that all chains of a batch report.  Every buffer is inside RAM: no sum of address and length wraps."""
-    addr, length = chains.addr, chains.length
-    total = int(length.sum())
-    if not chains.writable.all():
-        addr, length = addr[chains.writable], length[chains.writable]
+    if chains.writable.all():
+        return whole_pages(chains.addr, chains.length, 0)
+    addr, length = chains.addr[chains.writable], chains.length[chains.writable]
+    return whole_pages(addr, length, int(chains.length[~chains.writable].sum()))
+
+
+def whole_pages(addr: U64, length: U64, ignored_bytes: int) -> FreePages:
+    """The whole pages inside ranges of RAM, two arrays of shape (n,); `ignored_bytes` were left out before."""
+    total = int(length.sum()) + ignored_bytes
     unit = np.uint64(max(PAGE_BYTES, hostcalls.PAGE_BYTES))
     starts = (addr + (unit - _ONE)) // unit * unit
     ends = (addr + length) // unit * unit

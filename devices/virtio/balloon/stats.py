@@ -1,7 +1,7 @@
 """The guest's memory statistics (virtio 1.3 §5.5.6.3): what a buffer says, and when to ask for the next.
 
-Owns the meaning of a statistics buffer and the state of the conversation.  Refuses to know the queue: the device gives
-it the bytes of a buffer and asks whether to return the one it holds.
+Owns the state of the conversation; what the bytes of a buffer mean is `stats_formats`'.  Refuses to know the queue: the
+device gives it what a buffer said and asks whether to return the one it holds.
 
 The conversation runs in reverse.  The driver posts one buffer with fresh figures and the device keeps it; returning it
 asks for the next.  So a request can be *wanted* (nothing is held to be returned yet), or *under way* (returned, and the
@@ -11,42 +11,14 @@ reply has not come).  There is never silence without a reason: see `Statistics.r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
-import numpy as np
-
-from devices.state import COUNTER, FLAG, TIME_NS, Many, Maybe, Record, Stateful, Table, Tuple, uint
-from devices.virtio import spec
+from devices.state import COUNTER, FLAG, TEXT, TIME_NS, Many, Maybe, Record, Stateful, Table, Tuple, uint
+from devices.virtio.balloon.stats_formats import FINAL, MAX_ENTRIES, Report, StatsFormat, report_of
 
 Reason = Literal["ok", "not negotiated", "never posted", "stale"]
 
-ENTRY_BYTES = spec.virtio_balloon_stat.itemsize
-MAX_ENTRIES = 1024
-"""More entries of one buffer are not looked at; Linux sends 16."""
 STALE_AFTER_INTERVALS = 3
-
-
-class Report(NamedTuple):
-    """What one buffer said.  `raw` are its (tag, value) pairs in the order sent, `values` those with a known tag by
-    QEMU's name (the last wins), `ignored_bytes` what was left over at the end or beyond the bound."""
-
-    raw: tuple[tuple[int, int], ...]
-    values: dict[str, int]
-    ignored_bytes: int
-
-
-def parse(payload: bytes, sent_bytes: int, order: spec.ByteOrder = "<") -> Report:
-    """`payload` holds the first bytes of a buffer of `sent_bytes`; entries are 10 bytes, packed, in any order, and of
-    the byte order `order`."""
-    count = min(len(payload) // ENTRY_BYTES, MAX_ENTRIES)
-    entries = np.frombuffer(payload, spec.virtio_balloon_stat.newbyteorder(order), count)
-    raw = tuple(zip(entries["tag"].tolist(), entries["val"].tolist(), strict=True))
-    return _report(raw, sent_bytes - count * ENTRY_BYTES)
-
-
-def _report(raw: tuple[tuple[int, int], ...], ignored_bytes: int) -> Report:
-    values = {known.name: value for tag, value in raw if (known := spec.BALLOON_STATS.get(tag)) is not None}
-    return Report(raw, values, ignored_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +27,7 @@ class Statistics:
 
     `reason` is "ok", or why there is nothing or nothing fresh: "not negotiated", "never posted", "stale" (older than
     three polling intervals, or from a driver that has reset the device since).  `age_ns` is None if nothing was ever
-    reported.  `values` maps QEMU's names to numbers, `raw` is every (tag, value) in the order sent."""
+    reported.  `values` maps names (QEMU's if it has one) to numbers, `raw` is every (tag, value) in the order sent."""
 
     reason: Reason
     age_ns: int | None = None
@@ -74,11 +46,12 @@ class StatsConversation(Stateful):
     STATE: ClassVar[Table] = {
         **dict.fromkeys(("interval_ns", "next_poll_ns", "_last_ns"), TIME_NS),
         "reports": COUNTER,
-        "_last": Maybe(Record(_report, raw=_RAW, ignored_bytes=COUNTER)),
+        "_last": Maybe(Record(report_of, raw=_RAW, ignored_bytes=COUNTER, format=TEXT)),
         **dict.fromkeys(("wanted", "under_way", "_outdated"), FLAG),
     }
 
-    def __init__(self) -> None:
+    def __init__(self, layout: StatsFormat = FINAL) -> None:
+        self.layout = layout
         self.interval_ns = 0
         self.reports = 0
         self._last: Report | None = None

@@ -107,10 +107,8 @@ class VirtioPciModern(VirtioPciFunction):
 
         Where all four of its address are, the device hears what they hold."""
         effects = NOTHING
-        first = -(-inside // NOTIFY_OFF_MULTIPLIER)
-        for queue in range(first, len(self.device.queues)):
-            if queue * NOTIFY_OFF_MULTIPLIER + 2 > inside + size:
-                break
+        first, last = -(-inside // NOTIFY_OFF_MULTIPLIER), (inside + size - 2) // NOTIFY_OFF_MULTIPLIER
+        for queue in range(first, last + 1):  # the device knows which of them it has
             before = queue * NOTIFY_OFF_MULTIPLIER - inside
             data = value >> 8 * before & 0xFFFFFFFF if before + 4 <= size else None
             effects |= self.signal(self.device.notify(queue, now_ns, data))
@@ -186,8 +184,8 @@ class VirtioPciModern(VirtioPciFunction):
         return queues[self.queue_select] if self.queue_select < len(queues) else None
 
     def _write_queue(self, field: str, value: int, now_ns: int) -> Effects:
-        if self._queue() is None:
-            return NOTHING
+        if self._queue() is None and field != "enabled":
+            return NOTHING  # what a driver wants of a queue that is not there the device may have a word on
         return self.signal(self.device.write_queue(self.queue_select, field, value, now_ns))
 
     @property

@@ -107,6 +107,7 @@ class Driven:
         """Every counter that is not 0."""
         names = (
             *("inflated_pages", "deflated_pages", "oom_deflated_pages", "reported_pages", "discarded_bytes"),
+            *("poisoned_pages", "hinted_pages", "hint_discarded_pages", "stale_hint_pages"),
             *("bad_pfns", "stray_pages", "ignored_bytes", "failed_discards"),
         )
         return {name: value for name in names if (value := getattr(self.balloon, name))}

@@ -246,12 +246,18 @@ def test_5_5_3_1_a_driver_without_must_tell_host_is_served(memory: GuestMemory) 
 
 
 def test_what_is_not_supported_cannot_be_offered(memory: GuestMemory) -> None:
-    with pytest.raises(ValueError, match="does not support VIRTIO_BALLOON_F_PAGE_POISON, bit 62"):
-        Balloon(memory, features=VERSION_1 | 1 << 4 | 1 << 62)
+    with pytest.raises(ValueError, match="does not support VIRTIO_F_ACCESS_PLATFORM, bit 62"):
+        Balloon(memory, features=VERSION_1 | 1 << 33 | 1 << 62)
 
 
 @pytest.mark.parametrize(
-    "bit", [spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM, spec.VIRTIO_BALLOON_F_PAGE_REPORTING], ids=["oom", "reporting"]
+    "bit",
+    [
+        spec.VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
+        spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+        spec.VIRTIO_BALLOON_F_PAGE_REPORTING,
+    ],
+    ids=["oom", "hint", "reporting"],
 )
 def test_what_costs_the_host_or_the_guest_something_is_not_offered_by_default(memory: GuestMemory, bit: int) -> None:
     assert not DEFAULT_FEATURES >> bit & 1

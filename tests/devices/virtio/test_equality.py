@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from devices import hostcalls
 from devices.memory import PAGE_BYTES, GuestMemory
 from devices.virtio import reference
+from devices.virtio.balloon.hinting import FreePageHinting
 from devices.virtio.balloon.pages import BalloonPages, PfnReader
 from devices.virtio.balloon.reporting import free_pages
-from devices.virtio.balloon.stats import parse
+from devices.virtio.balloon.stats_formats import V2, parse
 from devices.virtio.chains import Chains
 from tests.devices.virtio.examples import examples
 from tests.devices.virtio.rings import LAYOUT
@@ -160,6 +161,82 @@ def test_reports_are_understood_alike(memory: GuestMemory, seed: int, odd: float
     assert found.discard(memory) == PAGE_BYTES * len(expected)
 
 
+# -- hints -------------------------------------------------------------------------------------------------------------
+
+IDS = 0x2000  # where the ids lie
+
+
+class Rounds(Reports):
+    """Chains of ids, of ranges, and of both, made from one number."""
+
+    def __init__(self, seed: int, memory: GuestMemory, cmd_id: int) -> None:
+        super().__init__(seed, 0.2)
+        self.memory = memory
+        self.cmd_id = cmd_id
+
+    def said(self, head: int) -> list[reference.Buffer]:
+        """An id in one or several pieces, or something that is none."""
+        value = self.random.choice((self.cmd_id, self.cmd_id, self.cmd_id + 1, 0, 0, 1, 2))
+        data = value.to_bytes(4, "little")
+        if self.random.random() < 0.15:
+            data = self.random.randbytes(self.random.choice((1, 2, 3, 5, 8)))
+        gpa = IDS + 16 * head
+        self.memory.write(gpa, data)
+        cut = self.random.randrange(len(data))
+        pieces = [(gpa, cut), (gpa + cut, len(data) - cut)] if cut else [(gpa, len(data))]
+        return [reference.Buffer(place, length, False) for place, length in pieces]
+
+    def chain(self, head: int) -> reference.Chain:
+        said = self.said(head) if self.random.random() < 0.4 else []
+        ranges = [self.range() for _ in range(self.random.randint(0 if said else 1, 3))]
+        return reference.Chain(head, said + ranges)
+
+
+@examples(1500)
+@given(st.integers(0, 1 << 64), st.lists(st.integers(1, 6), min_size=1, max_size=4), st.sampled_from((0, 1, 2, 77)))
+def test_hints_are_understood_alike(memory: GuestMemory, seed: int, counts: list[int], cmd_id: int) -> None:
+    made, answered = Rounds(seed, memory, cmd_id), False
+    hinting = FreePageHinting(memory)
+    hinting.cmd_id = cmd_id
+    for count in counts:
+        chains = [made.chain(head) for head in range(count)]
+        expected = reference.hints_of(chains, memory, cmd_id, answered)
+        found = hinting.take(as_arrays(chains))
+        answered = expected.answered
+        event("hints" if expected.pages else "no hints")
+        runs = found.hinted.runs()
+        assert [pfn for start, pages in runs for pfn in range(start, start + pages)] == expected.pages
+        assert (found.hinted.pages, found.stale_pages) == (len(expected.pages), len(expected.stale))
+        assert (found.ignored_bytes, found.ended) == (expected.ignored, expected.ended)
+        assert found.free.pages == 0, "nobody watched"
+
+
+@examples(300)
+@given(st.lists(st.integers(0x100, 0x11F), max_size=8), st.lists(runs, min_size=1, max_size=4), st.booleans())
+def test_of_all_pages_those_that_were_written_are_found(
+    written: list[int], hinted: list[list[int]], save: bool
+) -> None:
+    wanted = {pfn for run in hinted for pfn in run if 0x100 <= pfn < 0x120}
+    ascending = np.array(sorted(wanted), np.uint64)
+    with GuestMemory([(0x100000, 0x20000)]) as small:
+        small.write(0x100000, b"\x5a" * 0x20000)
+        tracking = small.track_writes()
+        if tracking.start():
+            pytest.skip("this kernel does not track writes")
+        for pfn in written:
+            small.write(pfn * PAGE_BYTES + pfn, b"1")
+        if save:
+            tracking.restore_state(tracking.save_state())
+        starts, counts = tracking.unwritten(ascending, np.ones_like(ascending))
+        found = [
+            pfn
+            for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
+            for pfn in range(start, start + count)
+        ]
+        tracking.stop()
+    assert found == sorted(wanted - set(written))
+
+
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 stat_entries = st.lists(
@@ -175,3 +252,22 @@ def test_statistics_are_understood_alike(sent: list[tuple[int, int]], tail: byte
     report = parse(payload, len(payload))
     assert (list(report.raw), report.values) == (raw, values) and raw == sent
     assert report.ignored_bytes == len(tail)
+
+
+@examples(500)
+@given(
+    st.lists(st.tuples(st.integers(0, 8) | st.integers(0, 65535), st.integers(0, (1 << 32) - 1)), max_size=30),
+    st.binary(max_size=7),
+    st.booleans(),
+)
+def test_statistics_of_the_first_patch_are_understood_alike(
+    sent: list[tuple[int, int]], tail: bytes, big: bool
+) -> None:
+    payload = b"".join(
+        struct.pack(">H" if big else "<H", tag) + b"\xee\xee" + struct.pack("<I", value) for tag, value in sent
+    )
+    report = parse(payload + tail, len(payload + tail), V2, ">" if big else "<")
+    assert list(report.raw) == reference.stats_v2_of(payload + tail, "big" if big else "little") == sent
+    assert report.ignored_bytes == len(tail)
+    known = {tag: value for tag, value in sent if tag == 5}
+    assert report.values.get("stat-free-memory") == (known[5] * 1024 if known else None)

@@ -9,7 +9,7 @@ import pytest
 from devices.memory import GuestMemory
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon
-from devices.virtio.balloon.stats import MAX_ENTRIES
+from devices.virtio.balloon.stats_formats import MAX_ENTRIES
 from devices.virtio.device import NO_NOTIFICATIONS
 from tests.devices.virtio.balloons import STATSQ, VERSION_1, Driven, stats_bytes
 from tests.devices.virtio.rings import LAYOUT

@@ -76,7 +76,8 @@ class RecordingDevice:
         return self._record("status", value, now_ns)
 
     def write_queue(self, index: int, field: str, value: int, now_ns: int) -> Notifications:
-        setattr(self.queues[index], field, value)
+        if index < len(self.queues):
+            setattr(self.queues[index], field, value)
         return self._record("queue", index, field, value, now_ns)
 
     def has_queue(self, queue: RecordingQueue) -> bool:

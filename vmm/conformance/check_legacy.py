@@ -1,0 +1,93 @@
+"""The balloon's legacy interface (§5.5), where its driver's byte order counts."""
+
+from __future__ import annotations
+
+from vmm.conformance.registry import check
+from vmm.conformance.rig import Rigs, equal, holds
+from vmm.testing.balloon import ACTUAL, DEFLATEQ, MUST_TELL_HOST, NUM_PAGES, STATSQ, pfn_bytes
+
+
+@check("L1")
+def without_must_tell_host(rigs: Rigs) -> None:
+    """Did not accept MUST_TELL_HOST, and inflated and deflated."""
+    rig = rigs.started(without=MUST_TELL_HOST)
+    pfns = rig.filled(2)
+    rig.inflate(*pfns)
+    holds("the pages are given up", rig.are_given(pfns))
+    equal("the number of deflate requests used", len(rig.driver.deflate(pfns)), 1)
+
+
+@check("L2")
+def use_before_notification(rigs: Rigs) -> None:
+    """Wrote to an inflated page before telling the device of it: the page keeps what was written."""
+    rig = rigs.started(without=MUST_TELL_HOST)
+    (pfn,) = rig.filled()
+    rig.inflate(pfn)
+    rig.memory.write(pfn * 4096, b"mine")
+    rig.driver.transfer(DEFLATEQ, readable=[pfn_bytes([pfn], rig.driver.order)])
+    equal("the page afterwards", rig.page(pfn)[:4], b"mine")
+    holds("the device does not need a reset", not rig.driver.needs_reset)
+
+
+@check("L3")
+def configuration_is_little_endian(rigs: Rigs) -> None:
+    """Read a target and an `actual` byte by byte, for drivers of both byte orders."""
+    for rig in (rigs.started(), rigs.started(processor=">")):
+        rig.set_target(0x304)
+        rig.driver.write_config(ACTUAL, 4, 0xA1B2C3D4)
+        read = [rig.transport.read_config(NUM_PAGES + offset, 1) for offset in range(8)]
+        equal("the configuration's bytes", bytes(read), bytes.fromhex("04 03 00 00 d4 c3 b2 a1"))
+
+
+@check("L4")
+def used_length(rigs: Rigs) -> None:
+    """Read the used length of inflate, deflate and statistics buffers: 0, as nothing was written."""
+    rig = rigs.started()
+    pfns = rig.filled()
+    lengths = [used.length for used in (*rig.inflate(*pfns), *rig.driver.deflate(pfns))]
+    rig.driver.post_stats({"stat-free-memory": 1})
+    rig.request_stats()
+    lengths += [used.length for used in rig.driver.collect(STATSQ)]
+    equal("the used lengths", lengths, [0, 0, 0])
+
+
+@check("L5")
+def a_part_of_actual_does_not_count(rigs: Rigs) -> None:
+    """Wrote the first three bytes of `actual` and looked at what the host knows."""
+    rig = rigs.started()
+    rig.bus.events.clear()
+    for offset in range(3):
+        rig.transport.write_config(ACTUAL + offset, 1, 0x11 * (offset + 1))
+        told = [event.text for event in rig.bus.events if event.kind == "actual"]
+        equal(f"what the host was told after {offset + 1} bytes", told, [])
+
+
+@check("L6")
+def actual_counts_when_whole(rigs: Rigs) -> None:
+    """Wrote all four bytes of `actual`, one after the other."""
+    rig = rigs.started()
+    rig.bus.events.clear()
+    for offset, byte in enumerate((0x44, 0x33, 0x22, 0x11)):
+        rig.transport.write_config(ACTUAL + offset, 1, byte)
+    equal("the number of pages that the host was told of", rig.balloon.actual_pages, 0x11223344)
+    equal("how often it was told", sum(event.kind == "actual" for event in rig.bus.events), 1)
+
+
+@check("L7")
+def statistics_are_native(rigs: Rigs) -> None:
+    """Sent statistics from drivers of both byte orders."""
+    for rig in (rigs.started(), rigs.started(processor=">")):
+        rig.hear({"stat-free-memory": 0x0102030405, "stat-swap-in": 7})
+        equal("the statistics", rig.statistics(), {"stat-free-memory": 0x0102030405, "stat-swap-in": 7})
+
+
+@check("L8")
+def the_first_buffer_is_ignored(rigs: Rigs) -> None:
+    """Posted a first buffer full of junk, as drivers did that had not initialised it, then a real one."""
+    rig = rigs.started()
+    rig.driver.post_stats(b"\x04\x00" + b"\xee" * 8)
+    equal("the statistics after the first buffer", rig.statistics(), {})
+    rig.request_stats()
+    equal("the number of buffers that came back", len(rig.driver.collect(STATSQ)), 1)
+    rig.driver.post_stats({"stat-free-memory": 4096})
+    equal("the statistics after the second", rig.statistics(), {"stat-free-memory": 4096})

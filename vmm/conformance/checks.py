@@ -1,0 +1,29 @@
+"""One function for each statement, registered under its id: all of them, by part of the specification.
+
+A check gets `Rigs`, drives a rig as a driver would, and raises `Violation` when the device breaks the statement.  The
+first sentence of its docstring is what the report says was done.
+"""
+
+from vmm.conformance import (
+    check_balloon,
+    check_general,
+    check_legacy,
+    check_mmio,
+    check_packed,
+    check_pci,
+    check_split,
+)
+from vmm.conformance.registry import CHECKS, Check, how
+
+__all__ = [
+    "CHECKS",
+    "Check",
+    "check_balloon",
+    "check_general",
+    "check_legacy",
+    "check_mmio",
+    "check_packed",
+    "check_pci",
+    "check_split",
+    "how",
+]
