@@ -10,8 +10,8 @@ from devices.errors import ConfigError, Fault
 from devices.virtio import device, policy
 from devices.virtio.policy import IGNORE, SKIP, Policy, Treatment
 from tests.fixtures import MakeMachine
-from tests.hostile.guest_errors import JUMPS, NO_HEADS, start
-from tests.support import BalloonMachine
+from tests.hostile.guest_errors import JUMPS, NO_HEADS, Requests, start
+from tests.support import BalloonMachine, Way
 from vmm.testing import RawPackedQueue, RawQueue
 from vmm.testing.balloon import DEFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.mistakes import HEAD, RING_MISTAKES, Mistake
@@ -167,6 +167,45 @@ def test_a_head_that_the_device_holds_is_not_returned_for_its_second_chain(
     raw.available(held)
     raw.kick()
     assert machine.balloon.queues[STATSQ].requests == 2, "what was returned may be offered again"
+
+
+@BOTH
+def test_a_buffer_id_that_the_device_holds_is_not_returned_for_its_second_chain(
+    make_machine: MakeMachine, how: Policy
+) -> None:
+    """The same in a packed ring, where the second chain keeps its place."""
+    machine = start(make_machine, "packed-pci", how).machine
+    held = machine.driver.post_stats({4: 1})
+    raw = RawPackedQueue(machine.driver, STATSQ)
+    raw.descriptor(raw.buffer(bytes(10)), 10, 0, held)
+    raw.kick()
+    queue = machine.balloon.queues[STATSQ]
+    assert raw.ids_returned() == [] and (queue.skipped, queue.dropped) == (0, 1)
+    machine.request_stats()
+    assert used_descriptors(raw) == [(held, 1)]
+
+
+@pytest.mark.ways("pci", "packed-pci")
+def test_a_dropped_name_is_in_flight_until_the_queue_is_set_up_again(make_machine: MakeMachine, way: Way) -> None:
+    """The driver never heard of it: a second chain of that name is at fault, however sound it is."""
+    requests = start(make_machine, way, IGNORE)
+    machine, raw = requests.machine, requests.raw
+    if isinstance(raw, RawPackedQueue):
+        raw.descriptor(0x7F00_0000_0000, 4, 0, 50)
+    else:
+        raw.descriptor(50, 0x7F00_0000_0000, 4)
+        raw.available(50)
+    raw.kick()
+    pfns = requests.make(50)
+    raw.kick()
+    assert requests.dropped == 2 and machine.are_filled(pfns)
+    machine.driver.reset_queue(0)
+    machine.driver.set_up_queue(0, 128)
+    assert len(machine.driver.inflate(pfns)) == 1
+    again = Requests(machine, type(raw)(machine.driver, 0))
+    again.make(50)
+    again.raw.kick()
+    assert again.dropped == 2
 
 
 @BOTH
