@@ -135,11 +135,14 @@ class Walker:
                 if index >= limit:
                     self._object(Fault.NEXT, "2.7.5", head, f"has the next {index} in a table of {limit} descriptors")
                     break
+        if not 0 < total <= _MAX_CHAIN_BYTES:
+            self._check_total(head, total)
+        return slots
+
+    def _check_total(self, head: int, total: int) -> None:
         if not total:
             raise DriverError("2.7.5", f"the chain at {head} has no buffer", head=head, fault=Fault.NO_BUFFER)
-        if total > _MAX_CHAIN_BYTES:
-            self._object(Fault.TOO_LONG, "2.7.5.2", head, f"has {total} bytes, more than 2^32")
-        return slots
+        self._object(Fault.TOO_LONG, "2.7.5.2", head, f"has {total} bytes, more than 2^32")
 
     def _object(self, fault: Fault, section: str, head: int, text: str) -> None:
         """Raise, unless this is tolerated."""
