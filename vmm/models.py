@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from devices.errors import ConfigError
+from devices.virtio.policy import POLICIES
+from devices.virtio.profiles import PROFILES
 
 Kind = Literal["name", "slot", "place", "flag", "choice", "fixed"]
 BusName = Literal["pci", "mmio"]
@@ -98,13 +100,31 @@ _BALLOON = (
         ("final", "v2"),
     ),
 )
+_POLICY = (
+    Property(
+        "guest-errors",
+        "choice",
+        "reset",
+        "what becomes of a chain that breaks a rule: the device needs a reset, it comes back unread, or never",
+        tuple(POLICIES),
+    ),
+    Property(
+        "profile",
+        "choice",
+        "none",
+        "take a driver's mistakes as that monitor does (instead of guest-errors)",
+        ("none", *PROFILES),
+    ),
+)
 _BALLOON_SUMMARY = "memory balloon: inflate, deflate, statistics, free page hinting and reporting"
 _RNG_SUMMARY = "source of random bytes"
 _ON_MMIO = "; on virtio-mmio"
 
 MODELS = (
-    Model("virtio-balloon-pci", "balloon", _BALLOON_SUMMARY, (*_PCI, *_BALLOON, *_FIXED)),
-    Model("virtio-balloon-device", "balloon", _BALLOON_SUMMARY + _ON_MMIO, (*_MMIO, *_BALLOON, *_FIXED), "mmio"),
+    Model("virtio-balloon-pci", "balloon", _BALLOON_SUMMARY, (*_PCI, *_BALLOON, *_POLICY, *_FIXED)),
+    Model(
+        "virtio-balloon-device", "balloon", _BALLOON_SUMMARY + _ON_MMIO, (*_MMIO, *_BALLOON, *_POLICY, *_FIXED), "mmio"
+    ),
     Model("virtio-rng-pci", "rng", _RNG_SUMMARY, (*_PCI, *_FIXED)),
     Model("virtio-rng-device", "rng", _RNG_SUMMARY + _ON_MMIO, (*_MMIO, *_FIXED), "mmio"),
 )
@@ -242,6 +262,11 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
     if (values.get("disable-legacy"), values.get("disable-modern")) == ("on", "on"):
         raise ConfigError(
             f"{model.driver}: disable-legacy and disable-modern must not both be on; no interface would be left."
+        )
+    if values.get("profile", "none") != "none" and values["guest-errors"] != "reset":
+        raise ConfigError(
+            f"{model.driver}: profile={values['profile']} says what becomes of guest errors itself; "
+            f"guest-errors={values['guest-errors']} must not stand beside it."
         )
     name = values.pop("id", "") or _free_name(model.stem, set(taken))
     return DeviceConfig(model.driver, name, tuple(sorted(values.items())))

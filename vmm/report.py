@@ -40,7 +40,7 @@ def report(machine: Machine) -> dict[str, Any]:
         },
         "stats": _stats(machine) if has_balloon else None,
         "queues": [
-            {"name": queue.name, "size": queue.size, "requests": queue.requests}
+            {name: getattr(queue, name) for name in ("name", "size", "requests", "skipped", "dropped")}
             for device in machine.board.virtio_devices
             for queue in device.queues
         ],

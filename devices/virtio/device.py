@@ -12,7 +12,8 @@ Invariants
   came too early is not forgotten: whenever a queue becomes usable it is looked at as if it had been notified.
 - A chain is completed when the device says so, not when `notify` returns: a device may hold chains and complete them
   from a deadline or a host command.
-- Every `DriverError` ends in one place, `_broken`.  It costs the driver its device and nobody anything else.
+- Every `DriverError` ends in one place, `_broken`, or where the policy says so for a chain that is at fault, in
+  `_work_around`.  By default it costs the driver its device, and nobody anything else.
 - The work of one call is bounded (`WORK_LIMIT`); what is left is carried on with at a deadline that has come already.
   A device that begins more than that at once says `work_is_left`, pauses the queue and goes on in `carry_on`.
 - A driver uses one interface.  The first through which it changes anything after a reset is its own until the next, and
@@ -24,7 +25,6 @@ device is live.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -34,10 +34,11 @@ from devices.memory import GuestMemory
 from devices.registers import RegisterMap
 from devices.state import FLAG, TIME_NS, Maybe, State, Table, require_list, uint
 from devices.virtio import spec, status
-from devices.virtio.chains import Chains
 from devices.virtio.negotiation import Negotiation
 from devices.virtio.notifications import NO_NOTIFICATIONS, Notifications
+from devices.virtio.policy import RESET, Policy
 from devices.virtio.queue import Queue, QueueSpec
+from devices.virtio.service import Service
 from devices.virtio.spec import Status
 
 __all__ = ["NO_NOTIFICATIONS", "Notifications", "Queue", "QueueSpec", "VirtioDevice"]
@@ -49,13 +50,13 @@ WORK_LIMIT = 65536
 _DRIVER, _DRIVER_OK, _FEATURES_OK = int(Status.DRIVER), int(Status.DRIVER_OK), int(Status.FEATURES_OK)
 _NEEDS_RESET, _FAILED = int(Status.DEVICE_NEEDS_RESET), int(Status.FAILED)
 _NOTIFICATION_DATA = 1 << spec.VIRTIO_F_NOTIFICATION_DATA
-_LIVE_MASK = _DRIVER_OK | _NEEDS_RESET | _FAILED
 
 Argument = TypeVar("Argument")
 
 
-class VirtioDevice(Negotiation, ABC):
-    """A device with the given queues, offering the feature bits of the mask `features`.
+class VirtioDevice(Service):
+    """A device with the given queues, offering the feature bits of the mask `features`; `policy` says what becomes of
+    its driver's mistakes.
 
     `dma_enabled` follows the bus (PCI bus mastering) and starts off.  Two devices are equal (`==`) when a driver could
     not tell them apart and they would go on alike: counters for people are left out, what the host set is not."""
@@ -71,13 +72,16 @@ class VirtioDevice(Negotiation, ABC):
     }
     BESIDE: ClassVar = ("queues",)
 
-    def __init__(self, memory: GuestMemory, name: str, features: int, queues: Sequence[QueueSpec]) -> None:
+    def __init__(
+        self, memory: GuestMemory, name: str, features: int, queues: Sequence[QueueSpec], policy: Policy = RESET
+    ) -> None:
         super().__init__(features)
         self.memory = memory
         self.name = name
         self.config_generation = 0
         self.dma_enabled = False
-        self.queues = [Queue(index, *offered) for index, offered in enumerate(queues)]
+        self.policy = policy
+        self.queues = [Queue(index, *offered, policy=policy) for index, offered in enumerate(queues)]
         self._used = [Notifications(queues=(index,)) for index in range(len(queues))]
         self._carry_on_ns: int | None = None
         self._config_was_read = True
@@ -89,11 +93,6 @@ class VirtioDevice(Negotiation, ABC):
     def config_size(self) -> int:
         """Bytes of device-specific configuration."""
         return self.config.size
-
-    @property
-    def needs_reset(self) -> bool:
-        """Whether the driver broke the device: DEVICE_NEEDS_RESET is set."""
-        return bool(self.status & _NEEDS_RESET)
 
     def write_driver_features(self, value: int) -> None:
         super().write_driver_features(value)
@@ -256,33 +255,6 @@ class VirtioDevice(Negotiation, ABC):
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
-    @property
-    def is_live(self) -> bool:
-        """Whether the device may use its queues now: from DRIVER_OK on, or from a legacy driver's first kick on."""
-        if self.status & _LIVE_MASK == _DRIVER_OK:
-            return self.dma_enabled
-        return self._legacy_fixed and self.dma_enabled and not self.status & _LIVE_MASK
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the driver has set DRIVER_OK."""
-        return bool(self.status & _DRIVER_OK)
-
-    def complete(self, queue: Queue, chains: Chains, written: int | Sequence[int] = 0) -> Notifications:
-        """Return chains to the driver.  Only while the device is live."""
-        if queue.ring is None or not self.is_live:
-            raise RuntimeError(f"{self.name}: {queue.name} cannot be used now")
-        queue.ring.put_used(chains, written)
-        return self._used[queue.index] if queue.ring.needs_notification() else NO_NOTIFICATIONS
-
-    def spend(self, work: int) -> None:
-        """Count work that a payload brought towards `WORK_LIMIT`; the unit is what following a descriptor costs."""
-        self._budget -= work
-
-    def work_is_left(self) -> None:
-        """Nothing more of this queue fits into this call: `carry_on` shall be called at a deadline that has come."""
-        self._budget = 0
-
     def config_changed(self) -> Notifications:
         """The device changed its configuration space (§2.5): the generation changes, and a live driver is told.
 
@@ -292,10 +264,6 @@ class VirtioDevice(Negotiation, ABC):
             self.config_generation = self.config_generation + 1 & 0xFF
         return Notifications(config=bool(self.status & _DRIVER_OK))
 
-    def event(self, kind: str, text: str) -> Notifications:
-        """One event for the watchers."""
-        return Notifications(events=(Event(self.name, kind, text),))
-
     def queues_with(self, features: int | None) -> list[Queue]:
         """The queues in the order of their numbers when `features` are negotiated; None: as long as that is open."""
         return self.queues
@@ -303,10 +271,6 @@ class VirtioDevice(Negotiation, ABC):
     def missing_queue(self, index: int) -> Notifications:
         """The driver kicked or enabled a queue that is not there for it: what there is to say about it."""
         return NO_NOTIFICATIONS
-
-    @abstractmethod
-    def process(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
-        """Chains that the driver made available: complete them, or hold them and complete them later."""
 
     def carry_on(self, now_ns: int) -> Notifications:
         """Go on with what was begun, for one slice.  Every queue is looked at afterwards."""
@@ -446,7 +410,7 @@ class VirtioDevice(Negotiation, ABC):
                         total |= Notifications(deadline=True)
                         break
             except DriverError as error:
-                total |= self._broken(error, queue)
+                total |= self._work_around(error, queue, now_ns)
         return total
 
     def _contained(
@@ -457,15 +421,6 @@ class VirtioDevice(Negotiation, ABC):
             return work(argument)
         except DriverError as error:
             return self._broken(error, queue)
-
-    def _broken(self, error: DriverError, queue: Queue | None) -> Notifications:
-        """The one place where a broken rule ends: the device needs reset, and the driver and the watchers are told."""
-        self.status |= _NEEDS_RESET
-        if queue is not None:
-            error.queue = queue.index
-        head = f", head {error.head}" if error.head >= 0 else ""
-        told = Event(self.name, "needs-reset", f"the device needs reset: queue {error.queue}{head}: {error}")
-        return Notifications(config=bool(self.status & _DRIVER_OK), deadline=True, events=(told,))
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, VirtioDevice) and self._state() == other._state()
@@ -480,6 +435,7 @@ class VirtioDevice(Negotiation, ABC):
             self.legacy,
             self._legacy_fixed,
             self._carry_on_ns,
+            self.policy,
             self.queues,
             self.settings(),
         )

@@ -11,7 +11,9 @@ between them is a subtraction.
 Invariants: a descriptor's flags are read before its body; a used descriptor becomes visible by one 16-bit store of its
 flags, behind its body, and of several put together the first one is made visible last; the descriptors from
 `_next_used` to `_next_available` are the chains in flight, never more than the ring has, and no buffer id is in flight
-twice.  After a `DriverError` the queue takes nothing more until it is set up again.
+twice.  After a `DriverError` the chains before it are taken by `take_sound`, and the one at fault is left behind by
+`pass_over`; without that the queue takes nothing more until it is set up again.  The place of one that is never put
+stays in flight, and its id with it, unless that was another chain's already.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from devices.errors import DriverError
 from devices.memory import GuestMemory
 from devices.state import Int, Plain, Stateful, Table, refuse, require_list, uint
 from devices.virtio import spec
-from devices.virtio.chains import Chains, OneBuffer
+from devices.virtio.chains import Chains, FewChains, OneBuffer
 from devices.virtio.packed_walk import AVAILABLE, EITHER, PackedWalker
+from devices.virtio.policy import RESET, Policy
 
 BULK_FROM_CHAINS = 96
 """From so many descriptors on they are read, and from so many chains on they are returned, with numpy.
@@ -75,8 +78,8 @@ class PackedQueue(Stateful):
     """A queue of `size` descriptors (any number up to 32768) at `desc_gpa`; `driver_gpa` and `device_gpa` are the event
     suppression structures of driver and device.
 
-    `indirect`, `event_idx` and `in_order` tell which features were negotiated.  DriverError when a part is misaligned
-    (§2.8.11) or is not inside one region of RAM."""
+    `indirect`, `event_idx` and `in_order` tell which features were negotiated, `policy` which broken rules are
+    tolerated.  DriverError when a part is misaligned (§2.8.11) or is not inside one region of RAM."""
 
     STATE: ClassVar[Table] = {
         **dict.fromkeys(("_next_available", "_next_used", "_notified_used"), Int(0, 2 * spec.VIRTQ_MAX_SIZE - 1)),
@@ -94,6 +97,7 @@ class PackedQueue(Stateful):
         indirect: bool = False,
         event_idx: bool = False,
         in_order: bool = False,
+        policy: Policy = RESET,
     ) -> None:
         _check_alignment("descriptor ring", desc_gpa, spec.PVIRTQ_DESC_ALIGN)
         _check_alignment("driver event suppression structure", driver_gpa, spec.PVIRTQ_EVENT_ALIGN)
@@ -102,6 +106,7 @@ class PackedQueue(Stateful):
         self._memory = memory
         self._event_idx = event_idx
         self._in_order = in_order
+        self._policy = policy
         ring = memory.view(desc_gpa, size * _DESC_BYTES)
         # One load or store each: 16 bits of a descriptor, and 32 of an event suppression structure.
         self._bytes = ring.data
@@ -109,7 +114,7 @@ class PackedQueue(Stateful):
         self._driver_event = memory.view(driver_gpa, 4).data.cast("I")
         self._device_event = memory.view(device_gpa, 4).data.cast("I")
         self._records: NDArray[Any] = ring.view(spec.pvirtq_desc)
-        self._walker = PackedWalker(memory, self._records, self._bytes, self._words, indirect)
+        self._walker = PackedWalker(memory, self._records, self._bytes, self._words, indirect, policy)
         self._ring_gpa = desc_gpa
         self._device_gpa = device_gpa
         self._round = 2 * size
@@ -133,7 +138,8 @@ class PackedQueue(Stateful):
             if saved[name] >= self._round:
                 raise refuse(f"{where}.{name}", f"below twice the ring's size, {self._round}", saved[name])
         slots = (saved["next_available"] - saved["next_used"]) % self._round
-        if not len(saved["in_flight"]) <= slots <= self.size or (slots and not saved["in_flight"]):
+        nameless = slots and not saved["in_flight"] and self._policy is RESET  # other policies pass over a name twice
+        if not len(saved["in_flight"]) <= slots <= self.size or nameless:
             raise refuse(f"{where}.in_flight", f"the ids of {slots} descriptors", saved["in_flight"])
 
     # -- taking ----------------------------------------------------------------------------------------------------
@@ -196,6 +202,45 @@ class PackedQueue(Stateful):
         self._device_event[0] = _AT_DESCRIPTOR << 16 | next_one
         self._memory.writes.add(self._device_gpa, 4)
         self._memory.fence()
+
+    # -- taking behind a fault -------------------------------------------------------------------------------------
+
+    def take_sound(self, error: DriverError) -> Chains | None:
+        """The chains before the one that `error` is about, which are taken now."""
+        if error.sound is not None:
+            self._advance(error.sound_slots)
+        return error.sound
+
+    def take_carefully(self) -> Chains | None:
+        """`take_available`, where a chain may be at fault."""
+        position = self._next_available
+        if not self._is_available(position):
+            return None
+        room = self.size - (position - self._next_used) % self._round
+        chains, slots = self._walker.one_by_one(position, room, self._in_flight)
+        self._advance(slots)
+        return chains
+
+    def pass_over(self, error: DriverError) -> Chains | None:
+        """Leave the chain that `error` is about behind, up to where its list ends.
+
+        It is in flight then, as a name to put, without its buffers.  None where its id is in flight already: nothing
+        can be put for it."""
+        position = self._next_available
+        room = self.size - (position - self._next_used) % self._round
+        if not room:
+            return None
+        slots, name = self._walker.extent(position, room)
+        self._advance(slots)
+        if self._in_flight[name]:
+            return None
+        self._in_flight[name] = 1
+        return FewChains([position % self.size], [slots], [0, 1], [0], [1], [False], [name])
+
+    def _advance(self, slots: int) -> None:
+        self._next_available = (self._next_available + slots) % self._round
+        if self._event_idx:
+            self._ask_for_the_next()
 
     def misannounced(self, data: int) -> str:
         """What is wrong with the next offset and wrap counter of notification `data` (§2.9), now that everything was

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.errors import DriverError, OutsideRam
+from devices.errors import DriverError, Fault, OutsideRam
 from devices.memory import GuestMemory
 from devices.virtio import spec
 from devices.virtio.chains import Chains, FewChains, Flags, Index
+from devices.virtio.policy import RESET, Policy, Treatment
 
 _BODY = Struct("<QIH")
 _DESC = Struct("<QIHH")
@@ -40,14 +41,22 @@ Records = NDArray[Any]  # of dtype spec.pvirtq_desc
 class PackedWalker:
     """The ring behind `records`, of which `ring` and `words` are the same memory as bytes and as 16-bit words.
 
-    `indirect` tells whether VIRTIO_F_INDIRECT_DESC was negotiated."""
+    `indirect` tells whether VIRTIO_F_INDIRECT_DESC was negotiated, `policy` which broken rules are tolerated."""
 
     def __init__(
-        self, memory: GuestMemory, records: Records, ring: memoryview, words: memoryview, indirect: bool
+        self,
+        memory: GuestMemory,
+        records: Records,
+        ring: memoryview,
+        words: memoryview,
+        indirect: bool,
+        policy: Policy = RESET,
     ) -> None:
         self._memory = memory
         self._size = len(records)
         self._indirect = indirect
+        self._tolerated = policy.faults(Treatment.TOLERATE)
+        self._plain = policy.faults(Treatment.PLAIN)
         self._records = records
         self._flags = records["flags"]
         self._bytes = ring
@@ -66,58 +75,86 @@ class PackedWalker:
         are; at least one chain, and no more descriptors than the queue size in all.
 
         `room` is how many descriptors of the ring are the driver's to give.  Marks ids in `in_flight`, one byte an id.
-        DriverError at the first broken rule; then nothing is taken, and the marks mean nothing any more."""
+        DriverError at the first broken rule, with the chains before it, which are marked."""
         addr: list[int] = []
         length: list[int] = []
         writable: list[bool] = []
-        first, slots, heads, ids, total = [0], [], [], [], 0
+        slots: list[int] = []
+        heads: list[int] = []
+        ids: list[int] = []
+        first, total = [0], 0
         place, flags, expected = self._at(position)
-        while flags & EITHER == expected:
-            self._memory.fence()
-            if total == room:
-                text = f"the descriptor at {place} is made available while it belongs to a chain in flight"
-                raise DriverError("2.8.16", text, head=place)
-            if flags & (_NEXT | _INDIRECT):
-                occupied, name = self._follow(position + total, flags, room - total, addr, length, writable)
-            else:
-                gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
-                if not size or self._memory.region_of(gpa, size) is None:
-                    self._check_buffer(place, gpa, size)
-                addr.append(gpa)
-                length.append(size)
-                writable.append(bool(flags & _WRITE))
-                occupied = 1
-            if len(addr) > self._size:
-                break
-            if in_flight[name]:
-                text = f"the buffer id {name} is made available while in flight"
-                raise DriverError("2.8.21.1", text, head=place)
-            in_flight[name] = 1
-            total += occupied
-            heads.append(place)
-            ids.append(name)
-            slots.append(occupied)
-            first.append(len(addr))
-            place += occupied
-            if place >= self._size:
-                place, expected = place - self._size, expected ^ EITHER
-            flags = self._words[_WORDS * place + _FLAGS_WORD]
+        try:
+            while flags & EITHER == expected:
+                self._memory.fence()
+                if total == room:
+                    text = f"the descriptor at {place} is made available while it belongs to a chain in flight"
+                    raise DriverError("2.8.16", text, head=place, fault=Fault.OVERRUN)
+                if flags & (_NEXT | _INDIRECT):
+                    occupied, name = self._follow(position + total, flags, room - total, addr, length, writable)
+                    if len(addr) == first[-1]:
+                        raise self._no_buffer(place)
+                else:
+                    gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
+                    if not size or self._memory.region_of(gpa, size) is None:
+                        self._check_single(place, gpa, size)
+                    addr.append(gpa)
+                    length.append(size)
+                    writable.append(bool(flags & _WRITE))
+                    occupied = 1
+                if len(addr) > self._size:
+                    break
+                if in_flight[name]:
+                    text = f"the buffer id {name} is made available while in flight"
+                    raise DriverError("2.8.21.1", text, head=place, fault=Fault.IN_FLIGHT)
+                in_flight[name] = 1
+                total += occupied
+                heads.append(place)
+                ids.append(name)
+                slots.append(occupied)
+                first.append(len(addr))
+                place += occupied
+                if place >= self._size:
+                    place, expected = place - self._size, expected ^ EITHER
+                flags = self._words[_WORDS * place + _FLAGS_WORD]
+        except DriverError as error:
+            end = first[-1]
+            error.work += len(addr) - end
+            if slots:
+                error.sound = FewChains(heads, slots, first, addr[:end], length[:end], writable[:end], ids)
+                error.sound_slots = total
+            raise
         end = first[-1]
         return FewChains(heads, slots, first, addr[:end], length[:end], writable[:end], ids), total
+
+    def extent(self, position: int, room: int) -> tuple[int, int]:
+        """How many descriptors the list at `position` has, at least one and at most `room`, and the id in the last of
+        them: what there is to pass over of a chain that breaks a rule.  Where it goes on though nothing is available it
+        ends there."""
+        slots, name = 0, 0
+        while True:
+            place, flags, expected = self._at(position + slots)
+            if slots and flags & EITHER != expected:
+                return slots, name
+            name = int(_BODY.unpack_from(self._bytes, _DESC_BYTES * place)[2])
+            slots += 1
+            if not flags & _NEXT or slots == room:
+                return slots, name
 
     def _follow(
         self, position: int, flags: int, room: int, addr: list[int], length: list[int], writable: list[bool]
     ) -> tuple[int, int]:
         """Append the buffers of the chain at `position`, whose flags were read; its descriptors in the ring, its id."""
         head = place = position % self._size
-        if flags & _INDIRECT:
-            return 1, self._follow_table(head, flags, addr, length, writable)
-        slots, write = 0, False
+        if flags & _INDIRECT and (found := self._follow_table(head, flags, addr, length, writable)) is not None:
+            return 1, found
+        slots, write, name = 0, False, 0
         while True:
             if slots == room:
-                raise DriverError("2.8.17", f"the chain at {head} has more descriptors than are free", head=head)
-            if flags & _INDIRECT:
-                raise DriverError("2.8.19", f"the chain at {head}: an indirect descriptor in a list", head=head)
+                self._object(Fault.LOOP, "2.8.17", head, "has more descriptors than are free")
+                return slots, name
+            if slots and flags & _INDIRECT and Fault.TABLE_PLACE not in self._plain:
+                self._object(Fault.TABLE_PLACE, "2.8.19", head, "has an indirect descriptor in a list")
             gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
             write = self._add(head, gpa, size, bool(flags & _WRITE), write, addr, length, writable)
             slots += 1
@@ -125,8 +162,8 @@ class PackedWalker:
                 return slots, name
             place, flags, expected = self._at(position + slots)
             if slots < room and flags & EITHER != expected:
-                text = f"the chain at {head} goes on at {place}, which is not available"
-                raise DriverError("2.8.17", text, head=head)
+                self._object(Fault.NEXT, "2.8.17", head, f"goes on at {place}, which is not available")
+                return slots, name
 
     def _add(
         self,
@@ -141,43 +178,70 @@ class PackedWalker:
     ) -> bool:
         """Append one buffer of a chain, checked; `wrote` tells whether the one before was device-writable."""
         if wrote and not write:
-            raise DriverError("2.8.17", f"the chain at {head}: readable after writable", head=head)
+            self._object(Fault.ORDER, "2.8.17", head, "has a readable buffer after writable ones")
+        if not size:
+            self._object(Fault.EMPTY, "2.8.13", head, "has a descriptor of length 0")
+            return write
         self._check_buffer(head, gpa, size)
         addr.append(gpa)
         length.append(size)
         writable.append(write)
         return write
 
-    def _check_buffer(self, head: int, gpa: int, size: int) -> None:
+    def _object(self, fault: Fault, section: str, head: int, text: str) -> None:
+        """Raise, unless this is tolerated."""
+        if fault not in self._tolerated:
+            raise DriverError(section, f"the chain at {head} {text}", head=head, fault=fault)
+
+    @staticmethod
+    def _no_buffer(head: int) -> DriverError:
+        return DriverError("2.8.13", f"the chain at {head} has no buffer", head=head, fault=Fault.NO_BUFFER)
+
+    def _check_single(self, head: int, gpa: int, size: int) -> None:
         if not size:
-            raise DriverError("2.8.13", f"the chain at {head} has a descriptor of length 0", head=head)
+            self._object(Fault.EMPTY, "2.8.13", head, "has a descriptor of length 0")
+            raise self._no_buffer(head)
+        self._check_buffer(head, gpa, size)
+
+    def _check_buffer(self, head: int, gpa: int, size: int, fault: Fault = Fault.OUTSIDE_RAM) -> None:
         if self._memory.region_of(gpa, size) is None and not self._memory.contains(gpa, size):
             error = OutsideRam(gpa, size, "2.8.13")
-            error.head = head
+            error.head, error.fault = head, fault
             raise error
 
-    def _follow_table(self, head: int, flags: int, addr: list[int], length: list[int], writable: list[bool]) -> int:
-        """Append what the table of the indirect descriptor at `head` holds; returns the buffer id.
+    def _follow_table(
+        self, head: int, flags: int, addr: list[int], length: list[int], writable: list[bool]
+    ) -> int | None:
+        """Append what the table of the indirect descriptor at `head` holds; returns the buffer id.  None, and nothing
+        appended, where the flag shall not be looked at.
 
         Of the flags in a table only WRITE means anything, and of the descriptor that refers to it WRITE means nothing
         (§2.8.7)."""
         gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * head)
-        if not self._indirect:
-            text = f"the chain at {head}: VIRTIO_F_INDIRECT_DESC was not negotiated"
-            raise DriverError("2.8.19", text, head=head)
-        if flags & _NEXT:
-            raise DriverError("2.8.19", f"the chain at {head}: an indirect descriptor has a next one", head=head)
-        if not size or size % _DESC_BYTES:
-            text = f"the chain at {head}: an indirect table of {size} bytes, which is no multiple of {_DESC_BYTES}"
-            raise DriverError("2.8.7", text, head=head)
-        if size > self._size * _DESC_BYTES:
-            text = f"the chain at {head}: an indirect table of {size // _DESC_BYTES} descriptors is too long"
-            raise DriverError("2.8.17", text, head=head)
-        self._check_buffer(head, gpa, size)
+        for fault, section, text in self._table_faults(size, flags):
+            if fault in self._plain:
+                return None
+            self._object(fault, section, head, text)
+        self._check_buffer(head, gpa, size, Fault.TABLE_OUTSIDE_RAM)
         write = False
         for entry in _DESC.iter_unpack(self._memory.read(gpa, size)):
             write = self._add(head, entry[0], entry[1], bool(entry[3] & _WRITE), write, addr, length, writable)
         return int(name)
+
+    def _table_faults(self, size: int, flags: int) -> list[tuple[Fault, str, str]]:
+        faults = []
+        if not self._indirect:
+            text = "has an indirect table: VIRTIO_F_INDIRECT_DESC was not negotiated"
+            faults.append((Fault.NOT_NEGOTIATED, "2.8.19", text))
+        if flags & _NEXT:
+            faults.append((Fault.TABLE_AND_NEXT, "2.8.19", "has an indirect descriptor with a next one"))
+        if not size or size % _DESC_BYTES:
+            text = f"has an indirect table of {size} bytes, which is no multiple of {_DESC_BYTES}"
+            faults.append((Fault.TABLE_LENGTH, "2.8.7", text))
+        elif size > self._size * _DESC_BYTES:
+            text = f"has an indirect table of {size // _DESC_BYTES} descriptors, which is too long"
+            faults.append((Fault.TABLE_LENGTH, "2.8.17", text))
+        return faults
 
     # -- in bulk ---------------------------------------------------------------------------------------------------
 

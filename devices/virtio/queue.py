@@ -13,6 +13,7 @@ from devices.memory import GuestMemory
 from devices.state import COUNTER, FLAG, Int, State, Stateful, Table, refuse, uint
 from devices.virtio import spec
 from devices.virtio.packed import PackedQueue
+from devices.virtio.policy import RESET, Policy
 from devices.virtio.split import SplitQueue
 
 _ADDRESSES = ("desc_gpa", "driver_gpa", "device_gpa")
@@ -49,8 +50,9 @@ class Queue(Stateful):
     """`size` starts as `max_size`; addresses are guest-physical; `ring` is there while the queue is enabled.
 
     While it is `paused` nothing more is taken from it: the device still works on what it took, and knows by its own
-    state when that ends.  `requests` counts the chains ever taken, across resets too.  ValueError unless `max_size` is
-    a power of two up to 32768."""
+    state when that ends.  `requests` counts the chains ever taken, across resets too; `skipped` those at fault that
+    went back unread, `dropped` those that never went back.  ValueError unless `max_size` is a power of two up to
+    32768."""
 
     index: int
     name: str
@@ -64,12 +66,15 @@ class Queue(Stateful):
     ring: Ring | None = None
     paused: bool = False
     requests: int = field(default=0, compare=False)
+    skipped: int = field(default=0, compare=False)
+    dropped: int = field(default=0, compare=False)
+    policy: Policy = RESET
 
     STATE: ClassVar[Table] = {
         "size": Int(1, spec.VIRTQ_MAX_SIZE),
         "enabled": FLAG,
         **dict.fromkeys(_ADDRESSES, uint(64)),
-        "requests": COUNTER,
+        **dict.fromkeys(("requests", "skipped", "dropped"), COUNTER),
     }
     BESIDE: ClassVar = ("ring",)
 
@@ -81,7 +86,8 @@ class Queue(Stateful):
     def set_up(self, memory: GuestMemory, features: int, order: spec.ByteOrder) -> None:
         """Enable it with the parts that the driver named, in its byte `order`; `features` were negotiated.  DriverError
         as for a ring."""
-        self.ring = _ring(memory, features, order, self.size, self.desc_gpa, self.driver_gpa, self.device_gpa)
+        parts = self.desc_gpa, self.driver_gpa, self.device_gpa
+        self.ring = _ring(memory, features, order, self.size, *parts, policy=self.policy)
         self.enabled = True
 
     def save_state(self) -> State:
@@ -97,7 +103,8 @@ class Queue(Stateful):
             raise refuse(f"{where}.ring", "there exactly if the queue is enabled", saved["ring"])
         if saved["enabled"]:
             try:
-                ring = _ring(memory, features, order, saved["size"], *(saved[name] for name in _ADDRESSES))
+                parts = (saved[name] for name in _ADDRESSES)
+                ring = _ring(memory, features, order, saved["size"], *parts, policy=self.policy)
             except DriverError as error:
                 raise refuse(f"{where}.ring", "in this machine's RAM", error.detail) from error
             ring.check_state(saved["ring"], f"{where}.ring")
@@ -164,6 +171,8 @@ def _ring(
     desc_gpa: int,
     driver_gpa: int,
     device_gpa: int,
+    *,
+    policy: Policy,
 ) -> Ring:
     indirect, event_idx, in_order, on_empty = (
         bool(features >> bit & 1)
@@ -176,7 +185,9 @@ def _ring(
     )
     parts = desc_gpa, driver_gpa, device_gpa
     if _is_packed(features):
-        return PackedQueue(memory, size, *parts, indirect=indirect, event_idx=event_idx, in_order=in_order)
+        return PackedQueue(
+            memory, size, *parts, indirect=indirect, event_idx=event_idx, in_order=in_order, policy=policy
+        )
     on_empty = on_empty and not features >> spec.VIRTIO_F_VERSION_1 & 1
     return SplitQueue(
         memory,
@@ -187,6 +198,7 @@ def _ring(
         in_order=in_order,
         notify_on_empty=on_empty,
         order=order,
+        policy=policy,
     )
 
 

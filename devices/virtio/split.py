@@ -6,7 +6,8 @@ a `DriverError`.
 
 Invariants: the available index is read before the entries it covers; the used index is written after its elements, as
 one 16-bit store; every head is in flight from the moment it is taken until it is put, and no head twice.  After a
-`DriverError` the queue takes nothing more until it is set up again.
+`DriverError` the chains before it are taken by `take_sound`, and the one at fault is left behind by `pass_over`;
+without that the queue takes nothing more until it is set up again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.errors import DriverError
+from devices.errors import DriverError, Fault
 from devices.memory import GuestMemory
 from devices.state import Bytes, Stateful, Table, uint
 from devices.virtio import spec
-from devices.virtio.chains import Chains
+from devices.virtio.chains import Chains, OneBuffer
+from devices.virtio.policy import RESET, Policy
 from devices.virtio.walk import Walker
 
 LOCK_STEP_FROM_CHAINS = 128
@@ -30,6 +32,9 @@ LOCK_STEP_FROM_CHAINS = 128
 
 In a loop they cross at 48 chains (bench/bench_balloon.py).  But a kick comes when the driver's own work has just pushed
 this code out of the caches, and of numpy's there is more."""
+
+CAREFUL_CHAINS = 64
+"""So many entries are looked at together once one was at fault: the work behind each fault stays small."""
 
 Part = NDArray[np.uint8]
 _RING = 4  # §2.7.6, §2.7.8: `ring` follows two 16-bit fields
@@ -40,7 +45,8 @@ class SplitQueue(Stateful):
     """A queue of `size` entries (a power of two up to 32768) whose parts are where the driver said.
 
     `indirect`, `event_idx`, `in_order` and `notify_on_empty` tell which features were negotiated.
-    `order` is the byte order of all of it, the driver's own in a legacy queue (§2.7.3).
+    `order` is the byte order of all of it, the driver's own in a legacy queue (§2.7.3); `policy` says which broken
+    rules are tolerated.
     DriverError when a part is misaligned (§2.7.1) or is not inside one region of RAM."""
 
     STATE: ClassVar[Table] = {
@@ -61,6 +67,7 @@ class SplitQueue(Stateful):
         in_order: bool = False,
         notify_on_empty: bool = False,
         order: spec.ByteOrder = "<",
+        policy: Policy = RESET,
     ) -> None:
         _check_alignment("descriptor table", desc_gpa, spec.VIRTQ_DESC_ALIGN)
         _check_alignment("available ring", driver_gpa, spec.VIRTQ_AVAIL_ALIGN)
@@ -70,7 +77,7 @@ class SplitQueue(Stateful):
         self._event_idx = event_idx
         self._in_order = in_order
         self._notify_on_empty = notify_on_empty
-        self._walker = Walker(memory, desc_gpa, size, indirect, order)
+        self._walker = Walker(memory, desc_gpa, size, indirect, order, policy)
         # One more 16-bit word each for used_event and avail_event, which are there only with EVENT_IDX.
         available = memory.view(driver_gpa, 4 + 2 * size + 2 * event_idx)
         used = memory.view(device_gpa, 4 + 8 * size + 2 * event_idx)
@@ -107,8 +114,7 @@ class SplitQueue(Stateful):
         if not pending:
             return None
         if pending > self.size:
-            text = f"the available index {index} is {pending} entries ahead, more than the queue size {self.size}"
-            raise DriverError("2.7.13.3", text)
+            raise self._jumped(index, pending)
         self._memory.fence()
         if pending == 1:
             head = self._available[2 + (self._next_available & self.size - 1)]
@@ -117,12 +123,22 @@ class SplitQueue(Stateful):
             chains = self._take_many(pending)
         self._next_available = self._next_available + chains.count & 0xFFFF
         if self._event_idx:
-            # §2.7.10.2: the next chain made available shall be notified.  Those that came before this store are not:
-            # the caller must look once more.
+            # As in `_ask_for_the_next`, which is not called: every kick comes through here.
             self._used[2 + 4 * self.size] = self._next_available
             self._memory.writes.add(self._used_gpa + 4 + 8 * self.size, 2)
             self._memory.fence()
         return chains
+
+    def _ask_for_the_next(self) -> None:
+        """§2.7.10.2: the next chain made available shall be notified.  Those that came before this store are not: the
+        caller must look once more."""
+        self._used[2 + 4 * self.size] = self._next_available
+        self._memory.writes.add(self._used_gpa + 4 + 8 * self.size, 2)
+        self._memory.fence()
+
+    def _jumped(self, index: int, pending: int) -> DriverError:
+        text = f"the available index {index} is {pending} entries ahead, more than the queue size {self.size}"
+        return DriverError("2.7.13.3", text, fault=Fault.AVAILABLE_INDEX)
 
     def _take_many(self, pending: int) -> Chains:
         position = self._next_available & self.size - 1
@@ -140,6 +156,49 @@ class SplitQueue(Stateful):
         if heads.max() >= self.size or self._heads_in_flight[heads].any():
             return False
         return int(np.bincount(heads).max()) == 1
+
+    # -- taking behind a fault -------------------------------------------------------------------------------------
+
+    def take_sound(self, error: DriverError) -> Chains | None:
+        """The chains before the one that `error` is about, which are taken now."""
+        if error.sound is not None:
+            self._advance(error.sound.count)
+        return error.sound
+
+    def take_carefully(self) -> Chains | None:
+        """`take_available` of a few chains, where one of them may be at fault."""
+        index = self._available[_IDX]
+        pending = (index - self._next_available) & 0xFFFF
+        if not pending:
+            return None
+        if pending > self.size:
+            raise self._jumped(index, pending)
+        self._memory.fence()
+        places = range(self._next_available, self._next_available + min(pending, CAREFUL_CHAINS))
+        heads = [self._available[2 + (place & self.size - 1)] for place in places]
+        chains = self._walker.one_by_one(heads, self._in_flight)
+        self._advance(chains.count)
+        return chains
+
+    def pass_over(self, error: DriverError) -> Chains | None:
+        """Leave what `error` is about behind.
+
+        The chain is in flight then, as a name to put, without its buffers.  None where nothing can be put: the head is
+        none, or is in flight already, or the available index jumped: then the queue goes on from the new index."""
+        if error.fault is Fault.AVAILABLE_INDEX:
+            self._advance(self._available[_IDX] - self._next_available)
+            return None
+        head = self._available[2 + (self._next_available & self.size - 1)]
+        self._advance(1)
+        if head >= self.size or self._in_flight[head]:
+            return None
+        self._in_flight[head] = 1
+        return OneBuffer(head, 0, 1, False, head)
+
+    def _advance(self, count: int) -> None:
+        self._next_available = self._next_available + count & 0xFFFF
+        if self._event_idx:
+            self._ask_for_the_next()
 
     def misannounced(self, data: int) -> str:
         """What is wrong with the available index of notification `data` (§2.9), now that everything was taken; "" if

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.errors import DriverError, OutsideRam
+from devices.errors import DriverError, Fault, OutsideRam
 from devices.memory import GuestMemory
 from devices.virtio import spec
 from devices.virtio.chains import Chains, FewChains, Index, OneBuffer
+from devices.virtio.policy import RESET, Policy, Treatment
 
 _NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
 _DESC_BYTES = spec.virtq_desc.itemsize
@@ -33,15 +34,24 @@ Records = NDArray[Any]  # of dtype spec.virtq_desc, in either byte order
 class Walker:
     """The descriptor table of `size` entries at `desc_gpa`, which the caller checked to be aligned, in byte `order`.
 
-    `indirect` tells whether VIRTIO_F_INDIRECT_DESC was negotiated.  OutsideRam unless one RAM region holds the table.
+    `indirect` tells whether VIRTIO_F_INDIRECT_DESC was negotiated, `policy` which broken rules are tolerated.
+    OutsideRam unless one RAM region holds the table.
     """
 
     def __init__(
-        self, memory: GuestMemory, desc_gpa: int, size: int, indirect: bool, order: spec.ByteOrder = "<"
+        self,
+        memory: GuestMemory,
+        desc_gpa: int,
+        size: int,
+        indirect: bool,
+        order: spec.ByteOrder = "<",
+        policy: Policy = RESET,
     ) -> None:
         self._memory = memory
         self._size = size
         self._indirect = indirect
+        self._tolerated = policy.faults(Treatment.TOLERATE)
+        self._plain = policy.faults(Treatment.PLAIN)
         view = memory.view(desc_gpa, size * _DESC_BYTES)
         self._bytes = view.data
         self._desc = Struct(order + "QIHH")
@@ -62,24 +72,33 @@ class Walker:
     def one_by_one(self, heads: list[int], in_flight: bytearray) -> Chains:
         """The first of the chains at `heads`, at least one, with no more descriptors than the queue size in all.
 
-        Marks them in `in_flight`, one byte a head.  DriverError at the first broken rule; then nothing is taken, and
-        the marks mean nothing any more."""
+        Marks them in `in_flight`, one byte a head.  DriverError at the first broken rule, with the chains before it,
+        which are marked."""
         addr: list[int] = []
         length: list[int] = []
         writable: list[bool] = []
         first = [0]
-        slots = []
-        for head in heads:
-            if head >= self._size:
-                raise DriverError("2.7.6", f"the head {head} is not below the queue size {self._size}", head=head)
-            if in_flight[head]:
-                raise DriverError("2.7.13.1", f"the head {head} is made available while in flight", head=head)
-            occupied = self._follow(head, addr, length, writable)
-            if len(addr) > self._size:
-                break
-            in_flight[head] = 1
-            slots.append(occupied)
-            first.append(len(addr))
+        slots: list[int] = []
+        try:
+            for head in heads:
+                if head >= self._size:
+                    text = f"the head {head} is not below the queue size {self._size}"
+                    raise DriverError("2.7.6", text, head=head, fault=Fault.HEAD)
+                if in_flight[head]:
+                    text = f"the head {head} is made available while in flight"
+                    raise DriverError("2.7.13.1", text, head=head, fault=Fault.IN_FLIGHT)
+                occupied = self._follow(head, addr, length, writable)
+                if len(addr) > self._size:
+                    break
+                in_flight[head] = 1
+                slots.append(occupied)
+                first.append(len(addr))
+        except DriverError as error:
+            taken, end = len(slots), first[-1]
+            error.work += len(addr) - end
+            if taken:
+                error.sound = FewChains(heads[:taken], slots, first, addr[:end], length[:end], writable[:end])
+            raise
         taken, end = len(slots), first[-1]
         return FewChains(heads[:taken], slots, first, addr[:end], length[:end], writable[:end])
 
@@ -90,57 +109,79 @@ class Walker:
         while True:
             gpa, size, flags, link = self._desc.unpack_from(table, index * _DESC_BYTES)
             slots += not in_table
-            if flags & _INDIRECT:
-                table = self._indirect_table(head, gpa, size, flags, in_table)
-                limit, index, in_table = size // _DESC_BYTES, 0, True
+            if flags & _INDIRECT and (found := self._indirect_table(head, gpa, size, flags, in_table)) is not None:
+                table, limit, index, in_table = found, size // _DESC_BYTES, 0, True
             else:
                 if not left:
-                    raise DriverError("2.7.5.2", f"the chain at {head} has a loop or is too long", head=head)
+                    self._object(Fault.LOOP, "2.7.5.2", head, "has a loop or is too long")
+                    break
                 left -= 1
                 if flags & _WRITE:
                     write = True
                 elif write:
-                    raise DriverError("2.7.4.2", f"the chain at {head}: readable after writable", head=head)
-                self._check_buffer(head, gpa, size)
-                addr.append(gpa)
-                length.append(size)
-                writable.append(write)
-                total += size
+                    self._object(Fault.ORDER, "2.7.4.2", head, "has a readable buffer after writable ones")
+                    write = False
+                if size:
+                    self._check_buffer(head, gpa, size)
+                    addr.append(gpa)
+                    length.append(size)
+                    writable.append(write)
+                    total += size
+                else:
+                    self._object(Fault.EMPTY, "2.7.5", head, "has a descriptor of length 0")
                 if not flags & _NEXT:
                     break
                 index = link
                 if index >= limit:
-                    raise DriverError("2.7.5", f"next is {index} in a table of {limit} descriptors", head=head)
-        if total > _MAX_CHAIN_BYTES:
-            raise DriverError("2.7.5.2", f"the chain at {head} has {total} bytes, more than 2^32", head=head)
+                    self._object(Fault.NEXT, "2.7.5", head, f"has the next {index} in a table of {limit} descriptors")
+                    break
+        if not 0 < total <= _MAX_CHAIN_BYTES:
+            self._check_total(head, total)
         return slots
 
-    def _check_buffer(self, head: int, gpa: int, size: int) -> None:
-        if not size:
-            raise DriverError("2.7.5", f"the chain at {head} has a descriptor of length 0", head=head)
+    def _check_total(self, head: int, total: int) -> None:
+        if not total:
+            raise DriverError("2.7.5", f"the chain at {head} has no buffer", head=head, fault=Fault.NO_BUFFER)
+        self._object(Fault.TOO_LONG, "2.7.5.2", head, f"has {total} bytes, more than 2^32")
+
+    def _object(self, fault: Fault, section: str, head: int, text: str) -> None:
+        """Raise, unless this is tolerated."""
+        if fault not in self._tolerated:
+            raise DriverError(section, f"the chain at {head} {text}", head=head, fault=fault)
+
+    def _check_buffer(self, head: int, gpa: int, size: int, fault: Fault = Fault.OUTSIDE_RAM) -> None:
         if self._memory.region_of(gpa, size) is None and not self._memory.contains(gpa, size):
             error = OutsideRam(gpa, size, "2.7.5")
-            error.head = head
+            error.head, error.fault = head, fault
             raise error
 
-    def _indirect_table(self, head: int, gpa: int, size: int, flags: int, in_table: bool) -> memoryview:
-        """The table that an indirect descriptor refers to, checked (§2.7.5.3); its WRITE flag means nothing."""
-        wrong = ""
-        if not self._indirect:
-            wrong = "VIRTIO_F_INDIRECT_DESC was not negotiated"
-        elif in_table:
-            wrong = "an indirect table refers to another"
-        elif flags & _NEXT:
-            wrong = "an indirect descriptor has a next one"
-        if wrong:
-            raise DriverError("2.7.5.3.1", f"the chain at {head}: {wrong}", head=head)
-        if not size or size % _DESC_BYTES:
-            text = f"the chain at {head}: an indirect table of {size} bytes, which is no multiple of {_DESC_BYTES}"
-            raise DriverError("2.7.5.3", text, head=head)
-        self._check_buffer(head, gpa, size)
+    def _indirect_table(self, head: int, gpa: int, size: int, flags: int, in_table: bool) -> memoryview | None:
+        """The table that an indirect descriptor refers to, checked (§2.7.5.3); its WRITE flag means nothing.
+
+        None where the flag shall not be looked at."""
+        if not self._indirect or in_table or flags & _NEXT or not size or size % _DESC_BYTES:
+            for fault, section, text in self._table_faults(size, flags, in_table):
+                if fault in self._plain:
+                    return None
+                self._object(fault, section, head, text)
+        self._check_buffer(head, gpa, size, Fault.TABLE_OUTSIDE_RAM)
         if self._memory.region_of(gpa, size) is not None:
             return self._memory.view(gpa, size).data
         return memoryview(self._memory.read(gpa, min(size, _REACHABLE_BYTES)))
+
+    def _table_faults(self, size: int, flags: int, in_table: bool) -> list[tuple[Fault, str, str]]:
+        faults = []
+        if not self._indirect:
+            text = "has an indirect table: VIRTIO_F_INDIRECT_DESC was not negotiated"
+            faults.append((Fault.NOT_NEGOTIATED, "2.7.5.3.1", text))
+        if in_table:
+            faults.append((Fault.TABLE_PLACE, "2.7.5.3.1", "has an indirect table that refers to another"))
+        if flags & _NEXT:
+            faults.append((Fault.TABLE_AND_NEXT, "2.7.5.3.1", "has an indirect descriptor with a next one"))
+        if not size or size % _DESC_BYTES:
+            text = f"has an indirect table of {size} bytes, which is no multiple of {_DESC_BYTES}"
+            faults.append((Fault.TABLE_LENGTH, "2.7.5.3", text))
+        return faults
 
     # -- lock-step -------------------------------------------------------------------------------------------------
 

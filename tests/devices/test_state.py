@@ -91,7 +91,7 @@ FIT = "The saved state does not fit this machine: "
 
 # -- completeness --------------------------------------------------------------------------------------------------
 
-VIRTIO = "memory name device_features driver_order queues _used _budget"
+VIRTIO = "memory name device_features driver_order policy queues _used _budget"
 BALLOON = (
     f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue"
 )
@@ -128,8 +128,8 @@ BUILT: dict[type, str] = {
     VirtioMmio: "line",
     VirtioMmioLegacy: "line",
     HostBridge: "_spaces _ram _mapped functions",
-    Queue: "index name max_size feature ring paused",
-    PackedQueue: "size _memory _event_idx _in_order _walker _bytes _words _driver_event _device_event _records "
+    Queue: "index name max_size feature policy ring paused",
+    PackedQueue: "size _memory _event_idx _in_order _policy _walker _bytes _words _driver_event _device_event _records "
     "_ring_gpa _device_gpa _round _ids_in_flight",
     SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _used_elem _walker _available _available_ring "
     "_used _used_bytes _used_ring _used_gpa _heads_in_flight",

@@ -247,7 +247,7 @@ def test_the_report_has_every_documented_key() -> None:
     assert report["memory"]["ram_bytes"] == 16 << 20
     assert 0 < report["memory"]["backed_bytes_end"] <= report["memory"]["backed_bytes_peak"] <= 16 << 20
     assert set(report["stats"]) == {"reason", "age_ns", "values", "raw"}
-    assert [set(queue) for queue in report["queues"]] == [{"name", "size", "requests"}] * 3
+    assert [set(queue) for queue in report["queues"]] == [{"name", "size", "requests", "skipped", "dropped"}] * 3
     assert "balloon-vmm firmware" in report["console"]
 
 

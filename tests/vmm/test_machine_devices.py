@@ -15,7 +15,7 @@ from vmm.machine import Machine
 from vmm.pc_platform import PcPlatform
 from vmm.testing import BalloonDriver, PageAllocator, PciTransport
 from vmm.testing.protocols import Memory
-from vmm.testing.raw import RawQueue
+from vmm.testing.raw import NEXT, RawQueue
 
 BALLOON_ID = 5
 CODE_GPA = 0x100000  # where a flat image lies
@@ -121,3 +121,38 @@ def test_the_features_of_rings_follow_their_properties(flat: Path, driver: str, 
     with vmm.boot(flat, devices=(f"{driver},{options}".rstrip(","),)) as machine:
         offered = machine.board.virtio_devices[0].device_features
     assert {bit for bit in range(24, 64) if offered >> bit & 1} == bits
+
+
+# -- guest errors by policy --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("properties", "needs_reset", "skipped", "dropped"),
+    [
+        ("", True, 0, 0),
+        ("guest-errors=reset", True, 0, 0),
+        ("guest-errors=skip", False, 1, 0),
+        ("guest-errors=ignore", False, 0, 1),
+        ("profile=qemu", True, 0, 0),
+        ("profile=cloud-hypervisor", False, 0, 0),
+    ],
+)
+def test_the_command_says_what_becomes_of_a_loop(
+    tmp_path: Path, properties: str, needs_reset: bool, skipped: int, dropped: int
+) -> None:
+    """The report counts it, and a machine that takes over the state goes on from there."""
+    device = ",".join(filter(None, ["virtio-balloon-pci,id=balloon0", properties]))
+    machine, driver, _ = driven(tmp_path / "sleep.bin", SLEEP, devices=[device])
+    raw = RawQueue(driver)
+    raw.descriptor(1, raw.buffer(bytes(4)), 4, NEXT, 1)
+    raw.available(1)
+    raw.kick()
+    assert driver.needs_reset == needs_reset
+    (inflateq, *others) = machine.report()["queues"]
+    assert (inflateq["name"], inflateq["skipped"], inflateq["dropped"]) == ("inflateq", skipped, dropped)
+    assert all(queue["skipped"] == queue["dropped"] == 0 for queue in others)
+    state = machine.save()
+    with machine, vmm.boot(tmp_path / "sleep.bin", devices=[device]) as other:
+        other.restore(state)
+        assert other.report()["queues"] == machine.report()["queues"]
+        assert other.save() == state

@@ -19,6 +19,7 @@ def test_a_device_without_properties_has_its_defaults() -> None:
     device = only("virtio-balloon-pci")
     assert (device.driver, device.id, device.slot) == ("virtio-balloon-pci", "balloon0", 3)
     assert all(device.flag(name) for name in ("must-tell-host", "stats-vq", "indirect_desc", "event_idx"))
+    assert (device.choice("guest-errors"), device.choice("profile")) == ("reset", "none")
     assert not device.flag("deflate-on-oom") and not device.flag("free-page-reporting")
     assert device.flag("page-poison") and not device.flag("free-page-hint"), "as in QEMU"
     assert (device.choice("queue-numbering"), device.choice("stats-format")) == ("offered", "final")
@@ -85,6 +86,24 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
         (
             ["virtio-balloon-pci,stats-format=3"],
             "virtio-balloon-pci: stats-format must be final or v2, not '3'.",
+        ),
+        (
+            ["virtio-balloon-pci,guest-errors=skp"],
+            "virtio-balloon-pci: guest-errors must be reset, skip or ignore, not 'skp'; did you mean 'skip'?",
+        ),
+        (
+            ["virtio-balloon-device,profile=xen"],
+            "virtio-balloon-device: profile must be none, qemu, firecracker, crosvm, cloud-hypervisor or kvmtool, "
+            "not 'xen'.",
+        ),
+        (
+            ["virtio-balloon-pci,profile=qemu,guest-errors=skip"],
+            "virtio-balloon-pci: profile=qemu says what becomes of guest errors itself; "
+            "guest-errors=skip must not stand beside it.",
+        ),
+        (
+            ["virtio-rng-pci,guest-errors=skip"],
+            "virtio-rng-pci has no property 'guest-errors'; -device virtio-rng-pci,help lists them.",
         ),
         (
             ["virtio-rng-pci,addr=2"],

@@ -36,6 +36,8 @@ from devices.timer import PortB, Timer8254
 from devices.virtio import spec
 from devices.virtio.balloon import Balloon, Numbering
 from devices.virtio.device import VirtioDevice
+from devices.virtio.policy import POLICIES, Policy
+from devices.virtio.profiles import PROFILES
 from devices.virtio.rng import Rng
 from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
 from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
@@ -373,7 +375,14 @@ def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
         features=_features(device, _FEATURE_OF),
         numbering=cast(Numbering, device.choice("queue-numbering")),
         stats_format=device.choice("stats-format"),
+        policy=_policy(device),
     )
+
+
+def _policy(device: DeviceConfig) -> Policy:
+    """What becomes of its driver's mistakes."""
+    profile = PROFILES.get(device.choice("profile"))
+    return POLICIES[device.choice("guest-errors")] if profile is None else profile.policy
 
 
 def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:

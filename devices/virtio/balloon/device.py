@@ -25,6 +25,7 @@ can be seen of it is that `actual` falls below the target; a driver that is bein
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from devices.effects import NOTHING, Effects
@@ -32,6 +33,7 @@ from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.state import COUNTER, PART, Many, Table, refuse, uint
 from devices.virtio import spec
 from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES, config_space
+from devices.virtio.balloon.imitation import Handler, imitated
 from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
 from devices.virtio.balloon.reporting import FreePages, free_pages
@@ -39,6 +41,7 @@ from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.statsq import StatsDevice
 from devices.virtio.chains import Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
+from devices.virtio.policy import OUR_PAYLOAD, RESET, Policy
 
 __all__ = ["DEFAULT_FEATURES", "SUPPORTED_FEATURES", "Balloon"]
 
@@ -66,7 +69,7 @@ class Balloon(StatsDevice):
     """A balloon for `memory`.  ValueError when `features` has a bit that is not supported.
 
     Its queues have `queue_size` entries; reporting_vq never fewer than 32.  `numbering` says how they are counted,
-    `stats_format` ("final" or "v2") how statistics are laid out.
+    `stats_format` ("final" or "v2") how statistics are laid out, `policy` what becomes of the driver's mistakes.
 
     Pages are always 4096 bytes.  `num_pages` is how many the host wants in the balloon, `actual` how many the driver
     says are, `poison_val` what it fills free pages with.  Counters run on over resets: `inflated_pages` and
@@ -94,11 +97,12 @@ class Balloon(StatsDevice):
         queue_size: int = 128,
         numbering: Numbering = "offered",
         stats_format: str = "final",
+        policy: Policy = RESET,
     ) -> None:
         if features & ~SUPPORTED_FEATURES:
             unknown = ", ".join(spec.feature_names(features & ~SUPPORTED_FEATURES, self.device_id))
             raise ValueError(f"{name}: the balloon does not support {unknown}")
-        super().__init__(memory, name, features, numbering, queue_size, stats_format)
+        super().__init__(memory, name, features, numbering, queue_size, stats_format, policy)
         self.config = config_space(features)
         self.num_pages = self.actual = self._told_actual = self.poison_val = 0
         self.inflated_pages = self.deflated_pages = self.oom_deflated_pages = 0
@@ -109,13 +113,15 @@ class Balloon(StatsDevice):
         self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
         self._reader = PfnReader(memory)
         self._pages = BalloonPages(memory)
-        self._handlers = {
+        self._handlers: Mapping[str, Handler] = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
             "statsq": self._take_stats,
             "free_page_vq": self._take_hints,
             "reporting_vq": self._take_reports,
         }
+        if policy.payload != OUR_PAYLOAD:
+            self._handlers = imitated(self, policy.payload, self._handlers)
         # What the slices of each queue's batches do with their pages.
         self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
         self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]

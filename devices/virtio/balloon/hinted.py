@@ -18,6 +18,7 @@ from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.reporting import FreePages
 from devices.virtio.chains import Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
+from devices.virtio.policy import RESET, Policy
 
 _COUNTERS = ("hinted_pages", "hint_discarded_pages", "stale_hint_pages", "ignored_bytes", "discarded_bytes")
 
@@ -34,8 +35,16 @@ class HintedDevice(NumberedDevice):
         "_hinting": PART,
     }
 
-    def __init__(self, memory: GuestMemory, name: str, features: int, numbering: Numbering, queue_size: int) -> None:
-        super().__init__(memory, name, features, numbering, queue_size)
+    def __init__(
+        self,
+        memory: GuestMemory,
+        name: str,
+        features: int,
+        numbering: Numbering,
+        queue_size: int,
+        policy: Policy = RESET,
+    ) -> None:
+        super().__init__(memory, name, features, numbering, queue_size, policy)
         self._hinting = FreePageHinting(memory)
         self.hinted_pages = self.hint_discarded_pages = self.stale_hint_pages = 0
         self.ignored_bytes = self.discarded_bytes = 0

@@ -12,6 +12,7 @@ from devices.state import Many, Table, refuse, uint
 from devices.virtio.balloon import numbering as numbers
 from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue, VirtioDevice
+from devices.virtio.policy import RESET, Policy
 from devices.virtio.queue import is_in_flight
 
 
@@ -21,8 +22,16 @@ class NumberedDevice(VirtioDevice):
 
     STATE: ClassVar[Table] = {**VirtioDevice.STATE, "_diagnosed": Many(uint(16), longest=len(numbers.ROWS))}
 
-    def __init__(self, memory: GuestMemory, name: str, features: int, numbering: Numbering, queue_size: int) -> None:
-        super().__init__(memory, name, features, numbers.queue_specs(numbering, features, queue_size))
+    def __init__(
+        self,
+        memory: GuestMemory,
+        name: str,
+        features: int,
+        numbering: Numbering,
+        queue_size: int,
+        policy: Policy = RESET,
+    ) -> None:
+        super().__init__(memory, name, features, numbers.queue_specs(numbering, features, queue_size), policy)
         self.numbering: Numbering = numbering
         self._diagnosed: list[int] = []
 

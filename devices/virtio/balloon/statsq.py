@@ -17,6 +17,7 @@ from devices.virtio.balloon.stats import Statistics, StatsConversation
 from devices.virtio.balloon.stats_formats import FORMATS, MAX_ENTRIES, parse
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
+from devices.virtio.policy import RESET, Policy
 
 
 class StatsDevice(HintedDevice):
@@ -37,8 +38,9 @@ class StatsDevice(HintedDevice):
         numbering: Numbering,
         queue_size: int,
         stats_format: str,
+        policy: Policy = RESET,
     ) -> None:
-        super().__init__(memory, name, features, numbering, queue_size)
+        super().__init__(memory, name, features, numbering, queue_size, policy)
         self._stats = StatsConversation(FORMATS[stats_format])
         self._held: Chains | None = None
         self._stats_came = False
