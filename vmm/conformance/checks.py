@@ -11,6 +11,8 @@ from vmm.conformance import (
     check_mmio,
     check_packed,
     check_pci,
+    check_pci_msix,
+    check_pci_structures,
     check_split,
 )
 from vmm.conformance.registry import CHECKS, Check, how
@@ -24,6 +26,8 @@ __all__ = [
     "check_mmio",
     "check_packed",
     "check_pci",
+    "check_pci_msix",
+    "check_pci_structures",
     "check_split",
     "how",
 ]
