@@ -115,7 +115,9 @@ class MachineConfig:
     watch_driver: bool = False
 
     def __post_init__(self) -> None:
-        if not self.guest and self.bios in ("", NO_FIRMWARE):
+        if not self.guest and self.bios == NO_FIRMWARE:
+            raise ConfigError("Without firmware there must be a kernel to start: give one with --kernel.")
+        if not self.guest and not self.bios:
             raise ConfigError("The guest must be a name or a file, not ''.")
         if self.modules and not self.guest:
             raise ConfigError("Modules need a Multiboot kernel to go with, and there is no guest.")
