@@ -115,7 +115,7 @@ def test_a_guest_that_is_no_such_kernel_needs_firmware(guest: str) -> None:
 
 
 def test_without_firmware_there_must_be_a_kernel() -> None:
-    with pytest.raises(ConfigError, match=r"^Without firmware there must be a kernel to start: give one with --kernel[.]$"):
+    with pytest.raises(ConfigError, match=r"^Without firmware there must be a kernel to start: "):
         vmm.boot(bios="none")
 
 
