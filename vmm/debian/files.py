@@ -97,7 +97,14 @@ class ReturnedFiles:
             done = self._take(archive, member)
             is_place = not PurePosixPath(member.name).parts  # "." itself, which nobody put there
             taken, left = taken + (done and not is_place), left + (not done)
+        if not archive.getmembers() and self._has_a_first_part():
+            raise tarfile.ReadError("its first part makes no sense")
         return taken, left
+
+    def _has_a_first_part(self) -> bool:
+        """Whether there is more than the end of an archive: some tarfiles end quietly at a header that they refuse."""
+        self._file.seek(0)
+        return any(self._file.read(tarfile.BLOCKSIZE))
 
     def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
         """One member; False for what is neither a whole file nor a folder, or not below the place."""
