@@ -5,12 +5,13 @@ ARGS ?=
 PYTHON_IN_VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help boot test test-long test-packages lint bench bench-linux images clean boot-environment test-environment
+.PHONY: help boot test test-long test-qemu test-packages lint bench bench-linux images clean boot-environment test-environment
 
 help:
 	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
 	@echo 'make test     lint, then every test'
 	@echo 'make test-long  the fast code against its plain reference, with twenty times as many examples (some minutes)'
+	@echo 'make test-qemu  the profile qemu beside QEMU itself, mistake by mistake (installs qemu-system-x86)'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    the device beside C loops, and the whole machine, in one table (some minutes)'
 	@echo 'make bench-linux  the same Debian kernel here and in QEMU, side by side (some minutes; needs qemu-system-x86)'
@@ -25,6 +26,10 @@ test: lint test-packages
 
 test-long: test-environment
 	VMM_EXAMPLES=20 $(PYTHON_IN_VENV) -m pytest -n 2 --timeout 0 tests/devices/virtio/test_*equality.py $(ARGS)
+
+test-qemu: test-environment
+	@tools/debian-install qemu-system-x86 qemu-system-x86_64
+	$(PYTHON_IN_VENV) -m pytest -n 2 -m beside_qemu $(ARGS) tests/hostile
 
 # Other people's firmware and kernel, for the tests that boot them, and other people's reading of ACPI tables.
 test-packages: test-environment

@@ -19,7 +19,10 @@ from vmm.testing.balloon import INFLATEQ, pfn_bytes
 from vmm.testing.mistakes import RING_MISTAKES, Mistake
 from vmm.testing.packed_mistakes import PACKED_MISTAKES, PackedMistake
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="qemu-system-x86_64 is not installed")
+pytestmark = [
+    pytest.mark.beside_qemu,
+    pytest.mark.skipif(PROGRAM is None, reason="qemu-system-x86_64 is not installed"),
+]
 
 BALLOON = 5
 DIFFERS = {
