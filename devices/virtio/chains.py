@@ -80,6 +80,10 @@ class Chains:
         """Buffer id and slots of each chain."""
         return list(zip(self.buffer_id.tolist(), self.slots.tolist(), strict=True))
 
+    def buffers(self) -> list[tuple[int, int, bool]]:
+        """(address, bytes, device-writable) of all buffers."""
+        return list(zip(self.addr.tolist(), self.length.tolist(), self.writable.tolist(), strict=True))
+
     def are_readable(self) -> bool:
         """Whether no buffer of any chain is device-writable."""
         return not self.writable.any()
@@ -162,7 +166,7 @@ class _SavedChains:
     _chains = Many(_chain, longest=1 << 16)
 
     def save(self, current: Chains) -> Plain:
-        buffers = list(zip(current.addr.tolist(), current.length.tolist(), current.writable.tolist(), strict=True))
+        buffers = current.buffers()
         borders = current.first.tolist()
         columns = current.head.tolist(), current.buffer_id.tolist(), current.slots.tolist(), borders, borders[1:]
         return [
@@ -267,6 +271,9 @@ class FewChains(_WithoutArrays):
     def names_and_slots(self) -> list[tuple[int, int]]:
         return list(zip(self._ids, self._slots, strict=True))
 
+    def buffers(self) -> list[tuple[int, int, bool]]:
+        return list(zip(self._addr, self._length, self._writable, strict=True))
+
     def are_readable(self) -> bool:
         return True not in self._writable
 
@@ -281,6 +288,12 @@ class FewChains(_WithoutArrays):
         if len(sizes) == len(self._heads):
             return sizes
         return [sum(sizes[start:end]) for start, end in pairwise(self._first)]
+
+    def gather_entries(self, memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
+        sizes = self._length
+        if self.are_readable() and sum(sizes) <= limit_bytes and not any(size % entry_bytes for size in sizes):
+            return b"".join(memory.read_each(list(zip(self._addr, sizes, strict=True)))), 0
+        return super().gather_entries(memory, entry_bytes, limit_bytes)
 
     def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> bytes:
         pieces = []
@@ -324,6 +337,9 @@ class OneBuffer(_WithoutArrays):
 
     def slots_of(self, index: int) -> int:
         return 1
+
+    def buffers(self) -> list[tuple[int, int, bool]]:
+        return [(self._gpa, self._bytes, self._write)]
 
     def are_readable(self) -> bool:
         return not self._write

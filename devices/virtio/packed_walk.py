@@ -57,6 +57,7 @@ class PackedWalker:
         self._indirect = indirect
         self._tolerated = policy.faults(Treatment.TOLERATE)
         self._plain = policy.faults(Treatment.PLAIN)
+        self._usual = max(memory.regions, key=lambda region: region.size)  # where most buffers are
         self._records = records
         self._flags = records["flags"]
         self._bytes = ring
@@ -82,7 +83,7 @@ class PackedWalker:
         slots: list[int] = []
         heads: list[int] = []
         ids: list[int] = []
-        first, total = [0], 0
+        first, total, usual = [0], 0, self._usual
         place, flags, expected = self._at(position)
         try:
             while flags & EITHER == expected:
@@ -96,7 +97,7 @@ class PackedWalker:
                         raise self._no_buffer(place)
                 else:
                     gpa, size, name = _BODY.unpack_from(self._bytes, _DESC_BYTES * place)
-                    if not size or self._memory.region_of(gpa, size) is None:
+                    if not size or not usual.gpa <= gpa <= usual.end - size:
                         self._check_single(place, gpa, size)
                     addr.append(gpa)
                     length.append(size)
@@ -182,7 +183,8 @@ class PackedWalker:
         if not size:
             self._object(Fault.EMPTY, "2.8.13", head, "has a descriptor of length 0")
             return write
-        self._check_buffer(head, gpa, size)
+        if not self._usual.gpa <= gpa <= self._usual.end - size:
+            self._check_buffer(head, gpa, size)
         addr.append(gpa)
         length.append(size)
         writable.append(write)

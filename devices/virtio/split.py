@@ -219,19 +219,26 @@ class SplitQueue(Stateful):
         if self._in_order and count > 1 and chains.are_readable():
             self._used_elem.pack_into(self._used_bytes, _RING + 8 * position, chains.id_of(count - 1), 0)
             self._heads_in_flight[chains.buffer_id] = 0
+        elif count == 1:
+            head = chains.id_of(0)
+            length = written if isinstance(written, int) else written[0]
+            self._used_elem.pack_into(self._used_bytes, _RING + 8 * position, head, length)
+            self._in_flight[head] = 0
         elif count < LOCK_STEP_FROM_CHAINS:
-            for index in range(count):
-                head = chains.id_of(index)
-                place = _RING + 8 * (position + index & self.size - 1)
-                length = written if isinstance(written, int) else written[index]
-                self._used_elem.pack_into(self._used_bytes, place, head, length)
-                self._in_flight[head] = 0
+            self._put_few(chains, written, position)
         else:
             self._put_many(chains, written, position)
         self._next_used = self._next_used + count & 0xFFFF
         self._used[_IDX] = self._next_used
         # The index and the elements up to the last one written; those before it are named for nothing, but only once.
         self._memory.writes.add(self._used_gpa + 2, 2 + 8 * min(position + count, self.size))
+
+    def _put_few(self, chains: Chains, written: int | Sequence[int], position: int) -> None:
+        store, used, in_flight, mask = self._used_elem.pack_into, self._used_bytes, self._in_flight, self.size - 1
+        lengths = [written] * chains.count if isinstance(written, int) else written
+        for place, ((head, _), length) in enumerate(zip(chains.names_and_slots(), lengths, strict=True), position):
+            store(used, _RING + 8 * (place & mask), head, length)
+            in_flight[head] = 0
 
     def _put_many(self, chains: Chains, written: int | Sequence[int], position: int) -> None:
         places = np.arange(position, position + len(chains)) & self.size - 1

@@ -5,8 +5,8 @@ Owns the rules of a chain.  Refuses to know the rings that say which chains ther
 Two ways lead to the same `Chains`.  *One by one* is plain Python and quick for few chains, which is what drivers offer.
 *Lock-step* follows every chain at once, one numpy step a level, and is quick for many; it accepts only what breaks no
 rule, and otherwise says None and throws away what it saw, so that the first way finds the error and names it.
-Each descriptor is read once, and all decisions are made on that copy.  Nothing is followed for longer than the table is
-large, whatever the driver linked: the work of a call is bounded by the queue size.
+All decisions about a descriptor are made on one copy of it; a first look may choose the way.  Nothing is followed for
+longer than the table is large, whatever the driver linked: the work of a call is bounded by the queue size.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Walker:
         self._indirect = indirect
         self._tolerated = policy.faults(Treatment.TOLERATE)
         self._plain = policy.faults(Treatment.PLAIN)
+        self._usual = max(memory.regions, key=lambda region: region.size)  # where most buffers are
         view = memory.view(desc_gpa, size * _DESC_BYTES)
         self._bytes = view.data
         self._desc = Struct(order + "QIHH")
@@ -79,6 +80,7 @@ class Walker:
         writable: list[bool] = []
         first = [0]
         slots: list[int] = []
+        unpack, usual = self._desc.unpack_from, self._usual
         try:
             for head in heads:
                 if head >= self._size:
@@ -87,7 +89,14 @@ class Walker:
                 if in_flight[head]:
                     text = f"the head {head} is made available while in flight"
                     raise DriverError("2.7.13.1", text, head=head, fault=Fault.IN_FLIGHT)
-                occupied = self._follow(head, addr, length, writable)
+                gpa, size, flags, _ = unpack(self._bytes, head * _DESC_BYTES)
+                if not flags & (_NEXT | _INDIRECT) and size and usual.gpa <= gpa <= usual.end - size:
+                    addr.append(gpa)
+                    length.append(size)
+                    writable.append(flags & _WRITE != 0)
+                    occupied = 1
+                else:
+                    occupied = self._follow(head, addr, length, writable)
                 if len(addr) > self._size:
                     break
                 in_flight[head] = 1
@@ -104,10 +113,10 @@ class Walker:
 
     def _follow(self, head: int, addr: list[int], length: list[int], writable: list[bool]) -> int:
         """Append the buffers of the chain at `head`; returns the entries it occupies in the descriptor table."""
-        table, limit, index = self._bytes, self._size, head
+        table, limit, index, unpack, usual = self._bytes, self._size, head, self._desc.unpack_from, self._usual
         left, slots, in_table, write, total = self._size, 0, False, False, 0
         while True:
-            gpa, size, flags, link = self._desc.unpack_from(table, index * _DESC_BYTES)
+            gpa, size, flags, link = unpack(table, index * _DESC_BYTES)
             slots += not in_table
             if flags & _INDIRECT and (found := self._indirect_table(head, gpa, size, flags, in_table)) is not None:
                 table, limit, index, in_table = found, size // _DESC_BYTES, 0, True
@@ -122,7 +131,8 @@ class Walker:
                     self._object(Fault.ORDER, "2.7.4.2", head, "has a readable buffer after writable ones")
                     write = False
                 if size:
-                    self._check_buffer(head, gpa, size)
+                    if not usual.gpa <= gpa <= usual.end - size:
+                        self._check_buffer(head, gpa, size)
                     addr.append(gpa)
                     length.append(size)
                     writable.append(write)

@@ -237,13 +237,13 @@ class Balloon(StatsDevice):
             self.poisoned_pages += free.pages
             text = f"{free.pages} reported pages stay, since they must hold {self.poison_val:#x}"
             return told | self.event("poisoned", text) | self.complete(queue, chains)
+        if not free.pages:
+            return told | self.complete(queue, chains)
+        reported = self.event("reported", f"the driver reported {free.pages} free pages")
         if free.pages > SLICED_FROM:
             self._begin_slices(queue).begin_runs(chains, free.runs())
-        elif free.pages:
-            told |= self._discard(free)
-        if free.pages:
-            told |= self.event("reported", f"the driver reported {free.pages} free pages")
-        return told if queue.paused else told | self.complete(queue, chains)
+            return told | reported
+        return told | self._discard(free) | reported | self.complete(queue, chains)
 
     # -- batches in slices -----------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ class FreePageHinting(Stateful):
         hinted = whole_pages(chains.addr[hints & accepted], chains.length[hints & accepted], 0)
         stale = hints & ~accepted
         stale_pages = whole_pages(chains.addr[stale], chains.length[stale], 0).pages if stale.any() else 0
-        free = hinted.only(*self._tracking.unwritten(hinted.starts, hinted.counts))
+        free = hinted.only(*self._tracking.unwritten(np.asarray(hinted.starts), np.asarray(hinted.counts)))
         self.hinted_pages += hinted.pages
         return Hints(hinted, free, stale_pages, ignored_bytes + hinted.ignored_bytes, ended)
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from devices import hostcalls
 from devices.memory import PAGE_BYTES, GuestMemory
 from devices.virtio import reference
+from devices.virtio.balloon import reporting
 from devices.virtio.balloon.hinting import FreePageHinting
 from devices.virtio.balloon.pages import BalloonPages, PfnReader
 from devices.virtio.balloon.reporting import free_pages
@@ -145,13 +146,19 @@ def as_arrays(chains: list[reference.Chain]) -> Chains:
 
 @examples(1500)
 @given(
-    st.integers(0, 1 << 64), st.sampled_from((0.0, 0.1, 0.9)), st.integers(1, 12), st.sampled_from((4096, 16384, 65536))
+    st.integers(0, 1 << 64),
+    st.sampled_from((0.0, 0.1, 0.9)),
+    st.integers(1, 12),
+    st.sampled_from((4096, 16384, 65536)),
+    st.sampled_from((0, 1000)),
 )
-def test_reports_are_understood_alike(memory: GuestMemory, seed: int, odd: float, count: int, host_page: int) -> None:
+def test_reports_are_understood_alike(
+    memory: GuestMemory, seed: int, odd: float, count: int, host_page: int, few: int
+) -> None:
     made = Reports(seed, odd)
     chains = [made.chain(head) for head in range(count)]
     expected, ignored = reference.reported_of(chains, host_page)
-    with mock.patch.object(hostcalls, "PAGE_BYTES", host_page):
+    with mock.patch.object(hostcalls, "PAGE_BYTES", host_page), mock.patch.object(reporting, "FEW_RANGES", few):
         found = free_pages(as_arrays(chains))
     runs = found.runs()
     event("nothing" if not runs else "one run" if len(runs) == 1 else "many runs")

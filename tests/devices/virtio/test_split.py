@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from struct import Struct
 
 import pytest
 
@@ -396,15 +397,18 @@ def test_2_7_8_2_the_used_index_is_written_after_each_of_a_few_elements(
     queue = ring.queue()
     chains = queue.take_available()
     assert chains is not None
-    id_of, seen = chains.id_of, []
+    store = Struct("<II").pack_into
+    seen: list[tuple[int, int]] = []
 
-    def watched(_chains: Chains, index: int) -> int:
-        seen.append((index, ring.used_idx()))
-        return id_of(index)
+    class Watched:
+        @staticmethod
+        def pack_into(ring_bytes: memoryview, place: int, head: int, length: int) -> None:
+            seen.append((head, ring.used_idx()))
+            store(ring_bytes, place, head, length)
 
-    monkeypatch.setattr(type(chains), "id_of", watched)
+    monkeypatch.setattr(queue, "_used_elem", Watched)
     queue.put_used(chains, 3)
-    assert seen == [(index, 0) for index in range(8)]
+    assert seen == [(head, 0) for head in range(8)]
     assert ring.used_idx() == 8
     assert ring.memory.read(ring.used + 4, 64) == b"".join(bytes([head, 0, 0, 0, 3, 0, 0, 0]) for head in range(8))
 
