@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, default_device, make_config, parse_size, parse_targets
+from vmm.control.address import parse_address
+from vmm.control.options import ControlOptions
 from vmm.options import Word
 
 if TYPE_CHECKING:
@@ -108,6 +110,18 @@ class BootOptions:
     watch_driver: Annotated[
         bool, _option("--watch-driver", help="Tell which rules of the specification the balloon's driver breaks.")
     ] = False
+    name: Annotated[str, _option(metavar="NAME", help="What other commands call this run (the guest's name).")] = ""
+    qmp: Annotated[
+        list[str] | None,
+        _option(metavar="unix:PATH|tcp:HOST:PORT|stdio", help="Serve QEMU's QMP there; may be given again."),
+    ] = None
+    monitor: Annotated[
+        list[str] | None,
+        _option(metavar="stdio|unix:PATH|tcp:HOST:PORT", help="Serve the monitor there; may be given again."),
+    ] = None
+    gdb: Annotated[str, _option(metavar="tcp:HOST:PORT|unix:PATH", help="Serve gdb there; -s is tcp::1234.")] = ""
+    metrics: Annotated[str, _option(metavar="HOST:PORT", help="Serve metrics for Prometheus over HTTP there.")] = ""
+    paused: Annotated[bool, _option("--paused", "-S", help="Begin paused, until somebody lets it go on.")] = False
     shell: Annotated[
         bool, _option("--shell", help="debian: an interactive shell on this terminal; Ctrl-A X leaves it.")
     ] = False
@@ -125,6 +139,24 @@ class BootOptions:
         """The devices asked for, or the one balloon: with hinting, if hints are wanted of it."""
         return self.device or [default_device(self.arch) + (",free-page-hint=on" if self.hint else "")]
 
+    @property
+    def is_driven(self) -> bool:
+        """Whether somebody shall drive the machine while it runs: then its time is the host's, unless it is said."""
+        return bool(self.qmp or self.monitor or self.gdb or self.paused)
+
+    @property
+    def control(self) -> ControlOptions:
+        """The places where it can be driven.  ConfigError for one that is none."""
+        metrics = f"tcp:{self.metrics}" if self.metrics else ""
+        return ControlOptions(
+            name=self.name,
+            qmp=tuple(parse_address(text, "--qmp") for text in self.qmp or ()),
+            monitor=tuple(parse_address(text, "--monitor") for text in self.monitor or ()),
+            gdb=tuple(parse_address(text, "--gdb") for text in [self.gdb] if text),
+            metrics=tuple(parse_address(text, "--metrics") for text in [metrics] if text),
+            paused=self.paused,
+        )
+
     def config(self, row: GuestRow | None = None) -> MachineConfig:
         """The machine, completed from the demonstration of `row`, or the bundled guest's, where the user said nothing.
         ConfigError when it cannot be."""
@@ -135,7 +167,7 @@ class BootOptions:
         config = make_config(
             guest,
             memory=self.memory or (row.memory if row else _default_memory(guest)),
-            clock=self.clock or "virtual",
+            clock=self.clock or ("realtime" if self.is_driven else "virtual"),
             targets=self.target or "",
             hints=self.hint,
             poll=self.poll or 0,

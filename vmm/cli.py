@@ -149,7 +149,7 @@ def boot(options: BootOptions) -> int:
 
     from vmm.runner import Request, run
 
-    return run(Request(config, options.serial, options.report, options.json, options.debugcon))
+    return run(Request(config, options.serial, options.report, options.json, options.debugcon, control=options.control))
 
 
 def _demonstration(row: GuestRow) -> list[str]:

@@ -45,6 +45,14 @@ class Clock(Protocol):
         """The CPU sleeps: let the time come nearer to the deadline.  None: only what `wait` waits for can wake it."""
         ...
 
+    def pause(self) -> None:
+        """Stand still from now on, although nothing runs."""
+        ...
+
+    def resume(self) -> None:
+        """Go on from where it stood."""
+        ...
+
 
 class VirtualClock(Stateful):
     """BLOCK_NS a block, plus what idle guests skipped."""
@@ -72,6 +80,12 @@ class VirtualClock(Stateful):
         else:
             self.skipped_ns += max(deadline_ns - self.now_ns(blocks), 0)
 
+    def pause(self) -> None:
+        """Nothing to do: it stands still whenever the CPU does."""
+
+    def resume(self) -> None:
+        """The same."""
+
 
 class RealtimeClock(Stateful):
     """The host's monotonic clock, zero at power-on."""
@@ -80,15 +94,24 @@ class RealtimeClock(Stateful):
 
     def __init__(self) -> None:
         self._start_ns = time.monotonic_ns()
+        self._paused_ns: int | None = None
 
     @property
     def elapsed_ns(self) -> int:
         """Guest time; setting it lets the guest not notice how long its state was saved."""
-        return time.monotonic_ns() - self._start_ns
+        return (time.monotonic_ns() if self._paused_ns is None else self._paused_ns) - self._start_ns
 
     @elapsed_ns.setter
     def elapsed_ns(self, elapsed_ns: int) -> None:
-        self._start_ns = time.monotonic_ns() - elapsed_ns
+        self._start_ns = (time.monotonic_ns() if self._paused_ns is None else self._paused_ns) - elapsed_ns
+
+    def pause(self) -> None:
+        self._paused_ns = time.monotonic_ns()
+
+    def resume(self) -> None:
+        if self._paused_ns is not None:
+            self._start_ns += time.monotonic_ns() - self._paused_ns
+            self._paused_ns = None
 
     def now_ns(self, blocks: int) -> int:
         return self.elapsed_ns

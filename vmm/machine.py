@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-from devices.effects import Event, Stop, StopKind
+from devices.effects import Effects, Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
 from devices.state import COUNTER, PART, TEXT, TIME_NS, HasState, Int, Maybe, Record, Stateful, Table
@@ -47,8 +47,9 @@ class Observer(Protocol):
     def on_target(self, now_ns: int) -> None: ...
 
 
-class Typist(Protocol):
-    """Somebody who types on the serial console.  A guest that sleeps is slept with, and woken."""
+class Attending(Protocol):
+    """Whoever types on the serial console or gives commands: `vmm.control.Attendants`.  A guest that sleeps is slept
+    with, and woken."""
 
     @property
     def can_wake(self) -> bool: ...
@@ -58,6 +59,8 @@ class Typist(Protocol):
     def wait(self, seconds: float) -> None: ...
 
 
+LONGEST_PAUSE_S = 1.0  # between two looks at what ends a pause
+SOURCE = "machine"  # of the events that are the machine's own
 Condition = Callable[["Machine"], bool]
 
 
@@ -66,6 +69,9 @@ class Machine(Stateful):
 
     Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
     give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
+
+    `attendants` are called between two runs of the CPU and waited with while nothing runs; `paused_s` is how many
+    seconds of the host's time the machine has spent paused.
     """
 
     STATE: ClassVar[Table] = {
@@ -84,7 +90,9 @@ class Machine(Stateful):
         self.config = config
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
-        self.typist: Typist | None = None
+        self.attendants: Attending | None = None
+        self.is_paused = False
+        self.paused_s = 0.0
         self._console, self._debug_output = Transcript(), Transcript()
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
@@ -208,7 +216,8 @@ class Machine(Stateful):
     ) -> Outcome | None:
         """Run until the guest ends, or `until` holds: a predicate of the machine, or a guest time from now ("2s", 0.5).
 
-        Returns the `Outcome` when the run is over, None when `until` was met first.  `pace` is called with the guest
+        Returns the `Outcome` when the run is over, None when `until` was met first, or when the machine is paused and
+        has no attendants who could let it go on.  `pace` is called with the guest
         time every few milliseconds; what it does with the time does not change the run.  Ctrl-C raises
         KeyboardInterrupt between two steps of the machine, and the run can go on afterwards.
         """
@@ -218,11 +227,16 @@ class Machine(Stateful):
         with KeyboardGuard() as keyboard:
             while self.outcome is None:
                 keyboard.check()
-                if pace is not None:
+                if pace is not None and not self.is_paused:
                     pace(self.now_ns)  # first, so that nothing is shown before its time has come
                 self._settle()
                 if self._is_over():
                     break
+                if self.is_paused:
+                    if self.attendants is None:
+                        return None  # nobody is there who could end it
+                    self._stay_paused(self.attendants)
+                    continue
                 if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
                     return None
                 self._step(self._next_deadline_ns(stop_ns))
@@ -235,6 +249,43 @@ class Machine(Stateful):
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
             self._finish("triple-fault", 4, describe_triple_fault(exit_))
+
+    def _stay_paused(self, attendants: Attending) -> None:
+        """Wait for whoever ends the pause, or the run."""
+        start_s = time.monotonic()
+        attendants.wait(LONGEST_PAUSE_S)
+        self.paused_s += time.monotonic() - start_s
+
+    def pause(self) -> None:
+        """Let the guest stand still, and its time with it; also from inside a callback of the CPU, which then leaves
+        before its next block."""
+        if not self.is_paused and self.outcome is None:
+            self.is_paused = True
+            self._clock.pause()
+            self._tell("paused", "the machine is paused")
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self.is_paused:
+            self.is_paused = False
+            self._clock.resume()
+            self._tell("resumed", "the machine goes on")
+
+    def reset(self) -> None:
+        """What the reset button of a PC does: every device and the processor begin anew, and the guest's image is in
+        RAM as at the start.  Its time goes on, the balloon keeps its target, and what was counted stays counted.
+
+        Between two runs of the CPU.  ConfigError, and nothing done, when the image cannot be read again."""
+        self.platform.carry_out(self.board.reset())
+        self.platform.stop = None
+        self.platform.cpu.reset()
+        if self.config.bios == NO_FIRMWARE and isinstance(self.board, PcBoard):
+            direct.start(self.board, cast(PcPlatform, self.platform))
+        self._tell("reset", "the machine was reset")
+
+    def _tell(self, kind: str, text: str) -> None:
+        """One event of the machine's own."""
+        self.platform.carry_out(Effects(events=(Event(SOURCE, kind, text),)))
 
     def interrupt(self) -> None:
         """End the run at the next opportunity, as interrupted; may be called from a signal handler."""
@@ -258,11 +309,11 @@ class Machine(Stateful):
             return
         if not exit_.interrupts_enabled:
             self._finish_unless_broken("halted", "the guest halted with interrupts off")
-        elif deadline_ns is None and (self.typist is None or not self.typist.can_wake):
+        elif deadline_ns is None and (self.attendants is None or not self.attendants.can_wake):
             self._finish_unless_broken("halted", "the guest halted and nothing is left that could wake it")
         else:
             self._settle_output()  # what happened until now is told with the time before the jump
-            wait = time.sleep if self.typist is None else self.typist.wait
+            wait = time.sleep if self.attendants is None else self.attendants.wait
             self._clock.idle_until(self.platform.cpu.blocks, deadline_ns, wait)
 
     def _finish_stopped(self, stop: Stop) -> None:
@@ -303,8 +354,8 @@ class Machine(Stateful):
             self._powerdown_ns = None
             self.press_power_button()
         self.platform.advance(now_ns)
-        if self.typist is not None:
-            self.typist.serve()
+        if self.attendants is not None:
+            self.attendants.serve()
         self.platform.drop_overwritten_code()
         self.platform.refresh_irq()
         self._look_at_driver()

@@ -13,12 +13,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from vmm.control.attendants import Attendant, Attendants
+from vmm.control.options import NOT_DRIVEN, ControlOptions
+from vmm.control.serving import attended
 from vmm.display import PlainDisplay, Silent
 from vmm.outputs import LineSink, ReportFile, SerialSink, serial_file, serial_path
 from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
@@ -47,6 +50,7 @@ class Request:
     debugcon: str = ""
     shell_ready: bytes | None = None
     debug_sinks: tuple[Callable[[bytes], None], ...] = ()
+    control: ControlOptions = NOT_DRIVEN
 
 
 def run(request: Request) -> int:
@@ -68,8 +72,11 @@ def run(request: Request) -> int:
         if debug_sink is not None:
             machine.debug_sinks.append(debug_sink.on_console)
         machine.debug_sinks += request.debug_sinks
-        with console_input(machine, request.shell_ready) if request.serial == "stdio" else nullcontext():
-            _run_to_the_end(machine, display, debug_sink)
+        others: list[Attendant] = []
+        if request.serial == "stdio":
+            others.append(stack.enter_context(console_input(machine, request.shell_ready)))
+        with attended(machine, request.control, *others) as attendants:
+            _run_to_the_end(machine, display, debug_sink, attendants)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
         text = json.dumps(report) + "\n"
         if report_file is not None:
@@ -83,9 +90,17 @@ def run(request: Request) -> int:
         return int(report["exit_code"])
 
 
-def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | None) -> None:
+def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | None, attendants: Attendants) -> None:
     """Until there is an outcome; a reader that went away interrupts the run as Ctrl-C does."""
-    pacer = Pacer(display.waiting, hold=machine.config.clock == "virtual") if sys.stdout.isatty() else None
+
+    def sleep(seconds: float) -> bool:
+        attendants.wait(seconds)
+        attendants.serve()
+        return machine.is_paused
+
+    hold = machine.config.clock == "virtual"
+    is_watched = sys.stdout.isatty() or attendants.can_wake
+    pacer = Pacer(display.waiting, hold=hold, sleep=sleep, paused_s=lambda: machine.paused_s) if is_watched else None
     with _interrupting(machine, pacer):
         try:
             display.begin()
@@ -190,7 +205,7 @@ class Pacer:
     """Holds a run back to one guest second per second, and lets a display draw meanwhile.
 
     `waiting(now_ns)` is called with the guest time to show: it grows smoothly while the guest sleeps, although the
-    machine jumps.  With `hold` false only that is done.
+    machine jumps.  With `hold` false only that is done.  A `sleep` that returns true ends the hold.
     """
 
     def __init__(
@@ -199,21 +214,28 @@ class Pacer:
         *,
         hold: bool = True,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], bool | None] = time.sleep,
+        paused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._waiting = waiting
         self._hold = hold
         self._clock = clock
         self._sleep = sleep
+        self._paused_s = paused_s
         self._start_s: float | None = None
 
     def __call__(self, now_ns: int) -> None:
         if self._start_s is None:
-            self._start_s = self._clock() - now_ns / 1e9
-        while self._hold and (ahead_s := now_ns / 1e9 - (self._clock() - self._start_s)) > 0:
+            self._start_s = self._now_s() - now_ns / 1e9
+        while self._hold and (ahead_s := now_ns / 1e9 - (self._now_s() - self._start_s)) > 0:
             self._waiting(now_ns - int(ahead_s * 1e9))
-            self._sleep(min(ahead_s, LONGEST_WAIT_S))
+            if self._sleep(min(ahead_s, LONGEST_WAIT_S)):
+                break
         self._waiting(now_ns)
+
+    def _now_s(self) -> float:
+        """The host's time without the pauses: what was not run then is not to be caught up with."""
+        return self._clock() - self._paused_s()
 
     def stop(self) -> None:
         """Hold no more; may be called from a signal handler."""

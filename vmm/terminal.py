@@ -1,7 +1,7 @@
 """The input side of the serial console: what is typed on a terminal, or comes out of a pipe, reaches the 16550.
 
-`ConsoleInput` is what a machine asks for input between two runs of its CPU, and waits with while its guest sleeps, so
-an idle guest costs no CPU time and a key wakes it at once.  Nothing is lost: what the port does not take stays here,
+`ConsoleInput` is the attendant (`vmm.control.attendants`) that a machine asks for input between two runs of its CPU and
+that wakes it while its guest sleeps.  Nothing is lost: what the port does not take stays here,
 and nothing is read beyond that, so a pipe's writer waits.  A byte is offered only while the guest raises RTS, as a
 terminal with a handshake does.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 ESCAPE = 0x01  # Ctrl-A
 END_OF_INPUT = b"\x04"  # Ctrl-D, which a terminal's line discipline takes for the end
 READ_BYTES = 4096
-LONGEST_WAIT_S = 1.0
 END_AGAIN_NS = 1_000_000_000  # guest time until the end of input is typed again: a program may have taken the first
 
 HELP = """
@@ -79,7 +77,7 @@ class Keys:
 class ConsoleInput:
     """Types on the console of `machine` what comes from the file descriptor `fd`, through `keys` if there are any.
 
-    A context manager.  `is_ready` tells whether the guest wants input yet; until then everything waits, but escapes
+    `is_ready` tells whether the guest wants input yet; until then everything waits, but escapes
     among the keys work at any time.  With `types_end` the end of the input is typed too, as Ctrl-D, until the guest has
     ended; without, it just gets no more."""
 
@@ -109,7 +107,7 @@ class ConsoleInput:
     def serve(self) -> None:
         """Offer the port what is there; called between two runs of the CPU."""
         wanted = self._is_wanted()
-        if self._is_watched(wanted) and self._select([self._fd], 0):
+        if self._is_watched(wanted) and select.select([self._fd], [], [], 0)[0]:
             self._read()
         if not wanted:
             return
@@ -118,15 +116,12 @@ class ConsoleInput:
         elif self._at_end and self._types_end:
             self._type_end()
 
-    def wait(self, seconds: float) -> None:
-        """Sleep that long at most, less when there is input that the guest can have or a signal has come."""
+    def awaited(self) -> list[tuple[int, int]] | None:
+        """The input, when the guest can have it; None when there is some already."""
         wanted = self._is_wanted()
         if self._waiting and wanted:
-            return
-        watched = [self._fd] if self._is_watched(wanted) else []
-        self._select([*watched, self._woken], min(seconds, LONGEST_WAIT_S))
-        with suppress(BlockingIOError):
-            self._woken.recv(READ_BYTES)
+            return None
+        return [(self._fd, select.POLLIN)] if self._is_watched(wanted) else []
 
     def _is_wanted(self) -> bool:
         """Whether the port has room, and the guest asks for more."""
@@ -153,25 +148,6 @@ class ConsoleInput:
             self._machine.send_console(END_OF_INPUT)
             self._end_typed_ns = now_ns
 
-    @staticmethod
-    def _select(readable: list[int | socket.socket], seconds: float) -> bool:
-        return bool(select.select(readable, [], [], seconds)[0])
-
-    def __enter__(self) -> ConsoleInput:
-        """From now on a signal ends `wait`: the interpreter writes a byte for each."""
-        self._wakeup, self._woken = socket.socketpair()
-        self._wakeup.setblocking(False)
-        self._woken.setblocking(False)
-        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        self._machine.typist = self
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._machine.typist = None
-        signal.set_wakeup_fd(self._wakeup_before)
-        self._wakeup.close()
-        self._woken.close()
-
 
 @contextmanager
 def raw_mode(fd: int, *, signals: bool) -> Iterator[None]:
@@ -195,26 +171,24 @@ def raw_mode(fd: int, *, signals: bool) -> Iterator[None]:
 
 
 @contextmanager
-def console_input(machine: Machine, ready: bytes | None) -> Iterator[None]:
-    """Connect the standard input with the console of `machine`; in raw mode if it is a terminal that shows it too.
+def console_input(machine: Machine, ready: bytes | None) -> Iterator[ConsoleInput]:
+    """What connects the standard input with the console of `machine`; in raw mode if it is a terminal that shows it
+    too.
 
     `ready` is for a shell: what the guest sends to the debug port when it wants input.  Then Ctrl-A is the escape, all
     other keys are the guest's, and the end of a pipe is typed as Ctrl-D."""
     is_terminal, is_shell = is_interactive(), ready is not None
     with ExitStack() as stack:
         fd = stack.enter_context(_standard_input())
-        stack.enter_context(
-            ConsoleInput(
-                machine,
-                fd,
-                Keys(machine.interrupt, say) if is_terminal and is_shell else None,
-                is_ready=(lambda: True) if ready is None else _heard(machine, ready),
-                types_end=is_shell and not is_terminal,
-            )
-        )
         if is_terminal:
             stack.enter_context(raw_mode(fd, signals=not is_shell))
-        yield
+        yield ConsoleInput(
+            machine,
+            fd,
+            Keys(machine.interrupt, say) if is_terminal and is_shell else None,
+            is_ready=(lambda: True) if ready is None else _heard(machine, ready),
+            types_end=is_shell and not is_terminal,
+        )
 
 
 def _heard(machine: Machine, words: bytes) -> Callable[[], bool]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from devices import interval_timer
 from devices.bus import AddressSpace, Handler
+from devices.effects import Effects
 from devices.errors import ConfigError
 from devices.interval_timer import IntervalTimer
 from devices.irq import lines
@@ -22,7 +23,7 @@ from devices.state import PART, Many, Table
 from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
 from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
 from vmm import loader
-from vmm.boards.board import Board
+from vmm.boards.board import Board, Resettable
 from vmm.boards.pc import make_device
 from vmm.config import PPC, MachineConfig
 from vmm.models import MMIO_PLACES
@@ -68,13 +69,18 @@ class PpcBoard(Board):
         self.rom = b""
         self.memory = GuestMemory([(0, config.memory_bytes)])
         try:
-            self.payload = loader.load(loader.read_image(config.guest, PPC), self.memory, arch=PPC)
+            self.payload = self._load()
             self.entry = self.payload.entry
-            self._tell_guest(self.payload)
             self._build(config)
         except BaseException:
             self.memory.close()
             raise
+
+    def _load(self) -> loader.Payload:
+        """Put the guest into RAM, and what it is told."""
+        payload = loader.load(loader.read_image(self.config.guest, PPC), self.memory, arch=PPC)
+        self._tell_guest(payload)
+        return payload
 
     def _tell_guest(self, payload: loader.Payload) -> None:
         """Write the boot information block, in the processor's order."""
@@ -115,6 +121,14 @@ class PpcBoard(Board):
         for base, length, handler, owner in table:
             self.mmio.add(base, length, handler, owner)
         self.timed = (self.timer, *self.transports)
+
+    def reset(self) -> Effects:
+        self.payload = self._load()
+        effects = self.interrupts.reset()
+        devices: tuple[Resettable, ...] = (self.timer, self.serial, *self.transports)
+        for device in devices:
+            effects |= device.reset()
+        return effects
 
     def press_power_button(self, now_ns: int) -> NoReturn:
         raise ConfigError("The PowerPC board has no power button.")
