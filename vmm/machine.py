@@ -234,7 +234,9 @@ class Machine(Stateful):
         if exit_.reason is ExitReason.HALTED:
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
-            self._finish("triple-fault", 4, describe_triple_fault(exit_))
+            payload = self.board.payload
+            doubt = "" if payload is None else payload.doubt
+            self._finish("triple-fault", 4, describe_triple_fault(exit_, doubt))
 
     def interrupt(self) -> None:
         """End the run at the next opportunity, as interrupted; may be called from a signal handler."""

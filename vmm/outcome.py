@@ -16,9 +16,11 @@ class Outcome:
     detail: str
 
 
-def describe_triple_fault(exit_: Exit) -> str:
-    """The first exception that could not be delivered, where it was, and the registers."""
+def describe_triple_fault(exit_: Exit, doubt: str = "") -> str:
+    """The first exception that could not be delivered, where it was, what speaks against the guest's file if anything
+    does, and the registers."""
     names = [name for name in exit_.registers if name not in ("cs", "rip")]
     values = " ".join(f"{name}={exit_.registers[name]:x}" for name in names)
     place = f"{exit_.registers['cs']:04x}:{exit_.registers['rip']:016x}"
-    return f"exception {exit_.vector} at {place} could not be delivered; {values}"
+    sentence = f"exception {exit_.vector} at {place} could not be delivered"
+    return f"{sentence}, and {doubt}; {values}" if doubt else f"{sentence}; {values}"

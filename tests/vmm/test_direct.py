@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import vmm
 from devices.errors import ConfigError
 from tests.vmm.boards import pc_board
-from tests.vmm.kernels import KERNEL_GPA, bzimage, note, vmlinux
+from tests.vmm.kernels import KERNEL_GPA, bzimage, lz4_legacy, note, sized, vmlinux
 from vmm.machine import Machine
 
 PVH = vmlinux(notes=note(b"Xen", 18, struct.pack("<I", KERNEL_GPA)))
@@ -130,3 +131,23 @@ def test_a_cut_run_goes_on_the_same(tmp_path: Path) -> None:
     with boot(tmp_path, bzimage(), "none") as first, boot(tmp_path, bzimage(), "none") as second:
         second.restore(first.save())
         assert second.registers() == first.registers()
+
+
+@pytest.mark.parametrize("bios", ["", "none"])
+def test_a_kernel_that_dies_is_told_with_what_speaks_against_its_file(tmp_path: Path, bios: str) -> None:
+    """One byte is changed, where LZ4 has what it could not pack and nothing but the checksum can tell."""
+    code = bytes.fromhex("0f011d02000000 0f0b 0000 0100")  # lidt [rip + 2]; ud2; a table of one byte at 1
+    contents = vmlinux(((KERNEL_GPA, code, 0x2000),))
+    whole = bzimage(sized(lz4_legacy(contents), contents))
+    assert whole.count(code) == 1
+    told = []
+    for image in (whole, whole.replace(code, code[:-2] + b"\x02\0")):
+        (tmp_path / "kernel").write_bytes(image)
+        with vmm.boot(tmp_path / "kernel", bios=bios, memory="64M") as m:
+            outcome = m.run("1s")
+            assert outcome is not None and (outcome.kind, outcome.exit_code) == ("triple-fault", 4)
+            told.append(outcome.detail.partition("; ")[0])
+    own, damaged = told
+    assert re.fullmatch(r"exception 6 at 00[0-9a-f]{2}:0000000001000007 could not be delivered", own)
+    doubt = "the kernel's file may be damaged: its checksum does not match (Linux 6.15 and later have none)"
+    assert damaged == f"{own}, and {doubt}"
