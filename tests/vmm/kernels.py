@@ -81,10 +81,20 @@ def with_checksum(image: bytes) -> bytes:
 
 def signed(image: bytes) -> bytes:
     """As signing for secure boot leaves it: a signature behind it, PE's checksum, and where the signature is."""
+    return _with_pe_fields(image, 0xD8D44C, len(image), 1472) + bytes(range(184)) * 8
+
+
+def unsigned(image: bytes) -> bytes:
+    """A bzImage without a signature behind it, and with no word about one in it."""
+    return _with_pe_fields(image, 0, 0, 0)
+
+
+def _with_pe_fields(image: bytes, checksum: int, signature_at: int, signature_bytes: int) -> bytes:
+    (header,) = struct.unpack_from("<I", image, 0x3C)
     result = bytearray(image)
-    struct.pack_into("<I", result, PE_HEADER + 24 + 64, 0xD8D44C)
-    struct.pack_into("<II", result, PE_HEADER + 24 + 112 + 4 * 8, len(image), 1472)
-    return bytes(result) + bytes(range(184)) * 8
+    struct.pack_into("<I", result, header + 24 + 64, checksum)
+    struct.pack_into("<II", result, header + 24 + 112 + 4 * 8, signature_at, signature_bytes)
+    return bytes(result)
 
 
 def sized(packed: bytes, contents: bytes) -> bytes:
