@@ -185,7 +185,7 @@ def image_note(payload: Payload | None, parameter: str = "") -> str:
     if payload is None:
         return ""
     if payload.kind == "flat":
-        return f"{payload.name} is no ELF file: loaded as a flat image at {payload.entry:x}h"
+        return f"{payload.name} is no kernel or ELF file: run as a flat image at {payload.entry:x}h"
     if payload.kind.startswith(KERNELS) and not any(word.startswith(CONSOLES) for word in parameter.split()):
         return f"no console in the kernel's command line {parameter!r}: Linux says nothing without console=ttyS0"
     return ""

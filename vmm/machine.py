@@ -23,7 +23,8 @@ from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, pars
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
-from vmm.outcome import Outcome, describe_triple_fault
+from vmm.loader import FIRMWARE_END
+from vmm.outcome import Outcome, describe_triple_fault, with_doubt
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
 from vmm.ppc_platform import PpcPlatform
@@ -248,7 +249,7 @@ class Machine(Stateful):
         if exit_.reason is ExitReason.HALTED:
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
-            self._finish("triple-fault", 4, describe_triple_fault(exit_))
+            self._finish("triple-fault", 4, describe_triple_fault(exit_, self._doubt))
 
     def _stay_paused(self, attendants: Attending) -> None:
         """Wait for whoever ends the pause, or the run."""
@@ -318,13 +319,22 @@ class Machine(Stateful):
 
     def _finish_stopped(self, stop: Stop) -> None:
         if stop.kind is StopKind.PANICKED:
-            self._finish(stop.kind.value, 3, "the guest reported a panic")
+            # a kernel that reports it itself is whole enough for that; for one that died early the firmware does
+            died_early = self._doubt and self.registers()["idtr_base"] < FIRMWARE_END
+            self._finish(
+                stop.kind.value, 3, with_doubt("the guest reported a panic", self._doubt if died_early else "")
+            )
         elif stop.kind is StopKind.QUIT:
             self._finish(stop.kind.value, stop.code, f"the guest ended with exit code {stop.code}")
         else:
             is_reset = stop.kind is StopKind.RESET
             detail = f"the guest {'reset the machine' if is_reset else 'powered off'}"
             self._finish(stop.kind.value, self.config.reset_status if is_reset else 0, detail)
+
+    @property
+    def _doubt(self) -> str:
+        """What speaks against the guest's file, should it have died of that."""
+        return "" if self.board.payload is None else self.board.payload.doubt
 
     def _finish_unless_broken(self, kind: str, detail: str) -> None:
         """The guest did not say how it went: a device that still needs a reset makes this a failure."""

@@ -52,6 +52,7 @@ class Linux:
     devices: tuple[str, ...] = ("virtio-balloon-pci,id=balloon0",)
     powerdown: str | None = None
     watch_driver: bool = False
+    bios: str = ""
 
     def __enter__(self) -> Self:
         archive = self.folder / "initramfs"
@@ -64,6 +65,7 @@ class Linux:
             devices=self.devices,
             powerdown=self.powerdown,
             watch_driver=self.watch_driver,
+            bios=self.bios,
         )
         self.events: list[tuple[int, Event]] = []
         self.machine.observers.append(self)

@@ -285,8 +285,8 @@ def test_a_triple_fault_is_told_with_vector_address_and_registers(tmp_path: Path
 def test_a_file_without_a_mark_is_told_to_be_taken_for_machine_code(tmp_path: Path) -> None:
     flat(tmp_path, POWER_OFF)
     done = vmm("boot", "guest.bin", cwd=tmp_path)
-    assert done.stdout.count("guest.bin is no ELF file: loaded as a flat image at 100000h") == 2
-    assert "is no ELF file" not in vmm("boot", "hello").stdout
+    assert done.stdout.count("guest.bin is no kernel or ELF file: run as a flat image at 100000h") == 2
+    assert "no ELF file" not in vmm("boot", "hello").stdout
 
 
 def test_a_text_file_is_not_run(tmp_path: Path) -> None:

@@ -7,23 +7,14 @@ import lzma
 import struct
 from collections.abc import Callable
 
-import lz4.block
 import pytest
 import zstandard
 
+from tests.vmm.kernels import lz4_legacy
 from vmm.loader.decompress import Damaged, decompress
 
 MIB = 1 << 20
 CONTENTS = b"".join(struct.pack("<I", n * n) for n in range(0x8000)) * 72 + b"end"  # 9 MiB: two blocks of LZ4
-
-
-def lz4_legacy(data: bytes) -> bytes:
-    """lz4's legacy frame: a magic number, then blocks of 8 MiB, each behind its compressed length (lz4 -l)."""
-    packed = bytes.fromhex("02214c18")
-    for start in range(0, len(data), 8 * MIB):
-        block = lz4.block.compress(data[start : start + 8 * MIB], store_size=False)
-        packed += struct.pack("<I", len(block)) + block
-    return packed
 
 
 def zstd_unsized(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import vmm
 from devices.errors import ConfigError
 from tests.vmm.boards import pc_board
-from tests.vmm.kernels import KERNEL_GPA, bzimage, note, vmlinux
+from tests.vmm.kernels import KERNEL_GPA, bzimage, lz4_legacy, note, sized, vmlinux
 from vmm.machine import Machine
 
 PVH = vmlinux(notes=note(b"Xen", 18, struct.pack("<I", KERNEL_GPA)))
@@ -130,3 +131,40 @@ def test_a_cut_run_goes_on_the_same(tmp_path: Path) -> None:
     with boot(tmp_path, bzimage(), "none") as first, boot(tmp_path, bzimage(), "none") as second:
         second.restore(first.save())
         assert second.registers() == first.registers()
+
+
+DOUBT = "the kernel's file may be damaged: its checksum does not match (Linux 6.15 and later have none)"
+OWN_TABLE = bytes.fromhex("0f011d02000000 0f0b 0000 0100")  # lidt [rip + 2]; ud2; a table of one byte at 1
+UNDEFINED = bytes.fromhex("0f0b 90 01")  # ud2; nop; and something that does not matter
+# lidt [rip + 8]; mov dx, 505h; mov al, 1; out dx, al; nop; a table at 1000000h
+PANICS = bytes.fromhex("0f011d08000000 66ba0505 b001 ee 90 0000 00000001")
+
+
+@pytest.mark.parametrize(
+    ("bios", "code", "kind", "exit_code", "detail", "is_doubted"),
+    [
+        ("", OWN_TABLE, "triple-fault", 4, "exception 6 at 00..:0000000001000007 could not be delivered", True),
+        ("none", OWN_TABLE, "triple-fault", 4, "exception 6 at 00..:0000000001000007 could not be delivered", True),
+        ("none", UNDEFINED, "triple-fault", 4, "exception 6 at 00..:0000000001000000 could not be delivered", True),
+        ("", UNDEFINED, "guest-panicked", 3, "the guest reported a panic", True),
+        ("", PANICS, "guest-panicked", 3, "the guest reported a panic", False),
+    ],
+    ids=["firmware", "no firmware", "no table", "the firmware's table", "a panic of its own"],
+)
+def test_a_kernel_that_dies_is_told_with_what_speaks_against_its_file(
+    tmp_path: Path, bios: str, code: bytes, kind: str, exit_code: int, detail: str, is_doubted: bool
+) -> None:
+    """One byte is changed, where LZ4 has what it could not pack and nothing but the checksum can tell."""
+    contents = vmlinux(((KERNEL_GPA, code, 0x2000),))
+    whole = bzimage(sized(lz4_legacy(contents), contents))
+    assert whole.count(code) == 1
+    last = code.rindex(1)
+    for image, doubt in (
+        (whole, ""),
+        (whole.replace(code, code[:last] + b"\x02" + code[last + 1 :]), f", and {DOUBT}" * is_doubted),
+    ):
+        (tmp_path / "kernel").write_bytes(image)
+        with vmm.boot(tmp_path / "kernel", bios=bios, memory="64M") as m:
+            outcome = m.run("1s")
+            assert outcome is not None and (outcome.kind, outcome.exit_code) == (kind, exit_code)
+            assert re.fullmatch(detail + re.escape(doubt), outcome.detail.partition("; ")[0])

@@ -304,7 +304,7 @@ def test_statistics_that_differ_are_shown_however_soon_they_come(what: str) -> N
     assert out.getvalue().count("statistics: ") == 2
 
 
-FLAT_NOTE = "notes.txt is no ELF file: loaded as a flat image at 100000h"
+FLAT_NOTE = "notes.txt is no kernel or ELF file: run as a flat image at 100000h"
 
 
 def flat_machine() -> FakeMachine:

@@ -60,7 +60,7 @@ OTHERS = {
     "a disk image": bytes(0x8001) + b"CD001\x01",
     "a script": b"#!/bin/sh\necho \xff\n",
     "text": b"root:x:0:0:root:/root:/bin/bash\n",
-    "the beginning of a kernel or an EFI program": b"MZ" + bzimage()[2:400],
+    "the beginning of a kernel or an EFI program": bzimage()[:400],
 }
 
 
@@ -73,15 +73,28 @@ def test_what_is_surely_something_else_is_named(kind: str, modules: tuple[Module
 
 
 @pytest.mark.parametrize(
-    "code", [b"\xf4", bytes.fromhex("66baf405 b807000000 ef f4"), b"\xeb\xfe", b"PPPP", bytes(5000)]
+    "code", [b"\xf4", bytes.fromhex("66baf405 b807000000 ef f4"), b"\xeb\xfe", b"PPPP\xf4", bytes(5000)]
 )
 def test_machine_code_is_left_to_be_run(code: bytes, memory: GuestMemory) -> None:
     assert other_kind(code) is None
     assert loader.load(Image("file", code), memory).kind == "flat"
 
 
+@pytest.mark.parametrize("text", [b"a", b"\n", b"hello\n", b"no kernel\r\n", b"fifteen letters"])
+def test_a_short_text_is_text_too(text: bytes, memory: GuestMemory) -> None:
+    with pytest.raises(ConfigError, match=r"^The guest 'file' is text, and no program for this machine[.]$"):
+        loader.load(Image("file", text), memory, BootData(b"console=ttyS0"))
+
+
+def test_what_is_run_as_a_flat_image_takes_a_parameter_and_no_initrd(memory: GuestMemory) -> None:
+    image = Image("file", bytes(range(0x80, 0x100)))
+    assert loader.load(image, memory, BootData(b"console=ttyS0")).kind == "flat"
+    with pytest.raises(ConfigError) as refusal:
+        loader.load(image, memory, BootData(b"", (Module("initrd", b"x", b"initrd"),), ()))
+    sentence = "The guest 'file' is no Linux or Multiboot kernel: it takes no initrd and no modules."
+    assert str(refusal.value) == sentence
+
+
 def test_no_bundled_guest_and_no_kernel_is_taken_for_something_else() -> None:
     assert [name for name, row in GUESTS.items() if other_kind(row.image())] == []
-    image = bytearray(bzimage())
-    image[:2] = b"MZ"
-    assert other_kind(bytes(image)) is None
+    assert bzimage().startswith(b"MZ") and other_kind(bzimage()) is None

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-import lz4.block
 import pytest
 import zstandard
 
 from devices.errors import ConfigError
 from devices.memory import GuestMemory
-from tests.vmm.kernels import ENTRY_CODE, KERNEL_GPA, bzimage, note, vmlinux
+from tests.vmm.kernels import ENTRY_CODE, KERNEL_GPA, bzimage, lz4_legacy, note, signed, sized, vmlinux
 from vmm import loader
 from vmm.loader import BootData, Image, Module, Payload
+from vmm.loader.decompress import Damaged, decompress
 
 MIB = 1 << 20
 RAM_END = 64 * MIB
@@ -35,16 +36,6 @@ def memory() -> Iterator[GuestMemory]:
 def load(memory: GuestMemory, image: bytes, parameter: bytes = b"", initrd: bytes | None = None) -> Payload:
     modules = () if initrd is None else (Module("initrd", initrd, b"initrd"),)
     return loader.load(Image("vmlinuz", image), memory, BootData(parameter, modules, MAP))
-
-
-def sized(packed: bytes, contents: bytes) -> bytes:
-    """With the length that the kernel's build appends for every format but gzip."""
-    return packed + struct.pack("<I", len(contents))
-
-
-def lz4_legacy(data: bytes) -> bytes:
-    block: bytes = lz4.block.compress(data, store_size=False)
-    return bytes.fromhex("02214c18") + struct.pack("<I", len(block)) + block
 
 
 @pytest.mark.parametrize(
@@ -149,6 +140,58 @@ def test_a_vmlinux_without_it_is_entered_by_the_64_bit_protocol(memory: GuestMem
 
 def test_a_guest_without_such_notes_is_no_kernel(memory: GuestMemory) -> None:
     assert load(memory, vmlinux(notes=note(b"GNU", 3, bytes(20)))).kind == "ELF64"
+
+
+@pytest.mark.parametrize("pack", [lz4_legacy, lzma.compress, zstandard.ZstdCompressor().compress])
+@pytest.mark.parametrize("wrong", [-1, 1, 1 << 24], ids=str)
+def test_a_payload_must_be_as_long_as_the_kernels_build_says_behind_it(
+    memory: GuestMemory, pack: Callable[[bytes], bytes], wrong: int
+) -> None:
+    contents = vmlinux()
+    image = bzimage(pack(contents) + struct.pack("<I", len(contents) + wrong))
+    with pytest.raises(ConfigError) as refusal:
+        load(memory, image)
+    told = f"{len(contents)} bytes are in it, and not the {len(contents) + wrong} that it announces"
+    assert str(refusal.value) == f"The kernel 'vmlinuz' is damaged: {told}."
+
+
+def test_damage_that_an_lz4_decompressor_takes_is_seen_by_the_length(memory: GuestMemory) -> None:
+    """Zeros are sequences too: their frames have no checksum, and what comes out is just shorter."""
+    words = random.Random(4).choices([b"push", b"pop", b"call", b"return", b"jump"], k=2000)
+    contents = vmlinux(((KERNEL_GPA, b" ".join(words), 0x4000),))
+    packed, refused = lz4_legacy(contents), 0
+    for at in range(1000, 1200):
+        damaged = packed[:at] + bytes(30) + packed[at + 30 :]
+        try:
+            unnoticed = len(decompress(damaged, MIB)) != len(contents)
+        except Damaged:
+            continue
+        if unnoticed:
+            refused += 1
+            with pytest.raises(
+                ConfigError, match=rf"^The kernel 'vmlinuz' is damaged: .* not the {len(contents)} that"
+            ):
+                load(memory, bzimage(sized(damaged, contents)))
+    assert refused > 10
+
+
+@pytest.mark.parametrize("sign", [bytes, signed], ids=["as built", "signed"])
+def test_a_kernel_whose_checksum_matches_is_not_doubted(memory: GuestMemory, sign: Callable[[bytes], bytes]) -> None:
+    assert load(memory, sign(bzimage())).doubt == ""
+
+
+@pytest.mark.parametrize("at", [0x20, 0x250, -5, -1], ids=["stub", "header", "payload", "checksum"])
+@pytest.mark.parametrize("sign", [bytes, signed], ids=["as built", "signed"])
+def test_one_whose_checksum_does_not_is_booted_and_doubted(
+    memory: GuestMemory, sign: Callable[[bytes], bytes], at: int
+) -> None:
+    image = bytearray(bzimage())
+    image[at] ^= 0x10
+    loaded = load(memory, sign(bytes(image)))
+    assert (loaded.kind, loaded.entry) == ("Linux bzImage", KERNEL_GPA)
+    assert loaded.doubt == (
+        "the kernel's file may be damaged: its checksum does not match (Linux 6.15 and later have none)"
+    )
 
 
 GOOD_ELF = vmlinux()

@@ -135,7 +135,9 @@ def load(image: Image, memory: GuestMemory, boot: BootData | None = None, *, arc
     if other is not None:
         raise ConfigError(f"The guest {image.name!r} is {other}, and no program for this machine.")
     if boot.modules:
-        raise ConfigError(f"The guest {image.name!r} takes no modules; only a kernel does.")
+        raise ConfigError(
+            f"The guest {image.name!r} is no Linux or Multiboot kernel: it takes no initrd and no modules."
+        )
     if image.data[:4] == ELF_MAGIC:
         from vmm.loader.elf import load_elf
 

@@ -70,10 +70,10 @@ def _lz4(data: bytes, limit: int) -> bytes:
     return bytes(inflated)
 
 
-LZ4_LEGACY_MAGIC = bytes.fromhex("02214c18")
+LZ4_LEGACY_MAGIC, GZIP_MAGIC = bytes.fromhex("02214c18"), b"\x1f\x8b"
 FORMATS = (
     Format("LZ4", LZ4_LEGACY_MAGIC, _lz4),
-    Format("gzip", b"\x1f\x8b", _gzip),
+    Format("gzip", GZIP_MAGIC, _gzip),
     Format("xz", b"\xfd7zXZ\0", _xz),
     Format("zstd", bytes.fromhex("28b52ffd"), _zstd),
 )

@@ -25,8 +25,7 @@ MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"#!", "a script"),
 )
 SETUP_MAGIC, LINUX_MAGIC = (0, b"MZ"), (0x202, b"HdrS")
-SMALLEST_TEXT_BYTES = 16
-_TEXT = frozenset(string.printable.encode())
+_TEXT = frozenset(string.printable.encode())  # code of these bytes alone cannot halt, return or jump back
 
 
 def other_kind(data: bytes) -> str | None:
@@ -36,5 +35,4 @@ def other_kind(data: bytes) -> str | None:
             return kind
     if data.startswith(SETUP_MAGIC[1]) and not data.startswith(LINUX_MAGIC[1], LINUX_MAGIC[0]):
         return "the beginning of a kernel or an EFI program"
-    start = data[:4096]
-    return "text" if len(data) >= SMALLEST_TEXT_BYTES and _TEXT.issuperset(start) else None
+    return "text" if _TEXT.issuperset(data[:4096]) else None

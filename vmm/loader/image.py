@@ -63,7 +63,8 @@ class Payload:
     """An image that lies in RAM: where to enter it and which rights its parts have.
 
     `information` is the address of what its `protocol` hands over: a Multiboot kernel's boot information, the zero page
-    of Linux, the start info of PVH; 0 for any other guest."""
+    of Linux, the start info of PVH; 0 for any other guest.  `doubt` is what speaks against the file without being
+    reason enough to refuse it, for the end of a sentence about a guest that died."""
 
     name: str
     kind: str
@@ -71,6 +72,7 @@ class Payload:
     segments: tuple[Segment, ...]
     protocol: Protocol = Protocol.OWN
     information: int = 0
+    doubt: str = ""
 
     def description(self) -> bytes:
         """The fw_cfg file opt/balloon-vmm/payload: a header, 24 bytes for each segment and, for a kernel of a boot

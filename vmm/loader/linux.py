@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from elftools.common.exceptions import ELFError
@@ -23,7 +24,8 @@ from elftools.elf.elffile import ELFFile
 from devices.errors import ConfigError
 from devices.memory import PAGE_BYTES, GuestMemory
 from vmm.loader import pvh
-from vmm.loader.decompress import Damaged, decompress
+from vmm.loader.checksum import DOUBT, checksum_matches
+from vmm.loader.decompress import GZIP_MAGIC, Damaged, decompress
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Protocol, Segment, place
 
 HEADER_OFFSET, MAGIC_OFFSET, MAGIC = 0x1F1, 0x202, b"HdrS"
@@ -37,6 +39,7 @@ VIDEO_MODE_NORMAL = 0xFFFF
 RSDP_OFFSET, E820_ENTRIES_OFFSET, E820_OFFSET = 0x070, 0x1E8, 0x2D0
 E820_MOST_ENTRIES = 128
 _E820_ENTRY = struct.Struct("<QQI")
+_SIZE_BYTES = 4  # behind the payload, little-endian
 FOUR_GIB, MIB = 1 << 32, 1 << 20
 
 BOOT_DATA_GPA = 0x90000  # the zero page or PVH's start info; the command line is in the next page
@@ -55,6 +58,16 @@ class Setup(NamedTuple):
     header: bytes
     initrd_max: int = _INITRD_MAX
     cmdline_bytes: int = _CMDLINE_BYTES
+
+
+class Bzimage(NamedTuple):
+    """What is of use in a bzImage: `payload` is the compressed vmlinux as it lies in the file, `init_bytes` the memory
+    that the kernel says it needs to start (init_size), `doubt` whatever speaks against the file."""
+
+    setup: Setup
+    payload: bytes
+    init_bytes: int
+    doubt: str
 
 
 class Vmlinux(NamedTuple):
@@ -86,20 +99,21 @@ def is_vmlinux(data: bytes) -> bool:
 
 def load_bzimage(image: Image, memory: GuestMemory, boot: BootData) -> Payload:
     """Put the kernel in a bzImage, its zero page and its initrd into RAM.  ConfigError with one sentence."""
-    setup, compressed, init_bytes = _read_bzimage(image)
-    if init_bytes > memory.size_bytes:  # before any work, and before the limit makes it look like damage
+    found = _read_bzimage(image)
+    if found.init_bytes > memory.size_bytes:  # before any work, and before the limit makes it look like damage
         raise ConfigError(
-            f"The kernel {image.name!r} needs {-(-init_bytes // MIB)} MiB of RAM to start, which this machine does not "
-            "have."
+            f"The kernel {image.name!r} needs {-(-found.init_bytes // MIB)} MiB of RAM to start, which this machine "
+            "does not have."
         )
     try:
-        vmlinux = decompress(compressed, min(init_bytes, memory.size_bytes))
+        vmlinux = _inflate(found.payload, min(found.init_bytes, memory.size_bytes))
     except Damaged as error:
         raise ConfigError(f"The kernel {image.name!r} {error}.") from error
     kernel = read_vmlinux(Image(image.name, vmlinux))
-    _check_room(image.name, kernel.segment.gpa, init_bytes, memory)
-    initrd, segments = _place(image.name, kernel, setup, memory, boot)
-    return _tell_zero_page(image.name, "Linux bzImage", kernel, setup, memory, boot, initrd, segments)
+    _check_room(image.name, kernel.segment.gpa, found.init_bytes, memory)
+    initrd, segments = _place(image.name, kernel, found.setup, memory, boot)
+    payload = _tell_zero_page(image.name, "Linux bzImage", kernel, found.setup, memory, boot, initrd, segments)
+    return replace(payload, doubt=found.doubt)
 
 
 def _check_room(name: str, gpa: int, size: int, memory: GuestMemory) -> None:
@@ -163,8 +177,8 @@ def _tell_zero_page(
 # -- the bzImage ---------------------------------------------------------------------------------------------------
 
 
-def _read_bzimage(image: Image) -> tuple[Setup, bytes, int]:
-    """The setup header, the compressed kernel, and the memory that the kernel says it needs to start (init_size)."""
+def _read_bzimage(image: Image) -> Bzimage:
+    """The parts of a bzImage.  ConfigError with one sentence for one that is cut off, too old or no 64-bit kernel."""
     data, name = image.data, image.name
     if len(data) < 0x268:
         raise ConfigError(f"The kernel {name!r} is truncated: its setup header is not all in the file.")
@@ -181,18 +195,28 @@ def _read_bzimage(image: Image) -> tuple[Setup, bytes, int]:
     (system_paragraphs,) = struct.unpack_from("<I", data, 0x1F4)
     payload_offset, payload_length = struct.unpack_from("<II", data, 0x248)
     start, end = setup_bytes + payload_offset, setup_bytes + payload_offset + payload_length
-    if payload_length < 4 or len(data) < max(end, setup_bytes + 16 * system_paragraphs):
+    image_end = setup_bytes + 16 * system_paragraphs
+    if payload_length < _SIZE_BYTES or len(data) < max(end, image_end):
         raise ConfigError(f"The kernel {name!r} is truncated: its setup header announces more than the file holds.")
     (init_bytes,) = struct.unpack_from("<I", data, 0x260)
     initrd_max, cmdline_bytes = struct.unpack_from("<I8xI", data, 0x22C)
     header_end = MAGIC_OFFSET + data[0x201]
     setup = Setup(data[HEADER_OFFSET:header_end], initrd_max, cmdline_bytes)
-    return setup, _without_size(data[start:end]), init_bytes
+    return Bzimage(setup, data[start:end], init_bytes, "" if checksum_matches(data[:image_end]) else DOUBT)
 
 
-def _without_size(payload: bytes) -> bytes:
-    """The payload without the length that the kernel's build appends to all formats but gzip, whose own it is."""
-    return payload if payload.startswith(b"\x1f\x8b") else payload[:-4]
+def _inflate(payload: bytes, limit_bytes: int) -> bytes:
+    """The vmlinux in a bzImage's payload.  Damaged unless it is whole, as far as that can be told.
+
+    The kernel's build appends the length to all formats but gzip, which ends with its own.  It is the only check that
+    LZ4 has: its legacy frames have no checksum, and damage mostly changes the length, not the verdict."""
+    if payload.startswith(GZIP_MAGIC):
+        return decompress(payload, limit_bytes)
+    inflated = decompress(payload[:-_SIZE_BYTES], limit_bytes)
+    announced = int.from_bytes(payload[-_SIZE_BYTES:], "little")
+    if len(inflated) != announced:
+        raise Damaged(f"is damaged: {len(inflated)} bytes are in it, and not the {announced} that it announces")
+    return inflated
 
 
 def read_vmlinux(image: Image) -> Vmlinux:
