@@ -218,10 +218,15 @@ def test_any_status_of_the_guest_s_own_is_the_run_s_and_the_outcome_tells_it_apa
 
 
 @pytest.mark.parametrize(("task", "status"), [([], 0), (["--run"], 3)])
-def test_a_script_that_a_panic_ends_did_not_end_well(task: list[str], status: int, kernel: Kernel, script: str) -> None:
-    """A panic resets the machine, and before the module for panics is loaded nothing else tells of it."""
+def test_a_script_that_a_reset_ends_did_not_end_well(
+    task: list[str], status: int, kernel: Kernel, script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can know how it would have ended."""
     kernel(RESET)
     assert main(["boot", "debian", "--json", *task, *[script for _ in task]]) == status
+    report = json.loads(capsys.readouterr().out)
+    assert (report["outcome"], report["exit_code"]) == ("reset", status)
+    assert report["detail"] == "the guest reset the machine" + (" before its program had ended" if status else "")
 
 
 @pytest.mark.parametrize("code", STATUSES)
