@@ -181,6 +181,7 @@ def test_a_script_reads_nothing_unless_the_console_is_here(runs: Runs, script: s
         ("--run=", "The option --run needs the name of a script."),
         ("--run /nonexistent", "The script /nonexistent cannot be read: No such file or directory."),
         ("--add /nonexistent", "The folder /nonexistent to be added does not exist."),
+        ("--add /dev/null", "What is to be added must be a folder, which /dev/null is not."),
         ("-m 64M", "With its files the guest 'debian' needs at least 96 MiB of RAM, not 64 MiB."),
         ("--initrd x", "The guest 'debian' brings its own initramfs, and our firmware starts it."),
     ],
