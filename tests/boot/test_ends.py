@@ -21,6 +21,8 @@ CRASH = "echo c >/proc/sysrq-trigger\n"
     [
         pytest.param("poweroff -f\n", "", "powered-off", 0, id="power-off"),
         pytest.param("reboot -f\n", "", "reset", 0, id="reboot"),
+        pytest.param("reboot -f\n", "reboot=acpi", "reset", 0, id="reboot-by-the-fadt"),
+        pytest.param("reboot -f\n", "reboot=kbd", "reset", 0, id="reboot-by-the-keyboard-controller"),
         pytest.param("reboot -f\n", "nolapic noapic acpi=off", "reset", 0, id="reboot-without-acpi"),
         pytest.param("halt -f\n", "nolapic noapic acpi=off", "halted", 0, id="halt-without-acpi"),
         pytest.param("echo b >/proc/sysrq-trigger\n", "", "reset", 0, id="reboot-by-sysrq"),
