@@ -3,7 +3,7 @@
 A Linux that panics tells the machine only where its pvpanic driver is loaded.  Without it a panic looks like a reboot
 (`panic=-1`) or like a guest that idles until its time is over, which must not pass for success.  What is left is what
 the kernel says on the console, and that can be relied on: a panic prints at every log level, a reboot that was asked
-for prints a line of its own after it, and a kernel that stays down prints nothing after its last line.
+for prints a line of its own after it, and after a kernel that stays down no program prints any more.
 """
 
 from __future__ import annotations

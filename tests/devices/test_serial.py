@@ -186,6 +186,17 @@ class TestReceiving:
         port.receive(b"x", 0)
         assert port.take_unread() == b""
 
+    def test_a_looped_byte_that_was_read_says_nothing_of_the_next(self) -> None:
+        port = Serial()
+        put(port, FCR, 0x01)
+        put(port, MCR, LOOP)
+        put(port, THR, ord("l"))
+        get(port, RBR)
+        put(port, MCR, 0)
+        port.receive(b"a", 0)
+        put(port, FCR, 0x03)
+        assert port.take_unread() == b"a"
+
     @pytest.mark.parametrize("fifos", [0x00, 0x01])
     def test_only_what_came_over_the_line_goes_back(self, fifos: int) -> None:
         port = Serial()
