@@ -7,7 +7,8 @@ at once.
 
 The host's side passes bytes by value: `take_output()` gives what the guest has sent since the last call, `receive()`
 offers bytes and tells how many fitted.  What does not fit stays with the host, so the line is never overrun from
-outside.  The output is bounded too: if nobody takes it, what exceeds `OUTPUT_LIMIT_BYTES` is counted and lost.
+outside, and what a guest throws away by clearing its FIFO, as drivers do when they start, the host can have back:
+`take_unread()`.  The output is bounded too: if nobody takes it, what exceeds `OUTPUT_LIMIT_BYTES` is counted and lost.
 
 The port knows no file and no terminal.  It reports its interrupt as a `Line`, and only when the level changes.
 """
@@ -74,6 +75,8 @@ class Serial(Stateful):
     thre_pending: bool = False  # the transmitter ran empty, and nobody has been told yet
     level: bool = False
     received: bytearray = field(default_factory=bytearray)
+    looped: int = 0  # bit n: received byte n came by loopback and not over the line
+    unread: bytearray = field(default_factory=bytearray)  # came over the line, and was cleared before it was read
     output: bytearray = field(default_factory=bytearray)
     lost_output_bytes: int = 0
 
@@ -83,6 +86,8 @@ class Serial(Stateful):
         "trigger_bytes": Int(1, TRIGGER_LEVELS[-1]),
         **dict.fromkeys(("fifos_enabled", "thre_pending", "level"), FLAG),
         "received": Bytes(FIFO_BYTES),
+        "looped": uint(FIFO_BYTES),
+        "unread": Bytes(FIFO_BYTES),
         "output": Bytes(OUTPUT_LIMIT_BYTES),
         "lost_output_bytes": COUNTER,
     }
@@ -104,10 +109,20 @@ class Serial(Stateful):
     def receive(self, data: bytes, now_ns: int) -> tuple[int, Effects]:
         """Offer bytes to the receiver.  Returns how many were accepted, from the first one on.
 
-        In loopback the line is cut off from the receiver and nothing is accepted."""
+        In loopback the line is cut off from the receiver and nothing is accepted.  Whoever wants what was thrown away
+        of earlier bytes takes it first: afterwards it is gone."""
+        self.unread.clear()
         accepted = 0 if self.mcr & MCR_LOOP else min(len(data), self._capacity - len(self.received))
         self.received += data[:accepted]
         return accepted, self._update_line()
+
+    def take_unread(self) -> bytes:
+        """What came with the last `receive` or before, and was cleared since then without having been read, in order.
+
+        At most FIFO_BYTES: nothing else can come in between."""
+        unread = bytes(self.unread)
+        self.unread.clear()
+        return unread
 
     @property
     def is_ready(self) -> bool:
@@ -131,6 +146,7 @@ class Serial(Stateful):
         if self.lcr & LCR_DIVISOR_LATCH:
             return self.divisor & 0xFF, NOTHING
         value = self.received.pop(0) if self.received else 0
+        self.looped >>= 1
         return value, self._update_line()
 
     def write_data(self, value: int, now_ns: int) -> Effects:
@@ -153,11 +169,12 @@ class Serial(Stateful):
 
     def _receive_looped(self, value: int) -> None:
         if len(self.received) < self._capacity:
+            self.looped |= 1 << len(self.received)
             self.received.append(value)
             return
         self.line_errors |= LSR_OVERRUN
         if not self.fifos_enabled:
-            self.received[0] = value  # a full FIFO loses the new byte, the single buffer the old one
+            self.received[0], self.looped = value, 1  # a full FIFO loses the new byte, the single buffer the old one
 
     def read_interrupt_enable(self, now_ns: int) -> int:
         return self.divisor >> 8 if self.lcr & LCR_DIVISOR_LATCH else self.ier
@@ -182,10 +199,15 @@ class Serial(Stateful):
         """FIFO control.  Without its enable bit the other bits are not looked at."""
         enable = bool(value & FCR_ENABLE)
         if enable != self.fifos_enabled or (enable and value & FCR_CLEAR_RECEIVER):
-            self.received.clear()
+            self._clear_receiver()
         self.fifos_enabled = enable
         self.trigger_bytes = TRIGGER_LEVELS[value >> 6] if enable else 1
         return self._update_line()
+
+    def _clear_receiver(self) -> None:
+        self.unread += bytes(byte for place, byte in enumerate(self.received) if not self.looped >> place & 1)
+        self.received.clear()
+        self.looped = 0
 
     def write_mcr(self, value: int, now_ns: int) -> Effects:
         before = self._modem_inputs

@@ -85,7 +85,7 @@ def _config(options: BootOptions, linux: LinuxGuest) -> MachineConfig:
     words = replace(options, guest=linux.kernel, initrd=[linux.initrd], param=linux.command_line, clock=clock)
     if options.shell or options.run:
         words = replace(words, target=options.target or "", poll=options.poll or "0")
-    config = replace(words.config(DEBIAN), title=linux.title, reset_status=linux.panic_status)
+    config = replace(words.config(DEBIAN), title=linux.title, reset_status=linux.reset_status)
     if config.memory_bytes < linux.needs_bytes:
         raise ConfigError(
             f"With its files the guest {NAME!r} needs at least {format_size(linux.needs_bytes)} of RAM, "

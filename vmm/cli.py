@@ -44,7 +44,7 @@ EXIT_STATUSES = (
     ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
     ("N", "the guest ended with its own exit code N"),
     ("2", "a wrong option, size, guest or file, told in one sentence"),
-    ("3", "the guest reported a panic"),
+    ("3", "the guest panicked, or reset the machine before the script of --run had ended"),
     ("4", "triple fault: the vector, CS:RIP and the registers are told"),
     ("5", "a device was left needing a reset when the guest ended"),
     ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),

@@ -24,7 +24,7 @@ from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
 from vmm.loader import FIRMWARE_END
-from vmm.outcome import Outcome, describe_triple_fault, with_doubt
+from vmm.outcome import Outcome, describe_triple_fault, panic_before_reset, panic_that_stays, with_doubt
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
 from vmm.ppc_platform import PpcPlatform
@@ -321,15 +321,20 @@ class Machine(Stateful):
         if stop.kind is StopKind.PANICKED:
             # a kernel that reports it itself is whole enough for that; for one that died early the firmware does
             died_early = self._doubt and self.registers()["idtr_base"] < FIRMWARE_END
-            self._finish(
-                stop.kind.value, 3, with_doubt("the guest reported a panic", self._doubt if died_early else "")
-            )
+            self._finish_panicked(with_doubt("the guest reported a panic", self._doubt if died_early else ""))
         elif stop.kind is StopKind.QUIT:
             self._finish(stop.kind.value, stop.code, f"the guest ended with exit code {stop.code}")
+        elif stop.kind is StopKind.POWERED_OFF:
+            self._finish(stop.kind.value, 0, "the guest powered off")
+        elif panic := panic_before_reset(self.console):
+            self._finish_panicked(f"the guest's kernel panicked and reset the machine: {panic}")
         else:
-            is_reset = stop.kind is StopKind.RESET
-            detail = f"the guest {'reset the machine' if is_reset else 'powered off'}"
-            self._finish(stop.kind.value, self.config.reset_status if is_reset else 0, detail)
+            status = self.config.reset_status
+            detail = "the guest reset the machine"
+            self._finish(stop.kind.value, status, f"{detail} before its program had ended" if status else detail)
+
+    def _finish_panicked(self, detail: str) -> None:
+        self._finish(StopKind.PANICKED.value, 3, detail)
 
     @property
     def _doubt(self) -> str:
@@ -338,8 +343,11 @@ class Machine(Stateful):
 
     def _finish_unless_broken(self, kind: str, detail: str) -> None:
         """The guest did not say how it went: a device that still needs a reset makes this a failure."""
+        self._settle_output()
         broken = [device.name for device in self.board.virtio_devices if device.needs_reset]
-        if broken:
+        if panic := panic_that_stays(self.console):
+            self._finish_panicked(f"the guest's kernel panicked: {panic}; {detail}")
+        elif broken:
             self._finish("device-error", 5, f"{', '.join(broken)} still needs a reset; {detail}")
         else:
             self._finish(kind, 0, detail)

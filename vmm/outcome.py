@@ -1,7 +1,14 @@
-"""How a run ended, in words that stay the same."""
+"""How a run ended, in words that stay the same.
+
+A Linux that panics tells the machine only where its pvpanic driver is loaded.  Without it a panic looks like a reboot
+(`panic=-1`) or like a guest that idles until its time is over, which must not pass for success.  What is left is what
+the kernel says on the console, and that can be relied on: a panic prints at every log level, a reboot that was asked
+for prints a line of its own after it, and after a kernel that stays down no program prints any more.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from vmm.cpu import Exit
@@ -14,6 +21,34 @@ class Outcome:
     kind: str
     exit_code: int
     detail: str
+
+
+_PANIC = b"Kernel panic - not syncing: "
+_STAYS = b"---[ end " + _PANIC
+_ANNOUNCED = (b"reboot: Restarting system", b"sysrq: Resetting")
+_KERNEL_LINE = re.compile(rb"\[ *\d+\.\d+\]|\s*$")
+
+
+def panic_before_reset(console: bytes) -> str:
+    """What Linux said of the panic that made it reset the machine; "" where `console` shows no such thing."""
+    text = console[console.rfind(_PANIC) :] if _PANIC in console else b""
+    return "" if not text or any(line in text for line in _ANNOUNCED) else _reason(text)
+
+
+def panic_that_stays(console: bytes) -> str:
+    """What Linux said of the panic after which it does nothing any more; "" where `console` goes on otherwise.
+
+    Interrupts still come then, and what a driver has to say to one begins with the kernel's time."""
+    _, found, text = console.rpartition(_STAYS)
+    if not found or not all(_KERNEL_LINE.match(line) for line in text.splitlines()[1:]):
+        return ""
+    return _reason(_PANIC + text).removesuffix(" ]---")
+
+
+def _reason(text: bytes) -> str:
+    """The end of the line with which `text` begins."""
+    line = text.removeprefix(_PANIC).splitlines()[:1]
+    return b"".join(line).decode("utf-8", "replace").strip() or "no reason is given"
 
 
 def describe_triple_fault(exit_: Exit, doubt: str = "") -> str:

@@ -173,7 +173,9 @@ def _with_wall_time(report: dict[str, Any], wall_s: float) -> dict[str, Any]:
 def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
     """The first of ENDING asks the machine to end, a second of the same is what it was before.
 
-    One that is ignored stays so: nohup wants that, and a shell for its jobs in the background."""
+    A hang-up comes more than once, from the kernel and from the shell whose window was closed: after the first the
+    others mean nothing, until the report is written too.  One that is ignored stays so: nohup wants that, and a shell
+    for its jobs in the background."""
     # All of them are known before the first is changed: from then on `interrupt` may be called.
     asked = {number: signal.getsignal(number) for number in ENDING}
     before = {number: handler for number, handler in asked.items() if handler is not signal.SIG_IGN}
@@ -182,7 +184,8 @@ def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
         machine.interrupt()
         if pacer is not None:
             pacer.stop()
-        signal.signal(number, before[signal.Signals(number)])
+        after = signal.SIG_IGN if number == signal.SIGHUP else before[signal.Signals(number)]
+        signal.signal(number, after)
 
     for number in before:
         signal.signal(number, interrupt)
@@ -192,7 +195,8 @@ def _interrupting(machine: Machine, pacer: Pacer | None) -> Iterator[None]:
     finally:
         sys.unraisablehook = unraisable
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 def _unless_interrupted(unraisable: sys.UnraisableHookArgs) -> None:

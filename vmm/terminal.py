@@ -3,7 +3,9 @@
 `ConsoleInput` is the attendant (`vmm.control.attendants`) that a machine asks for input between two runs of its CPU and
 that wakes it while its guest sleeps.  Nothing is lost: what the port does not take stays here,
 and nothing is read beyond that, so a pipe's writer waits.  A byte is offered only while the guest raises RTS, as a
-terminal with a handshake does.
+terminal with a handshake does.  RTS alone says too little: firmware raises it for whoever comes next, and Linux, which
+then finds up to a FIFO of input, clears it when it starts its driver and again when the port is opened.  So what a
+guest clears without having read it comes back here and is offered again.
 
 On a terminal the mode is raw, every key belongs to the guest, and Ctrl-A is the one escape.  `raw_mode` puts the
 terminal back however the run ends.  A standard input that was closed, and the terminal of a job in the background,
@@ -106,6 +108,7 @@ class ConsoleInput:
 
     def serve(self) -> None:
         """Offer the port what is there; called between two runs of the CPU."""
+        self._waiting = self._machine.board.serial.take_unread() + self._waiting
         wanted = self._is_wanted()
         if self._is_watched(wanted) and select.select([self._fd], [], [], 0)[0]:
             self._read()
@@ -140,7 +143,8 @@ class ConsoleInput:
         self._at_end = not data
         if self._keys is not None:
             data = self._keys.feed(data)
-        self._waiting = (self._waiting + data)[:READ_BYTES]  # nobody types that far ahead, but a key may be held down
+        room = max(READ_BYTES - len(self._waiting), 0)
+        self._waiting += data[:room]  # nobody types that far ahead, but a key may be held down
 
     def _type_end(self) -> None:
         now_ns = self._machine.now_ns

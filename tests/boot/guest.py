@@ -51,6 +51,7 @@ class Linux:
     kernel: Path = field(default_factory=debian.kernel)
     devices: tuple[str, ...] = ("virtio-balloon-pci,id=balloon0",)
     powerdown: str | None = None
+    duration: str | None = None
     watch_driver: bool = False
     bios: str = ""
 
@@ -64,6 +65,7 @@ class Linux:
             modules=[str(archive)],
             devices=self.devices,
             powerdown=self.powerdown,
+            duration=self.duration,
             watch_driver=self.watch_driver,
             bios=self.bios,
         )

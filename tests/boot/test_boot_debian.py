@@ -58,6 +58,45 @@ def test_a_script_gets_files_gives_files_back_and_its_exit_status_is_the_run_s(
     assert (returned / "answer").read_text(encoding="utf-8") == "42\n"
 
 
+def test_a_folder_arrives_as_it_is_and_comes_back(environment: dict[str, str], tmp_path: Path) -> None:
+    """Folders in folders, programs, links, names with blanks and beyond ASCII; links do not come back."""
+    given, returned, script = tmp_path / "given", tmp_path / "returned", tmp_path / "script"
+    deep = given / "a b" / "ümläut" / "deep"
+    deep.mkdir(parents=True)
+    (given / "empty").mkdir()
+    (deep / "naïve file").write_text("found\n", encoding="utf-8")
+    (given / "tool").write_text("#!/bin/sh\necho ran\n", encoding="utf-8")
+    (given / "tool").chmod(0o755)
+    (given / "link").symlink_to("a b/ümläut")
+    (given / "nowhere").symlink_to("/not/there")
+    script.write_text(
+        '#!/bin/sh\ncd /data && cat "link/deep/naïve file" && ./tool && [ -d empty ] && [ -L nowhere ] || exit 9\n'
+        'cp -a . /out/ && echo made >"/out/ö ä"\n',
+        encoding="utf-8",
+    )
+    done = vmm(environment, "--run", str(script), "--add", f"{given}:/data", "--out", str(returned), "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["outcome"]) == (0, "quit"), report["console"][-1000:]
+    assert report["console"].splitlines()[-2:] == ["found", "ran"]
+    assert (returned / "ö ä").read_text(encoding="utf-8") == "made\n"
+    assert (returned / "a b/ümläut/deep/naïve file").read_text(encoding="utf-8") == "found\n"
+    assert (returned / "tool").stat().st_mode & 0o777 == 0o755
+    assert {path.name for path in returned.iterdir()} == {"a b", "empty", "tool", "ö ä"}
+    assert "2 of other kinds left out" in done.stderr
+
+
+def test_a_kernel_that_panics_before_it_can_report_it_is_no_success(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
+    for task in ([], ["--run", str(script)]):
+        done = vmm(environment, "--append", "rdinit=/nonexist", *task, "--json")
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["outcome"], report["exit_code"]) == (3, "guest-panicked", 3)
+        assert "panicked and reset the machine: VFS: Unable to mount root fs" in report["detail"]
+
+
 def test_a_script_that_is_killed_does_not_look_like_one_that_ended_well(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

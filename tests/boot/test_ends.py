@@ -12,6 +12,7 @@ from tests.boot.guest import MOUNT, Linux
 pytestmark = debian.needs_debian
 
 PVPANIC = "insmod /lib/pvpanic.ko\ninsmod /lib/pvpanic-mmio.ko\n"
+WORDS = "Kernel panic - not syncing"
 CRASH = "echo c >/proc/sysrq-trigger\n"
 
 
@@ -20,11 +21,17 @@ CRASH = "echo c >/proc/sysrq-trigger\n"
     [
         pytest.param("poweroff -f\n", "", "powered-off", 0, id="power-off"),
         pytest.param("reboot -f\n", "", "reset", 0, id="reboot"),
+        pytest.param("reboot -f\n", "reboot=acpi", "reset", 0, id="reboot-by-the-fadt"),
+        pytest.param("reboot -f\n", "reboot=kbd", "reset", 0, id="reboot-by-the-keyboard-controller"),
         pytest.param("reboot -f\n", "nolapic noapic acpi=off", "reset", 0, id="reboot-without-acpi"),
         pytest.param("halt -f\n", "nolapic noapic acpi=off", "halted", 0, id="halt-without-acpi"),
-        pytest.param(CRASH, "panic=-1", "reset", 0, id="panic-that-reboots"),
+        pytest.param("echo b >/proc/sysrq-trigger\n", "", "reset", 0, id="reboot-by-sysrq"),
+        pytest.param(CRASH, "panic=-1", "guest-panicked", 3, id="panic-that-reboots"),
+        pytest.param(CRASH, "panic=2 quiet", "guest-panicked", 3, id="panic-that-reboots-later"),
+        pytest.param(f"echo '{WORDS}: a joke'\nreboot -f\n", "", "reset", 0, id="the-words-of-a-panic-and-a-reboot"),
         pytest.param(PVPANIC + CRASH, "panic=-1", "guest-panicked", 3, id="panic-with-pvpanic"),
-        pytest.param("exit 1\n", "panic=-1", "reset", 0, id="init-ends"),
+        pytest.param("printf '/ # '; exit 1\n", "panic=-1", "guest-panicked", 3, id="init-ends"),
+        pytest.param("poweroff -f\n", "panic=-1 rdinit=/missing", "guest-panicked", 3, id="no-init"),
     ],
 )
 def test_the_outcome_is_what_the_guest_did(
@@ -36,4 +43,21 @@ def test_the_outcome_is_what_the_guest_did(
 
         assert (outcome.kind, outcome.exit_code) == (kind, exit_code), guest.tail()
         if "panic" in cmdline:
-            assert "Kernel panic - not syncing" in guest.console
+            assert WORDS in guest.console
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "exit_code"),
+    [
+        pytest.param(CRASH, "guest-panicked", 3, id="panic"),
+        pytest.param(f"echo '---[ end {WORDS}: a joke ]---'\nsleep 1\necho on\nsleep 99", "deadline", 0, id="joke"),
+    ],
+)
+def test_a_kernel_that_stays_in_its_panic_is_no_success_when_the_time_is_over(
+    tmp_path: Path, script: str, kind: str, exit_code: int
+) -> None:
+    with Linux(tmp_path, debian.initramfs(MOUNT + script), memory="160M", duration="8s") as guest:
+        outcome = guest.run_to_the_end()
+
+        assert (outcome.kind, outcome.exit_code) == (kind, exit_code), guest.tail()
+        assert f"---[ end {WORDS}: " in guest.console

@@ -164,6 +164,51 @@ class TestReceiving:
         put(port, FCR, 0x02)
         assert get(port, RBR) == ord("a")
 
+    @pytest.mark.parametrize("control", [0x00, 0x03], ids=["off", "cleared"])
+    def test_the_host_can_have_back_what_is_cleared_and_was_not_read(self, control: int) -> None:
+        port = Serial()
+        put(port, FCR, 0x01)
+        port.receive(b"abcd", 0)
+        get(port, RBR)
+        assert port.take_unread() == b""
+        put(port, FCR, control)
+        put(port, FCR, 0x01)
+        assert (port.take_unread(), port.take_unread()) == (b"bcd", b"")
+
+    def test_what_was_not_taken_back_is_gone_with_the_next_bytes(self) -> None:
+        port = Serial()
+        put(port, FCR, 0x01)
+        for _ in range(3):
+            port.receive(b"0123456789abcdef", 0)
+            put(port, FCR, 0x03)
+        assert port.take_unread() == b"0123456789abcdef"
+        put(port, FCR, 0x03)
+        port.receive(b"x", 0)
+        assert port.take_unread() == b""
+
+    def test_a_looped_byte_that_was_read_says_nothing_of_the_next(self) -> None:
+        port = Serial()
+        put(port, FCR, 0x01)
+        put(port, MCR, LOOP)
+        put(port, THR, ord("l"))
+        get(port, RBR)
+        put(port, MCR, 0)
+        port.receive(b"a", 0)
+        put(port, FCR, 0x03)
+        assert port.take_unread() == b"a"
+
+    @pytest.mark.parametrize("fifos", [0x00, 0x01])
+    def test_only_what_came_over_the_line_goes_back(self, fifos: int) -> None:
+        port = Serial()
+        put(port, FCR, fifos)
+        port.receive(b"a", 0)
+        put(port, MCR, LOOP)
+        put(port, THR, ord("l"))
+        put(port, MCR, 0)
+        port.receive(b"b", 0)
+        put(port, FCR, fifos ^ 1)
+        assert port.take_unread() == (b"ab" if fifos else b"")
+
 
 class TestInterrupts:
     def test_nothing_enabled_nothing_pending(self, port: Serial) -> None:

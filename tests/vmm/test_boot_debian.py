@@ -181,6 +181,7 @@ def test_a_script_reads_nothing_unless_the_console_is_here(runs: Runs, script: s
         ("--run=", "The option --run needs the name of a script."),
         ("--run /nonexistent", "The script /nonexistent cannot be read: No such file or directory."),
         ("--add /nonexistent", "The folder /nonexistent to be added does not exist."),
+        ("--add /dev/null", "What is to be added must be a folder, which /dev/null is not."),
         ("-m 64M", "With its files the guest 'debian' needs at least 96 MiB of RAM, not 64 MiB."),
         ("--initrd x", "The guest 'debian' brings its own initramfs, and our firmware starts it."),
     ],
@@ -218,10 +219,15 @@ def test_any_status_of_the_guest_s_own_is_the_run_s_and_the_outcome_tells_it_apa
 
 
 @pytest.mark.parametrize(("task", "status"), [([], 0), (["--run"], 3)])
-def test_a_script_that_a_panic_ends_did_not_end_well(task: list[str], status: int, kernel: Kernel, script: str) -> None:
-    """A panic resets the machine, and before the module for panics is loaded nothing else tells of it."""
+def test_a_script_that_a_reset_ends_did_not_end_well(
+    task: list[str], status: int, kernel: Kernel, script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can know how it would have ended."""
     kernel(RESET)
     assert main(["boot", "debian", "--json", *task, *[script for _ in task]]) == status
+    report = json.loads(capsys.readouterr().out)
+    assert (report["outcome"], report["exit_code"]) == ("reset", status)
+    assert report["detail"] == "the guest reset the machine" + (" before its program had ended" if status else "")
 
 
 @pytest.mark.parametrize("code", STATUSES)

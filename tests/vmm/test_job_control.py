@@ -99,6 +99,20 @@ def test_when_the_terminal_is_hung_up_the_run_ends_with_its_report(words: list[s
     assert json.loads(report.read_text())["outcome"] == "interrupted"
 
 
+def test_a_hang_up_that_is_told_again_and_again_ends_the_run_once(tmp_path: Path) -> None:
+    """The kernel tells the foreground job of it, and so may the shell."""
+    report = tmp_path / "r.json"
+    with on_a_terminal([*VMM, *ON_THE_CONSOLE, "--report", str(report)]) as (process, terminal):
+        read_until(terminal, b"stats: .* pages")
+        os.close(terminal)
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until and not report.exists():
+            os.kill(process, signal.SIGHUP)
+            time.sleep(0.0005)
+        assert exit_status(process) == 130
+    assert json.loads(report.read_text())["outcome"] == "interrupted"
+
+
 def test_nohup_goes_on_when_the_terminal_is_hung_up(tmp_path: Path) -> None:
     """A hang-up that is ignored stays ignored; the output goes to a file, as with nohup."""
     report, out = tmp_path / "r.json", tmp_path / "out"

@@ -133,6 +133,22 @@ def test_what_the_port_does_not_take_is_kept_for_later(pipe: tuple[int, int]) ->
         assert machine.guest_reads() == b"ghij"
 
 
+def test_what_the_guest_clears_before_it_has_read_it_is_typed_again(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.write(writer, b"0123456789abcdefghij")
+    machine = FakeMachine()
+    with ConsoleInput(machine.as_machine(), reader) as source:
+        source.serve()
+        machine.serial.write(2, 1, 0, 0)  # a driver that starts switches the FIFOs off and on,
+        source.serve()
+        machine.serial.write(4, 1, MCR_DTR, 0)  # takes RTS back,
+        machine.serial.write(2, 1, 7, 0)  # clears what came meanwhile,
+        source.serve()
+        assert machine.guest_reads() == b""
+        machine.serial.write(4, 1, MCR_DTR | MCR_RTS, 0)  # and opens the port
+        assert all_that_comes(machine, source) == b"0123456789abcdefghij"
+
+
 def test_a_writer_waits_while_the_guest_does_not_read(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     machine = FakeMachine()

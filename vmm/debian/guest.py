@@ -30,7 +30,7 @@ KERNEL_FILE = "vmlinuz-"  # the release follows
 MIB = 1 << 20
 SMALLEST_BYTES, KERNEL_BYTES = 96 * MIB, 64 * MIB  # what the kernel needs at least, and beside its files
 COPIES = 3  # it unpacks the archive while it still has it, and files may take half of what is left then
-PANICKED = 3  # as where the guest reports a panic
+NOT_ENDED = 3  # as where the guest panicked: no success, whatever the reason was
 READY = b"balloon-vmm: ready for input\n"  # what the bundled shells send to the debug port
 
 
@@ -59,14 +59,14 @@ class Task:
 class LinuxGuest:
     """What to boot: names of files, the kernel's command line, what to call it and the least RAM it can have.
 
-    `panic_status` is the run's when the machine was reset, which is how a panic ends: nobody told another status."""
+    `reset_status` is the run's when the machine was reset before its program had ended, and told no other."""
 
     kernel: str
     initrd: str
     command_line: str
     title: str
     needs_bytes: int
-    panic_status: int
+    reset_status: int
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def debian_guest(task: Task, tell: Callable[[str], None], words: str = "") -> It
             f"{COMMAND_LINE} {words}".strip(),
             f"Debian {images.kernel.name.removeprefix(KERNEL_FILE)}",
             max(SMALLEST_BYTES, KERNEL_BYTES + -(-COPIES * len(data) // MIB) * MIB),
-            panic_status=PANICKED if tells_status else 0,
+            reset_status=NOT_ENDED if tells_status else 0,
         )
 
 

@@ -78,6 +78,8 @@ def parse_file(text: str) -> tuple[Path, str]:
 def parse_folder(text: str) -> tuple[Path, str]:
     """(source, path) of "DIR" or "DIR:DST": its contents go to the root, or to DST."""
     source, path = _split(text)
+    if source.exists() and not source.is_dir():
+        raise ConfigError(f"What is to be added must be a folder, which {source} is not.")
     if not source.is_dir():
         raise ConfigError(f"The folder {source} to be added does not exist.")
     return source, clean_path(path) if path.strip("/") else ""
