@@ -14,10 +14,12 @@ import struct
 import subprocess
 import sys
 from collections.abc import Container
+from itertools import product
 from pathlib import Path
 
+from devices import hostcalls
 from tests.boot import debian
-from tests.boot.guest import MOUNT, SHELL, SHELL_IS_UP, Linux, Saved
+from tests.boot.guest import MOUNT, SHELL, SHELL_IS_UP, WITHOUT_APIC, Linux, Saved
 
 MEMORY = "160M"
 RAM_BYTES = 160 << 20
@@ -29,13 +31,14 @@ SWAP_MODULES = ("zsmalloc", "lzo-rle", "zram")
 INSERT = f"for name in {' '.join(debian.VIRTIO_MODULES)}; do insmod /lib/$name.ko; done"
 PATTERN = random.Random(4).randbytes(MIB)
 REPORTING_AND_OOM = "free-page-reporting=on,deflate-on-oom=on"
-KEPT_KINDS = (("", ""), (REPORTING_AND_OOM, ""))  # those that several modules ask for
+SETUPS = {"msi-x": "", "intx": "pci=nomsi", "8259 and 8254": WITHOUT_APIC}
+KEPT_KINDS = tuple(product(("", REPORTING_AND_OOM), SETUPS.values()))  # those that several modules ask for
 REMOVE = f"for name in {' '.join(reversed(debian.VIRTIO_MODULES))}; do rmmod $name; done"
 
 
-def archive() -> bytes:
+def archive(more_modules: tuple[str, ...] = ()) -> bytes:
     """An initramfs with a shell, room for files, the drivers, and what a swap device in memory needs."""
-    modules = (*debian.VIRTIO_MODULES, *SWAP_MODULES)
+    modules = (*debian.VIRTIO_MODULES, *SWAP_MODULES, *more_modules)
     files = {"lib/swap-header": _swap_header(), "lib/pattern": PATTERN}
     return debian.initramfs(MOUNT + FILES + SHELL, modules, files)
 
@@ -51,16 +54,17 @@ class Guests:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._booted: dict[tuple[str, str], tuple[Linux, Saved, Saved]] = {}
+        self._booted: dict[tuple[str, str], tuple[Linux, Saved | None, Saved]] = {}
 
-    def bare(self, properties: str = "", cmdline: str = "") -> Linux:
-        """A guest at its shell without any virtio module; `properties` are those of its balloon."""
-        guest, bare, _ = self._boot(properties, cmdline)
+    def bare(self, cmdline: str = "") -> Linux:
+        """A guest at its shell without any virtio module, its balloon without properties."""
+        guest, bare, _ = self._boot("", cmdline)
+        assert bare is not None
         guest.restore(bare)
         return guest
 
     def loaded(self, properties: str = "", cmdline: str = "") -> Linux:
-        """The same with all of them loaded."""
+        """One with all of them loaded; `properties` are those of its balloon."""
         guest, _, loaded = self._boot(properties, cmdline)
         guest.restore(loaded)
         return guest
@@ -70,14 +74,14 @@ class Guests:
         for kind in [kind for kind in self._booted if kind not in but]:
             self._booted.pop(kind)[0].machine.close()
 
-    def _boot(self, properties: str, cmdline: str) -> tuple[Linux, Saved, Saved]:
+    def _boot(self, properties: str, cmdline: str) -> tuple[Linux, Saved | None, Saved]:
         kind = properties, cmdline
         if kind not in self._booted:
             device = ",".join(filter(None, ("virtio-balloon-pci,id=balloon0", properties)))
             guest = Linux(self._folder, archive(), cmdline, memory=MEMORY, devices=(device,)).__enter__()
             try:
                 guest.wait_for(SHELL_IS_UP)
-                bare = guest.save()
+                bare = None if properties else guest.save()  # it takes as much memory as the guest's kernel
                 guest.ask(INSERT)
             except BaseException:
                 guest.machine.close()
@@ -150,6 +154,15 @@ def backed_bytes(guest: Linux) -> int:
     count = "import os, sys; print(os.stat(sys.argv[1]).st_blocks * 512)"
     words = [sys.executable, "-S", "-E", "-c", count, f"/proc/{os.getpid()}/fd/{fd}"]
     return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def host_tracks_writes() -> bool:
+    """Whether a hinted page can be proved unwritten: the host's kernel is Linux 6.7 or newer."""
+    try:
+        os.close(hostcalls.open_write_watch())
+    except OSError:
+        return False
+    return True
 
 
 def reach(guest: Linux, size: str | int, within: str = "20s") -> None:

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.boot import debian
-from tests.boot.balloon import KEPT_KINDS, Guests
+from tests.boot.balloon import KEPT_KINDS, SETUPS, Guests
 from tests.boot.guest import MOUNT, SHELL, SHELL_IS_UP, Linux
-
-SETUPS = {"msi-x": "", "intx": "pci=nomsi", "8259 and 8254": "nolapic noapic acpi=off"}
 
 
 @pytest.fixture(scope="module", params=SETUPS)

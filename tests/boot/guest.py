@@ -29,6 +29,14 @@ mount -t devtmpfs dev /dev
 SHELL = 'stty -F /dev/ttyS0 cols 500\nexec setsid sh -c "exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1"\n'
 SHELL_IS_UP = "/ # "
 COMPLAINT = re.compile(r"BUG:|WARNING:|blocked for more than|virtio_balloon.*(fail|error)", re.IGNORECASE)
+WITHOUT_APIC = "nolapic noapic acpi=off"
+# The first device with MSI-X that is bound without a local APIC makes Linux 6.1 warn of itself, once for each of these
+# two: it asks for vectors without looking whether there is an interrupt domain for them, and falls back to INTx then.
+# In QEMU 7.2 (-machine pc, the same kernel, initramfs and command line) it does so as well, for a virtio-rng-pci; not
+# for a virtio-balloon-pci, since QEMU's balloon has no MSI-X.
+OF_MSI_WITHOUT_APIC = re.compile(
+    r"WARNING: CPU: 0 PID: \d+ at drivers/pci/msi/msi\.h:\d+ (pci_msi_(?:setup|teardown)_msi_irqs)\+"
+)
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,18 @@ class Linux:
 
     @property
     def complaints(self) -> list[str]:
-        """Lines in which the kernel says that something is wrong with it or with a device."""
-        return [line for line in self.console.splitlines() if COMPLAINT.search(line)]
+        """Lines in which the kernel says that something is wrong with it or with a device, but for what it says of
+        itself where it has no APIC."""
+        found = [line for line in self.console.splitlines() if COMPLAINT.search(line)]
+        if WITHOUT_APIC not in self.cmdline:
+            return found
+        excused: set[str] = set()
+        for line in list(found):
+            about = OF_MSI_WITHOUT_APIC.search(line)
+            if about is not None and about[1] not in excused:
+                excused.add(about[1])
+                found.remove(line)
+        return found
 
     # -- one boot for many tests -------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Debian's own balloon driver follows the host's target, and both sides say the same about the guest's memory.
 
 In each of the three ways in which a PC's devices interrupt: there and back, the statistics, the driver unbound and
-bound.  The rest with MSI-X.
+bound, a target before there is a driver, and one beyond RAM.  The rest with MSI-X.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tests.boot.balloon import (
     PAGE_BYTES,
     RAM_BYTES,
     REPORTING_AND_OOM,
+    SETUPS,
     Guests,
     ask_for_stats,
     balloon_pages,
@@ -24,7 +25,6 @@ from tests.boot.balloon import (
     sizes,
     stuck,
 )
-from tests.boot.conftest import SETUPS
 from tests.boot.debian import needs_debian
 from tests.boot.guest import Linux
 
@@ -118,8 +118,8 @@ def test_with_deflate_on_oom_the_guest_s_total_does_not_move(guests: Guests, siz
 # -- targets -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_target_set_before_the_driver_is_loaded_is_followed_when_it_comes(guests: Guests) -> None:
-    guest = guests.bare()
+def test_a_target_set_before_the_driver_is_loaded_is_followed_when_it_comes(guests: Guests, setup: str) -> None:
+    guest = guests.bare(SETUPS[setup])
     balloon = guest.machine.balloon
     before = meminfo(guest)
     balloon.set_size("48M")
@@ -182,8 +182,8 @@ def test_a_host_that_changes_its_mind_all_the_time_is_followed_to_the_last_word(
     assert (balloon.bad_pfns, stuck(guest)) == (0, set())
 
 
-def test_a_target_beyond_ram_takes_what_there_is_and_zero_gives_it_back(guests: Guests) -> None:
-    guest = guests.loaded()
+def test_a_target_beyond_ram_takes_what_there_is_and_zero_gives_it_back(guests: Guests, setup: str) -> None:
+    guest = guests.loaded(cmdline=SETUPS[setup])
     before, balloon = meminfo(guest), guest.machine.balloon
     transport, device = guest.machine.board.need_balloon()
     with pytest.raises(ConfigError, match=r"The balloon must be smaller than the machine's 160 MiB of RAM"):
@@ -205,8 +205,8 @@ def test_a_target_beyond_ram_takes_what_there_is_and_zero_gives_it_back(guests: 
     assert "Killed process" not in guest.console
 
 
-def test_the_kernel_has_nothing_to_complain_about(guests: Guests) -> None:
-    guest = guests.loaded()
+def test_the_kernel_has_nothing_to_complain_about(guests: Guests, setup: str) -> None:
+    guest = guests.loaded(cmdline=SETUPS[setup])
     reach(guest, "80M")
     reach(guest, 0)
     assert guest.complaints == []

@@ -12,6 +12,7 @@ from tests.boot.balloon import (
     MIB,
     PAGE_BYTES,
     RAM_BYTES,
+    SETUPS,
     Guests,
     archive,
     backed_bytes,
@@ -31,8 +32,8 @@ BOUND = (RAM_BYTES - BALLOON) * 105 // 100
 FILL_MIB = 88  # nearly all that is free after the boot
 
 
-def test_host_memory_falls_by_the_balloon(guests: Guests) -> None:
-    guest = guests.loaded()
+def test_host_memory_falls_by_the_balloon(guests: Guests, setup: str) -> None:
+    guest = guests.loaded(cmdline=SETUPS[setup])
     fill(guest, FILL_MIB)
     before = backed_bytes(guest)
     assert before > BOUND + 50 * MIB, "the guest has had nearly all of its RAM"
@@ -42,6 +43,24 @@ def test_host_memory_falls_by_the_balloon(guests: Guests) -> None:
     assert after <= BOUND
     assert before - after >= BALLOON * 95 // 100
     assert guest.machine.memory.backed_bytes() == after
+
+
+def test_it_falls_by_three_quarters_of_a_gibibyte(tmp_path: Path) -> None:
+    """A guest that clears all memory that becomes free has filled its RAM when it is up."""
+    ram, balloon = 1024 * MIB, 768 * MIB
+    with Linux(tmp_path, archive(), "init_on_free=1", memory="1G") as guest:
+        guest.wait_for(SHELL_IS_UP)
+        guest.ask(INSERT)
+        before = backed_bytes(guest)
+        assert before > ram * 99 // 100
+        reach(guest, balloon)
+        after = backed_bytes(guest)
+        assert guest.machine.balloon.inflated_pages * PAGE_BYTES == balloon
+        assert after <= (ram - balloon) * 105 // 100
+        assert before - after >= balloon * 99 // 100
+        for region in guest.machine.memory.regions:
+            guest.machine.memory.peek(region.gpa, region.size)
+        assert backed_bytes(guest) == after, "looking at it brings nothing back"
 
 
 def test_looking_at_the_guest_s_memory_brings_nothing_back(guests: Guests) -> None:

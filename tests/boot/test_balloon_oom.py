@@ -9,6 +9,7 @@ from tests.boot.balloon import (
     MIB,
     PAGE_BYTES,
     REPORTING_AND_OOM,
+    SETUPS,
     Guests,
     balloon_pages,
     event_texts,
@@ -30,14 +31,20 @@ USE_60_MIB = "echo 1 >/proc/sys/vm/overcommit_memory; dd if=/dev/zero of=/dev/nu
 
 @pytest.fixture
 def squeezed(guests: Guests, request: pytest.FixtureRequest) -> Linux:
-    guest = guests.loaded(request.param)
+    properties, setup = request.param
+    guest = guests.loaded(properties, SETUPS[setup])
     reach(guest, BALLOON)
     assert meminfo(guest)["MemFree"] < 40 * MIB
     return guest
 
 
-with_deflate_on_oom = pytest.mark.parametrize("squeezed", [REPORTING_AND_OOM], indirect=True)
-without_it = pytest.mark.parametrize("squeezed", [""], indirect=True)
+def squeezed_with(properties: str, *setups: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("squeezed", [(properties, setup) for setup in setups], ids=setups, indirect=True)
+
+
+with_deflate_on_oom = squeezed_with(REPORTING_AND_OOM, *SETUPS)
+with_deflate_on_oom_and_msi_x = squeezed_with(REPORTING_AND_OOM, "msi-x")
+without_it = squeezed_with("", *SETUPS)
 
 
 @with_deflate_on_oom
@@ -57,7 +64,7 @@ def test_the_driver_takes_back_what_a_process_needs_and_nothing_is_killed(squeez
     assert stuck(squeezed) == set()
 
 
-@with_deflate_on_oom
+@with_deflate_on_oom_and_msi_x
 def test_each_time_the_driver_does_it_the_host_hears_of_it(squeezed: Linux) -> None:
     since = len(squeezed.events)
     squeezed.ask(USE_60_MIB)
@@ -67,7 +74,7 @@ def test_each_time_the_driver_does_it_the_host_hears_of_it(squeezed: Linux) -> N
     assert max(told) <= 256, "the driver's own measure"
 
 
-@with_deflate_on_oom
+@with_deflate_on_oom_and_msi_x
 def test_a_new_target_is_followed_again_afterwards(squeezed: Linux) -> None:
     squeezed.ask(USE_60_MIB)
     balloon = squeezed.machine.balloon
@@ -78,7 +85,7 @@ def test_a_new_target_is_followed_again_afterwards(squeezed: Linux) -> None:
     assert (balloon_pages(squeezed), balloon.oom_deflated_pages) == (0, taken), "what the host asks for is no emergency"
 
 
-@with_deflate_on_oom
+@with_deflate_on_oom_and_msi_x
 def test_files_that_grow_push_the_balloon_away_too(squeezed: Linux) -> None:
     squeezed.ask("dd if=/dev/zero of=/files/grown bs=1M count=60")
     assert 0 < squeezed.machine.balloon.actual_pages < BALLOON // PAGE_BYTES - 5000

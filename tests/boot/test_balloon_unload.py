@@ -1,7 +1,8 @@
 """The driver leaves the balloon and comes back: unbound, unloaded, its PCI function removed, in the middle of its work.
 
 Whatever the way, the guest has its pages back, the device is as if nobody had been there but for the target, no task
-waits for ever, and the driver that comes back does what the target says.
+waits for ever, and the driver that comes back does what the target says.  Every way with MSI-X; with INTx and with the
+8259 pair all of them at rest, one after the other, and in the middle of its work those that differ most.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tests.boot.balloon import (
     MIB,
     PAGE_BYTES,
     REMOVE,
+    SETUPS,
     Guests,
     ask_for_stats,
     balloon_pages,
@@ -42,7 +44,13 @@ WAYS = {
     "unplug": (f"echo 1 >{PCI}/remove", "echo 1 >/sys/bus/pci/rescan"),
 }  # fmt: skip
 
-ways = pytest.mark.parametrize(("leave", "come_back"), WAYS.values(), ids=WAYS)
+
+def ways(*elsewhere: str) -> pytest.MarkDecorator:
+    """Every way with MSI-X, and those named with the other two set-ups."""
+    chosen = [(setup, way) for setup in SETUPS for way in WAYS if setup == "msi-x" or way in elsewhere]
+    return pytest.mark.parametrize(
+        ("setup", "leave", "come_back"), [pytest.param(setup, *WAYS[way], id=f"{setup}-{way}") for setup, way in chosen]
+    )
 
 
 def bus_mastering(on: bool) -> str:
@@ -78,10 +86,12 @@ def check_back(guest: Linux, total_bytes: int, threads: list[str]) -> None:
     check_alive(guest, threads)
 
 
-@ways
-def test_a_driver_leaves_an_inflated_balloon_and_comes_back(guests: Guests, leave: str, come_back: str) -> None:
+@ways()
+def test_a_driver_leaves_an_inflated_balloon_and_comes_back(
+    guests: Guests, setup: str, leave: str, come_back: str
+) -> None:
     """Its statistics buffer is in flight all the time; a poll that is under way makes it two requests."""
-    guest = guests.loaded()
+    guest = guests.loaded(cmdline=SETUPS[setup])
     total, threads = meminfo(guest)["MemTotal"], kernel_threads(guest)
     reach(guest, "40M")
     guest.machine.balloon.set_polling_interval(1_000_000)
@@ -93,9 +103,9 @@ def test_a_driver_leaves_an_inflated_balloon_and_comes_back(guests: Guests, leav
     check_back(guest, total, threads)
 
 
-@ways
-def test_a_driver_leaves_in_the_middle_of_inflating(guests: Guests, leave: str, come_back: str) -> None:
-    guest = guests.loaded()
+@ways("unbind")
+def test_a_driver_leaves_in_the_middle_of_inflating(guests: Guests, setup: str, leave: str, come_back: str) -> None:
+    guest = guests.loaded(cmdline=SETUPS[setup])
     total, threads = meminfo(guest)["MemTotal"], kernel_threads(guest)
     since = give_in_the_middle(guest, leave, "80M", lambda pages: pages >= 5120)
     assert 5120 <= max(sizes(guest, since)) < 20480, "it left before it was done"
@@ -106,9 +116,9 @@ def test_a_driver_leaves_in_the_middle_of_inflating(guests: Guests, leave: str, 
     check_back(guest, total, threads)
 
 
-@ways
-def test_a_driver_leaves_in_the_middle_of_deflating(guests: Guests, leave: str, come_back: str) -> None:
-    guest = guests.loaded()
+@ways("unload-all")
+def test_a_driver_leaves_in_the_middle_of_deflating(guests: Guests, setup: str, leave: str, come_back: str) -> None:
+    guest = guests.loaded(cmdline=SETUPS[setup])
     total, threads = meminfo(guest)["MemTotal"], kernel_threads(guest)
     reach(guest, "80M")
     give_in_the_middle(guest, leave, 0, lambda pages: pages <= 18000)
@@ -129,10 +139,10 @@ def give_in_the_middle(guest: Linux, command: str, size: str | int, comes: Calla
     return since
 
 
-def test_a_request_that_the_device_may_not_see_waits_and_so_does_unloading(guests: Guests) -> None:
+def test_a_request_that_the_device_may_not_see_waits_and_so_does_unloading(guests: Guests, setup: str) -> None:
     """Without bus mastering the device reads nothing: the driver waits for its request, and whoever unloads it for the
     driver.  Nothing is lost: with bus mastering all of it goes on."""
-    guest = guests.loaded()
+    guest = guests.loaded(cmdline=SETUPS[setup])
     total, threads = meminfo(guest)["MemTotal"], kernel_threads(guest)
     since = give_in_the_middle(guest, bus_mastering(False), "80M", lambda pages: pages >= 5120)
     stands_at = sizes(guest, since)[-1]
@@ -153,15 +163,16 @@ def test_a_request_that_the_device_may_not_see_waits_and_so_does_unloading(guest
     check_back(guest, total, threads)
 
 
-def test_many_times(guests: Guests) -> None:
-    guest = guests.loaded()
+def test_many_times(guests: Guests, setup: str) -> None:
+    guest = guests.loaded(cmdline=SETUPS[setup])
     before, threads = meminfo(guest), kernel_threads(guest)
     guest.machine.balloon.set_size("40M")
-    for leave, come_back in 2 * list(WAYS.values()):
+    rounds = 2 if setup == "msi-x" else 1
+    for leave, come_back in rounds * list(WAYS.values()):
         guest.run_until(lambda machine: machine.balloon.actual_pages == BALLOON_PAGES)
         guest.ask(leave)
         guest.ask(come_back)
     check_back(guest, before["MemTotal"], threads)
     reach(guest, 0)
     assert meminfo(guest)["MemFree"] == pytest.approx(before["MemFree"], abs=2 * MIB), "no page was forgotten"
-    assert len(event_texts(guest, "driver-ok")) == 1 + 2 * len(WAYS)
+    assert len(event_texts(guest, "driver-ok")) == 1 + rounds * len(WAYS)

@@ -7,13 +7,12 @@ Debian's cloud kernel has no other poison than that: CONFIG_PAGE_POISONING is of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from devices import hostcalls
 from tests.boot import debian
+from tests.boot.balloon import host_tracks_writes
 from tests.boot.guest import MOUNT, SHELL, SHELL_IS_UP, Linux
 
 pytestmark = debian.needs_debian
@@ -23,15 +22,7 @@ DONE = 1
 MIB_PAGES = 256
 
 
-def kernel_tracks_writes() -> bool:
-    try:
-        os.close(hostcalls.open_write_watch())
-    except OSError:
-        return False
-    return True
-
-
-needs_tracking = pytest.mark.skipif(not kernel_tracks_writes(), reason="this kernel does not track writes")
+needs_tracking = pytest.mark.skipif(not host_tracks_writes(), reason="this kernel does not track writes")
 
 
 def boot(folder: pytest.TempPathFactory, cmdline: str, device: str = BALLOON) -> Iterator[Linux]:

@@ -261,6 +261,29 @@ static int floating_point_across_switches(void)
     return wait_for(child) == 0 && kept;
 }
 
+/* A handler that computes with the same registers leaves those of what it interrupted alone. */
+static void on_signal_computing(int number, u32 *info, u64 *context)
+{
+    double other = 7;
+    (void)info, (void)context;
+    __asm__ volatile("fninit; fldl %0; movsd %0, %%xmm9" : : "m"(other) : "xmm9");
+    caught = number;
+}
+
+static int floating_point_across_signals(void)
+{
+    struct action action = {on_signal_computing, SA_SIGINFO | SA_RESTORER, restore, 0};
+    double in = 0.625, x87 = 0, sse = 0;
+    long self = CALL1(GETPID, 0), result = KILL;
+    CALL4(SIGACTION, SIGUSR1, &action, 0, 8);
+    caught = 0;
+    __asm__ volatile("fldl %3; movsd %3, %%xmm9; syscall; fstpl %1; movsd %%xmm9, %2"
+                     : "+a"(result), "=m"(x87), "=m"(sse)
+                     : "m"(in), "D"(self), "S"(SIGUSR1)
+                     : "rcx", "r11", "xmm9", "memory");
+    return caught == SIGUSR1 && x87 == in && sse == in;
+}
+
 static int interrupted_by_a_timer(void)
 {
     u64 timer[4] = {0, 20000, 0, 20000}; /* every 20 ms */
@@ -320,6 +343,7 @@ static const struct {
     {"a-child-that-crashes", a_child_that_crashes},
     {"exec", exec},
     {"floating-point-across-switches", floating_point_across_switches},
+    {"floating-point-across-signals", floating_point_across_signals},
     {"interrupted-by-a-timer", interrupted_by_a_timer},
     {"single-step", single_step},
 };
