@@ -137,7 +137,7 @@ def test_what_the_guest_clears_before_it_has_read_it_is_typed_again(pipe: tuple[
     reader, writer = pipe
     os.write(writer, b"0123456789abcdefghij")
     machine = FakeMachine()
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         source.serve()
         machine.serial.write(2, 1, 0, 0)  # a driver that starts switches the FIFOs off and on,
         source.serve()
