@@ -43,6 +43,7 @@ class Echo:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(sockets, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(sockets, "REST", 0)
     Echo.made, Echo.times = [], 1
     made = Server()
     yield made
@@ -188,3 +189,78 @@ def test_there_is_an_end_to_how_many_peers_there_are(server: Server, path: str) 
     assert peers[-1].recv(1) == b""
     for peer in peers:
         peer.close()
+
+
+class Slow:
+    """A session that does one thing a turn for each byte, and writes down whose turn it was."""
+
+    turns: ClassVar[list[Slow]] = []
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.left = 0
+
+    def received(self, data: bytes) -> None:
+        self.left += len(data)
+        self.go_on()
+
+    def go_on(self) -> None:
+        Slow.turns.append(self)
+        self.left -= 1
+        self.connection.send(b"x")
+        if self.left:
+            self.connection.go_on(self.go_on)
+
+    def ended(self) -> None: ...
+
+
+def test_a_session_with_much_to_do_does_a_piece_a_turn_and_is_not_read_from_meanwhile(
+    server: Server, path: str
+) -> None:
+    Slow.turns = []
+    server.listen(Address("unix", path=path), Slow, "The slow one")
+    with connect(server, path) as peer:
+        peer.sendall(b"abc")
+        server.serve()
+        assert len(Slow.turns) == 1
+        assert server.awaited() is None  # nobody sleeps while there is something to do
+        peer.sendall(b"de")
+        server.serve()
+        assert (len(Slow.turns), Slow.turns[0].left) == (2, 1)
+        peer.shutdown(socket.SHUT_WR)
+        serve_until(server, lambda: not server.connections)
+        assert peer.recv(100) == b"xxxxx"
+
+
+def test_a_turn_that_took_long_enough_leaves_the_others_for_the_next(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Slow.turns = []
+    server.listen(Address("unix", path=path), Slow, "The slow one")
+    peers = [connect(server, path) for _ in range(3)]
+    monkeypatch.setattr(sockets, "WORK_S", 0.0)
+    for peer in peers:
+        peer.sendall(b"abc")
+    server.serve()
+    assert Slow.turns == []
+    monkeypatch.setattr(sockets, "WORK_S", 10.0)
+    server.serve()
+    assert len(set(map(id, Slow.turns))) == 3
+    for peer in peers:
+        peer.close()
+
+
+def test_a_timer_is_waited_for_and_fires_once_it_is_due(server: Server) -> None:
+    class Once:
+        due_s: float | None = time.monotonic() + 0.05
+
+        def fire(self) -> None:
+            self.due_s = None
+
+    timer = Once()
+    server.timers.append(timer)
+    assert server.due_s == timer.due_s
+    server.serve()
+    assert timer.due_s is not None
+    serve_until(server, lambda: timer.due_s is None)
+    assert server.due_s is None
