@@ -77,7 +77,7 @@ class Connection:
                 self.close()
 
     def go_on(self, work: Callable[[], None]) -> None:
-        """Have the session's `work` called in the next turn in which the peer may be heard; until then nothing is read."""
+        """Have the session's `work` called in the next turn, unless the peer does not read; nothing is read before."""
         self._work = work
 
     @property
@@ -196,6 +196,7 @@ class Listener:
     def __init__(self, address: Address, make_session: MakeSession, what: str) -> None:
         self.address = address
         self.make_session = make_session
+        self.had_peer = False
         self.socket = _listen(address, what)
         if address.kind == "tcp":
             self.address = Address("tcp", host=address.host, port=self.socket.getsockname()[1], wait=address.wait)
@@ -230,6 +231,11 @@ class Server:
             return address
         self.listeners.append(Listener(address, make_session, what))
         return self.listeners[-1].address
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a listener still waits for its first peer, as it was told to."""
+        return any(each.address.wait and not each.had_peer for each in self.listeners)
 
     def _begin(self, connection: Connection, make_session: MakeSession) -> None:
         self.connections.append(connection)
@@ -295,7 +301,8 @@ class Server:
         events_of: dict[Listener | Connection, list[tuple[int, int]]] = {}
         for fd, events in ready:
             events_of.setdefault(owners[fd], []).append((fd, events))
-        for owner in [*self.listeners, *self.connections]:
+        everybody: list[Listener | Connection] = [*self.listeners, *self.connections]
+        for owner in everybody:
             if time.monotonic() >= end_s:
                 break
             self._serve_one(owner, events_of.get(owner, ()))
@@ -327,6 +334,7 @@ class Server:
             peer.close()
             return
         peer.setblocking(False)
+        listener.had_peer = True
         self._begin(Connection(peer.fileno(), peer.fileno(), peer), listener.make_session)
 
 

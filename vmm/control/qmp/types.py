@@ -1,0 +1,188 @@
+"""The types of QMP's arguments, answers and events, as data, in the notation of QEMU's schema.
+
+An object is a table of its members, "*name" for an optional one; an enum is a tuple of its values.  A type is the name
+of one of these, "[name]" for a list of it, or one of the built-in ones: "str", "int", "uint16", "bool" and "any".
+Names that QEMU has mean what they mean there; those that begin with "Vmm" are this program's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+ObjectType: TypeAlias = Mapping[str, str]
+EnumType: TypeAlias = tuple[str, ...]
+
+BUILTIN: Final = {"str": "string", "int": "int", "uint16": "int", "bool": "boolean", "any": "value"}
+"""Each built-in type, and what it is in JSON."""
+
+TYPES: Final[dict[str, ObjectType | EnumType]] = {
+    "Empty": {},
+    "QMPCapability": ("oob",),
+    "Capabilities": {"*enable": "[QMPCapability]"},
+    "VersionTriple": {"major": "int", "minor": "int", "micro": "int"},
+    "VersionInfo": {"qemu": "VersionTriple", "package": "str"},
+    "CommandInfo": {"name": "str"},
+    "SchemaInfo": {"name": "str", "meta-type": "str"},  # what else there is depends on the meta-type
+    "NameInfo": {"*name": "str"},
+    "UuidInfo": {"UUID": "str"},
+    "KvmInfo": {"enabled": "bool", "present": "bool"},
+    "TargetInfo": {"arch": "str"},
+    "MemoryInfo": {"base-memory": "int", "*plugged-memory": "int"},
+    "RunState": ("guest-panicked", "internal-error", "paused", "prelaunch", "running", "shutdown"),
+    "StatusInfo": {"running": "bool", "singlestep": "bool", "status": "RunState"},
+    "BalloonInfo": {"actual": "int"},
+    "BalloonArguments": {"value": "int"},
+    "CpuInstanceProperties": {"*socket-id": "int", "*core-id": "int", "*thread-id": "int"},
+    "CpuInfoFast": {
+        "cpu-index": "int",
+        "qom-path": "str",
+        "thread-id": "int",
+        "*props": "CpuInstanceProperties",
+        "target": "str",
+    },
+    "MonitorArguments": {"command-line": "str", "*cpu-index": "int"},
+    "PmemsaveArguments": {"val": "int", "size": "int", "filename": "str"},
+    # -- the object tree
+    "PathArguments": {"path": "str"},
+    "TypenameArguments": {"typename": "str"},
+    "PropertyArguments": {"path": "str", "property": "str"},
+    "SetArguments": {"path": "str", "property": "str", "value": "any"},
+    "ObjectPropertyInfo": {"name": "str", "type": "str", "*description": "str", "*default-value": "any"},
+    "TypesArguments": {"*implements": "str", "*abstract": "bool"},
+    "ObjectTypeInfo": {"name": "str", "*abstract": "bool", "*parent": "str"},
+    # -- PCI
+    "PciDeviceClass": {"*desc": "str", "class": "int"},
+    "PciDeviceId": {"device": "int", "vendor": "int", "*subsystem": "int", "*subsystem-vendor": "int"},
+    "PciMemoryRegion": {
+        "bar": "int",
+        "type": "str",
+        "address": "int",
+        "size": "int",
+        "*prefetch": "bool",
+        "*mem_type_64": "bool",
+    },
+    "PciDeviceInfo": {
+        "bus": "int",
+        "slot": "int",
+        "function": "int",
+        "class_info": "PciDeviceClass",
+        "id": "PciDeviceId",
+        "*irq": "int",
+        "irq_pin": "int",
+        "qdev_id": "str",
+        "regions": "[PciMemoryRegion]",
+    },
+    "PciInfo": {"bus": "int", "devices": "[PciDeviceInfo]"},
+    # -- virtio
+    "VirtioInfo": {"path": "str", "name": "str"},
+    "VirtioDeviceStatus": {"statuses": "[str]", "*unknown-statuses": "int"},
+    "VirtioDeviceFeatures": {"transports": "[str]", "*dev-features": "[str]", "*unknown-dev-features": "int"},
+    "VirtioStatus": {
+        "name": "str",
+        "device-id": "int",
+        "vhost-started": "bool",
+        "device-endian": "str",
+        "guest-features": "VirtioDeviceFeatures",
+        "host-features": "VirtioDeviceFeatures",
+        "backend-features": "VirtioDeviceFeatures",
+        "num-vqs": "int",
+        "status": "VirtioDeviceStatus",
+        "isr": "int",
+        "queue-sel": "int",
+        "vm-running": "bool",
+        "broken": "bool",
+        "disabled": "bool",
+        "use-started": "bool",
+        "started": "bool",
+        "start-on-kick": "bool",
+        "disable-legacy-check": "bool",
+        "bus-name": "str",
+        "use-guest-notifier-mask": "bool",
+    },
+    "QueueArguments": {"path": "str", "queue": "uint16"},
+    "VirtQueueStatus": {
+        "name": "str",
+        "queue-index": "int",
+        "inuse": "int",
+        "vring-num": "int",
+        "vring-num-default": "int",
+        "vring-align": "int",
+        "vring-desc": "int",
+        "vring-avail": "int",
+        "vring-used": "int",
+        "*last-avail-idx": "int",
+        "*shadow-avail-idx": "int",
+        "used-idx": "int",
+        "signalled-used": "int",
+        "signalled-used-valid": "bool",
+    },
+    "ElementArguments": {"path": "str", "queue": "uint16", "*index": "uint16"},
+    "VirtioRingDesc": {"addr": "int", "len": "int", "flags": "[str]"},
+    "VirtioRingAvail": {"flags": "int", "idx": "int", "ring": "int"},
+    "VirtioRingUsed": {"flags": "int", "idx": "int"},
+    "VirtioQueueElement": {
+        "name": "str",
+        "index": "int",
+        "descs": "[VirtioRingDesc]",
+        "avail": "VirtioRingAvail",
+        "used": "VirtioRingUsed",
+    },
+    # -- events
+    "ShutdownCause": (
+        *("none", "host-error", "host-qmp-quit", "host-qmp-system-reset", "host-signal", "host-ui"),
+        *("guest-shutdown", "guest-reset", "guest-panic"),
+    ),
+    "CauseData": {"guest": "bool", "reason": "ShutdownCause"},
+    "GuestPanicAction": ("pause", "poweroff", "run"),
+    "PanicData": {"action": "GuestPanicAction"},
+    # -- our own
+    "VmmBalloon": {
+        "id": "str",
+        "driver-ready": "bool",
+        "target": "int",
+        "actual": "int",
+        "guest-ram": "int",
+        "target-guest-ram": "int",
+        "inflated": "int",
+        "deflated": "int",
+        "oom-deflated": "int",
+        "reported": "int",
+        "hinted": "int",
+        "hint-discarded": "int",
+        "discarded": "int",
+        "bad-pfns": "int",
+        "features": "[str]",
+        "polling-interval-ns": "int",
+        "stats-reason": "str",
+        "*stats-age-ns": "int",
+        "stats-last-update": "int",
+        "stats-reports": "int",
+        "stats": "any",
+    },
+    "VmmQueue": {
+        "device": "str",
+        "name": "str",
+        "size": "int",
+        "enabled": "bool",
+        "requests": "int",
+        "skipped": "int",
+        "dropped": "int",
+    },
+    "VmmStatus": {
+        "name": "str",
+        "pid": "int",
+        "guest": "str",
+        "arch": "str",
+        "version": "str",
+        "clock": "str",
+        "status": "RunState",
+        "time-ns": "int",
+        "blocks": "int",
+        "ram": "int",
+        "host-memory": "int",
+        "host-memory-peak": "int",
+        "*balloon": "VmmBalloon",
+        "queues": "[VmmQueue]",
+    },
+}
