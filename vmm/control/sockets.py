@@ -31,7 +31,8 @@ UNREAD_BYTES = 1 << 16
 MOST_UNSENT_BYTES = 1 << 22
 """A peer that leaves more than this unread is let go."""
 MOST_CONNECTIONS = 64
-BACKLOG = 16
+BACKLOG = 128
+ACCEPTED_A_TURN = 16
 LOOK_EVERY_S = 0.001
 """Between two runs of the CPU the sockets are looked at so often, while nobody sleeps."""
 WORK_S = 0.001
@@ -326,16 +327,23 @@ class Server:
         self.connections.append(owner)
 
     def _accept(self, listener: Listener) -> None:
+        """Let in who waits, a few in a turn."""
+        for _ in range(ACCEPTED_A_TURN):
+            if not self._accept_one(listener):
+                break
+
+    def _accept_one(self, listener: Listener) -> bool:
         try:
             peer, _ = listener.socket.accept()
         except OSError:  # it is gone already, or there are no descriptors left: the next turn tries again
-            return
+            return False
         if len(self.connections) >= MOST_CONNECTIONS:
             peer.close()
-            return
+            return True
         peer.setblocking(False)
         listener.had_peer = True
         self._begin(Connection(peer.fileno(), peer.fileno(), peer), listener.make_session)
+        return True
 
 
 def _listen(address: Address, what: str) -> socket.socket:
@@ -348,7 +356,8 @@ def _listen(address: Address, what: str) -> socket.socket:
         made.setblocking(False)
         return made
     except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        number = error.errno if isinstance(error, OSError) and error.errno else 0
+        why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{what} cannot be served at {address}: {why}.") from error
 
 
