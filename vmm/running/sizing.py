@@ -61,9 +61,10 @@ def balloon_command(
             say(f"{_sizes(client.name, status)}.")
             return
         if obstacle := _obstacle(status):
-            say(f"{client.name}: the target is {_target(status)}; {obstacle}.")
+            sentence = f"{client.name}: the target is {_target(status)}; {obstacle}."
             if wait:
-                raise typer.Exit(1)
+                raise fail(sentence)
+            say(sentence)
         elif wait:
             _wait(client, status, timeout_s)
         else:
