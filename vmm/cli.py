@@ -45,7 +45,7 @@ NOT_COMMANDS = {  # what other programs call them
 }
 
 EXIT_STATUSES = (
-    ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
+    ("0", "the guest powered off, halted or reset the machine, the time of --for is over, or somebody said quit"),
     ("N", "the guest ended with its own exit code N"),
     ("2", "a wrong option, size, guest or file, told in one sentence"),
     ("3", "the guest reported a panic"),
