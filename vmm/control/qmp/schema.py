@@ -62,7 +62,7 @@ def _check(name: str, kind: str, value: Any) -> Any:
 def need_integer(name: str, value: Any, kind: str = "int") -> int:
     """`value`, if it is one."""
     if isinstance(value, bool) or not isinstance(value, int) or not _LEAST <= value <= _MOST:
-        raise wrong_type(name, "integer")
+        raise wrong_type(name, "integer") if kind == "int" else QmpError(f"Parameter '{name}' expects uint64")
     if kind == "uint16" and not 0 <= value <= UINT16:
         raise QmpError(f"Parameter '{name}' expects uint16_t")
     return value
