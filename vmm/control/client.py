@@ -104,8 +104,8 @@ class Client:
 
 
 def living() -> dict[str, Path]:
-    """The sockets at which somebody serves, by name."""
-    found = {}
+    """The sockets at which somebody serves, by name; what others have left is removed."""
+    found, stale = {}, []
     for name, path in registry.sockets().items():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
@@ -114,8 +114,11 @@ def living() -> dict[str, Path]:
             except BlockingIOError:
                 pass  # stopped, with as many waiting as there may be: it lives
             except OSError:
+                stale.append(path)
                 continue
         found[name] = path
+    if stale:
+        registry.remove_stale(stale)
     return found
 
 

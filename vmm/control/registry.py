@@ -2,7 +2,7 @@
 
 Owns the folder: $XDG_RUNTIME_DIR/balloon-vmm, or one below the folder for temporary files where there is no such thing.
 It must be the user's own and nobody else's to enter, or it is not used.  A run that cannot be found there runs all the
-same.  What a run that was killed has left is replaced by the next of its name, and passed over by who looks.
+same.  What a run that was killed has left is replaced by the next of its name, and removed by who looks for others.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from devices.errors import ConfigError
 from vmm.control.address import LONGEST_PATH_BYTES, Address
+from vmm.control.sockets import is_stale
 
 if TYPE_CHECKING:
     from vmm.control.sockets import Connection, Server, Session
@@ -68,12 +69,8 @@ def registered(server: Server, run: Named) -> Iterator[None]:
 
 def _register(place: Path, server: Server, run: Named) -> None:
     wanted = socket_name(run.name)
-    try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        if not _lock(descriptor):
+    with _locked(place) as is_mine:
+        if not is_mine:
             return
         for number in range(1, MOST_OF_A_NAME):
             name = wanted if number == 1 else f"{wanted}-{number}"
@@ -88,12 +85,24 @@ def _register(place: Path, server: Server, run: Named) -> None:
                 return
             run.name = name
             return
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[bool]:
+    """Whether nobody else takes or removes a name meanwhile."""
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _lock(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:
-    """Nobody else takes a name meanwhile; False when somebody takes too long about it."""
+    """False when somebody else takes too long about it."""
     for _ in range(LOCK_TRIES):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,3 +121,17 @@ def sockets() -> dict[str, Path]:
     if place is None:
         return {}
     return {path.name.removesuffix(SUFFIX): path for path in sorted(place.glob(f"*{SUFFIX}")) if path.is_socket()}
+
+
+def remove_stale(paths: Iterable[Path]) -> None:
+    """Remove the sockets among `paths` at which nobody serves any more.
+
+    One that is just being made is not taken for such a one: whoever makes it has the folder locked."""
+    place = folder()
+    if place is None:
+        return
+    with _locked(place) as is_mine:
+        for path in paths if is_mine else ():
+            if is_stale(str(path)):
+                with suppress(OSError):
+                    path.unlink()

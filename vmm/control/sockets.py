@@ -364,7 +364,7 @@ def _listen(address: Address, what: str) -> socket.socket:
 def _listen_unix(path: str) -> socket.socket:
     """A socket file that only its owner can use.  What an ended run left behind is replaced; what a living one serves,
     or what is no socket, is not."""
-    if _is_stale(path):
+    if is_stale(path):
         os.unlink(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(_PRIVATE)  # from the first moment on, not only after a chmod
@@ -380,7 +380,7 @@ def _listen_unix(path: str) -> socket.socket:
     return made
 
 
-def _is_stale(path: str) -> bool:
+def is_stale(path: str) -> bool:
     """Whether there is a socket at `path` at which nobody listens."""
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):

@@ -70,14 +70,28 @@ def test_the_same_name_gets_a_number(servers: ExitStack) -> None:
     assert register(servers, "stats")[1] == "stats"
 
 
-def test_what_a_killed_run_left_is_passed_over_and_replaced(servers: ExitStack) -> None:
+def test_what_a_killed_run_left_is_replaced_by_the_next_of_its_name(servers: ExitStack) -> None:
     folder = registry.folder()
     assert folder is not None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(folder / "stats.sock"))
-    assert living() == {}
     assert register(servers, "stats")[1] == "stats"
     assert list(living()) == ["stats"]
+
+
+def test_what_a_killed_run_left_is_removed_by_who_looks_unless_somebody_is_about_to_serve(servers: ExitStack) -> None:
+    folder = registry.folder()
+    assert folder is not None
+    path = folder / "stats.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        made.bind(str(path))
+        with registry._locked(folder) as is_mine:
+            assert is_mine
+            assert living() == {} and path.exists()
+            made.listen(1)
+        assert list(living()) == ["stats"]
+    assert path.exists()
+    assert living() == {} and not path.exists()
 
 
 @pytest.mark.parametrize(

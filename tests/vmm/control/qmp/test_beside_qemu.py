@@ -62,6 +62,7 @@ def request(command: str, **arguments: Any) -> str:
     return json.dumps({"execute": command, "arguments": arguments})
 
 
+WRONG_AND_RIGHT_SIZES: list[Any] = ["x", 0, -1, 1.5, True, None, [], 1 << 63, 1 << 70, 1 << 60, 1 << 25]
 SAID = [
     "[1,2]",
     '{"execute":1}',
@@ -90,10 +91,7 @@ SAID = [
     request("query-kvm", x=1),
     request("query-target"),
     request("query-memory-size-summary"),
-    *(
-        request("balloon", value=value)
-        for value in ("x", 0, -1, 1.5, True, None, [], 1 << 63, 1 << 70, 1 << 60, 1 << 25)
-    ),
+    *(request("balloon", value=value) for value in WRONG_AND_RIGHT_SIZES),
     request("balloon"),
     request("balloon", value=1 << 25, more=1),
     request("x-query-virtio"),
