@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,3 +265,25 @@ def test_a_timer_is_waited_for_and_fires_once_it_is_due(server: Server) -> None:
     assert timer.due_s is not None
     serve_until(server, lambda: timer.due_s is None)
     assert server.due_s is None
+
+
+def test_a_standard_output_that_takes_nothing_holds_nobody_up() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)  # as a standard output is, and who else has it counts on it
+    connection = Connection(reader, writer)
+    connection.send(b"x")
+    flushing = threading.Thread(target=connection.flush, daemon=True)
+    flushing.start()
+    flushing.join(5)
+    held_up = flushing.is_alive()
+    os.read(reader, 1 << 20)
+    flushing.join()
+    assert not held_up and connection.has_unsent
+    connection.flush()
+    assert not connection.has_unsent
+    os.close(reader)
+    os.close(writer)
