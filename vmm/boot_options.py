@@ -110,7 +110,9 @@ class BootOptions:
     watch_driver: Annotated[
         bool, _option("--watch-driver", help="Tell which rules of the specification the balloon's driver breaks.")
     ] = False
-    name: Annotated[str, _option(metavar="NAME", help="What other commands call this run (the guest's name).")] = ""
+    name: Annotated[
+        str, _option("--name", metavar="NAME", help="What other commands call this run (the guest's name).")
+    ] = ""
     qmp: Annotated[
         list[str] | None,
         _option(metavar="unix:PATH|tcp:HOST:PORT|stdio", help="Serve QEMU's QMP there; may be given again."),

@@ -25,6 +25,10 @@ from vmm.conformance.command import CONFORMANCE_EPILOG, CONFORMANCE_HELP, confor
 from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
 from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
+from vmm.running.control import CTL_EPILOG, CTL_HELP, ctl_command
+from vmm.running.listing import PS_HELP, ps_command
+from vmm.running.sizing import BALLOON_EPILOG, BALLOON_HELP, balloon_command
+from vmm.running.statistics import STATS_EPILOG, STATS_HELP, stats_command
 from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 NARROWEST_COLUMN = 32  # of text beside names, for the longest feature; on a narrower terminal it goes on below them
-COMMANDS = ("boot", "guests", "devices", "initramfs", "conformance")
+COMMANDS = ("boot", "ps", "balloon", "stats", "ctl", "guests", "devices", "initramfs", "conformance")
 NOT_COMMANDS = {  # what other programs call them
     "run": "boot",
     "start": "boot",
@@ -41,7 +45,7 @@ NOT_COMMANDS = {  # what other programs call them
 }
 
 EXIT_STATUSES = (
-    ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
+    ("0", "the guest powered off, halted or reset the machine, the time of --for is over, or somebody said quit"),
     ("N", "the guest ended with its own exit code N"),
     ("2", "a wrong option, size, guest or file, told in one sentence"),
     ("3", "the guest panicked, or reset the machine before the script of --run had ended"),
@@ -131,6 +135,10 @@ def devices_command() -> None:
         _print("\n" * bool(index) + _fold(describe_device(model.driver), 31))
 
 
+app.command("ps", help=PS_HELP)(ps_command)
+app.command("balloon", help=BALLOON_HELP, epilog=BALLOON_EPILOG)(balloon_command)
+app.command("stats", help=STATS_HELP, epilog=STATS_EPILOG)(stats_command)
+app.command("ctl", help=CTL_HELP, epilog=CTL_EPILOG)(ctl_command)
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
 app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)
 

@@ -72,7 +72,8 @@ class Machine(Stateful):
     give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
 
     `attendants` are called between two runs of the CPU and waited with while nothing runs; `paused_s` is how many
-    seconds of the host's time the machine has spent paused.
+    seconds of the host's time the machine has spent paused, `stats_unix_s` when the last statistics came, in the host's
+    seconds of the epoch (None: none came here).
     """
 
     STATE: ClassVar[Table] = {
@@ -94,13 +95,14 @@ class Machine(Stateful):
         self.attendants: Attending | None = None
         self.is_paused = False
         self.paused_s = 0.0
+        self.stats_unix_s: float | None = None
         self._console, self._debug_output = Transcript(), Transcript()
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
         self._hints_ns = sorted(config.hints_ns)
         self._powerdown_ns = config.powerdown_ns
-        self._interrupted = False
+        self._interrupted = self._quitting = False
         self._stats_seen = 0
         self.board = make_board(config)
         self.memory: GuestMemory = self.board.memory
@@ -204,7 +206,7 @@ class Machine(Stateful):
         With the virtual clock the run is then the same to the byte as if it had never been cut.  ConfigError, and
         nothing changed, if the state does not fit this machine."""
         restore(self, state)
-        self._interrupted = False
+        self._interrupted = self._quitting = False
 
     def parts(self) -> dict[str, HasState]:
         """What `save` saves, in the order in which it is put back."""
@@ -292,6 +294,10 @@ class Machine(Stateful):
         """End the run at the next opportunity, as interrupted; may be called from a signal handler."""
         self._interrupted = True
 
+    def quit(self) -> None:
+        """End the run at the next opportunity, as somebody who drives it wishes: nothing has gone wrong."""
+        self._quitting = True
+
     def _is_over(self) -> bool:
         """Turn a reason to stop into the outcome."""
         if self.outcome is not None:
@@ -300,6 +306,8 @@ class Machine(Stateful):
             self._finish_stopped(self.platform.stop)
         elif self._interrupted:
             self._finish("interrupted", 130, "the run was interrupted from outside")
+        elif self._quitting:
+            self._finish("host-quit", 0, "the run was ended from outside by quit")
         elif self.config.for_ns is not None and self.now_ns >= self.config.for_ns:
             self._finish_unless_broken("deadline", f"{self.config.for_ns / 1e9:g} s of guest time are over")
         return self.outcome is not None
@@ -386,6 +394,10 @@ class Machine(Stateful):
             transport, device = watched
             self.platform.carry_out(transport.signal(device.look(self.now_ns, at_the_end=at_the_end)))
 
+    def tell(self) -> None:
+        """Hand what has happened to the observers now; between two runs of the CPU they hear of it by themselves."""
+        self._settle_output()
+
     def _settle_output(self) -> None:
         """Hand events and console output to the observers.
 
@@ -405,6 +417,7 @@ class Machine(Stateful):
             reports = self.board.balloon[1].stats_reports
             if reports != self._stats_seen:
                 self._stats_seen = reports
+                self.stats_unix_s = time.time()
                 for observer in self.observers:
                     observer.on_stats(self.now_ns)
 

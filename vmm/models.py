@@ -143,11 +143,12 @@ _SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
 class DeviceConfig:
     """One device: `properties` are (name, value) in the order of their names: every flag of the model as "on" or "off",
     every choice, and where it is: "addr", its PCI device number in hexadecimal, or "slot", the number of a virtio-mmio
-    device."""
+    device.  `is_named` says that the user chose the id."""
 
     driver: str
     id: str
     properties: tuple[tuple[str, str], ...] = ()
+    is_named: bool = True
 
     def flag(self, name: str) -> bool:
         """Whether the property `name` is on; KeyError when the model has no such flag."""
@@ -268,8 +269,9 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
             f"{model.driver}: profile={values['profile']} says what becomes of guest errors itself; "
             f"guest-errors={values['guest-errors']} must not stand beside it."
         )
-    name = values.pop("id", "") or _free_name(model.stem, set(taken))
-    return DeviceConfig(model.driver, name, tuple(sorted(values.items())))
+    chosen = values.pop("id", "")
+    name = chosen or _free_name(model.stem, set(taken))
+    return DeviceConfig(model.driver, name, tuple(sorted(values.items())), bool(chosen))
 
 
 def _parse_value(model: Model, prop: Property, text: str) -> str:

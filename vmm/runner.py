@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from devices.errors import ConfigError
 from vmm.control.attendants import Attendant, Attendants
 from vmm.control.options import NOT_DRIVEN, ControlOptions
 from vmm.control.serving import attended
@@ -56,6 +57,7 @@ class Request:
 def run(request: Request) -> int:
     """Carry out `request` on this process's terminal and signals; returns the exit status."""
     start_s = time.perf_counter()
+    _check_stdio(request)
     with ExitStack() as stack:
         report_file = ReportFile(Path(request.report)) if request.report else None
         if report_file is not None:
@@ -88,6 +90,13 @@ def run(request: Request) -> int:
         except OutputGone:
             forget_stdout()
         return int(report["exit_code"])
+
+
+def _check_stdio(request: Request) -> None:
+    """ConfigError when two want the standard input and output."""
+    wanted = request.control.on_stdio + ("stdio" in (request.serial, request.debugcon)) + request.json
+    if request.control.on_stdio and wanted > 1:
+        raise ConfigError("The standard input and output can serve one only: a protocol, the console, or --json.")
 
 
 def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | None, attendants: Attendants) -> None:
@@ -144,7 +153,7 @@ def _display(request: Request, machine: Machine) -> Silent:
         return Silent()
     if request.shell_ready is not None:
         return ShellDisplay()
-    if "stdio" in (request.serial, request.debugcon):
+    if request.control.on_stdio or "stdio" in (request.serial, request.debugcon):
         return PlainDisplay(machine, GuardedText(sys.stderr), show_console=not request.serial)
     show_console = not request.serial
     if can_draw(sys.stdout):

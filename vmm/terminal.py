@@ -106,6 +106,8 @@ class ConsoleInput:
         """Whether something may still come, so that a guest that sleeps without a deadline is not over."""
         return not self._at_end or bool(self._waiting) or self._types_end
 
+    due_s: None = None
+
     def serve(self) -> None:
         """Offer the port what is there; called between two runs of the CPU."""
         self._waiting = self._machine.board.serial.take_unread() + self._waiting

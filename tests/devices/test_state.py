@@ -157,7 +157,8 @@ BUILT: dict[type, str] = {
     PpcPlatform: "attentive cpu _board _clock _memory",
     PcPlatform: "attentive cpu _board _clock _memory _pc",
     Transcript: "",
-    Machine: "config observers debug_sinks attendants is_paused paused_s _interrupted board memory",
+    Machine: "config observers debug_sinks attendants is_paused paused_s stats_unix_s _interrupted _quitting board "
+    "memory",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
 the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,

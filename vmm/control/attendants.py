@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, Self
@@ -27,6 +28,11 @@ class Attendant(Protocol):
     @property
     def can_wake(self) -> bool:
         """Whether it may still bring something that a guest without any deadline waits for."""
+        ...
+
+    @property
+    def due_s(self) -> float | None:
+        """When it has something to do, whatever comes, by the host's monotonic clock; None: never."""
         ...
 
     def serve(self) -> None:
@@ -70,6 +76,8 @@ class Attendants:
                 return
             for fd, events in awaited:
                 poll.register(fd, events)
+            if attendant.due_s is not None:
+                seconds = min(seconds, attendant.due_s - time.monotonic())
         poll.poll(min(max(seconds, 0.0), LONGEST_WAIT_S) * 1000)
         with suppress(BlockingIOError):
             self._woken.recv(_SIGNALS_BYTES)

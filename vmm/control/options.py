@@ -23,5 +23,10 @@ class ControlOptions:
         """All of them."""
         return (*self.qmp, *self.monitor, *self.gdb, *self.metrics)
 
+    @property
+    def on_stdio(self) -> int:
+        """How many protocols want the standard input and output."""
+        return sum(address.kind == "stdio" for address in self.addresses)
+
 
 NOT_DRIVEN = ControlOptions()

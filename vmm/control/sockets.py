@@ -3,8 +3,10 @@
 Owns the sockets, how much is read and kept, and what becomes of a peer that is slow or gone.  Refuses to know what the
 bytes mean: a `Session` does.
 
-Nothing that a peer does can hold the machine up.  A turn takes one piece of each connection; a peer that does not read
-its answers is not read from until it does; one that still makes us keep more (by events) is let go.
+Nothing that a peer does can hold the machine up.  A turn takes one piece of each connection, and stops after `WORK_S`:
+the others come first in the next, which comes the later the longer this one took.  A session that cannot do all that a
+piece asks for says so (`Connection.go_on`) and is not read from until it has done it.  A peer that does not read its
+answers is not read from until it does; one that still makes us keep more (by events) is let go.
 """
 
 from __future__ import annotations
@@ -29,9 +31,14 @@ UNREAD_BYTES = 1 << 16
 MOST_UNSENT_BYTES = 1 << 22
 """A peer that leaves more than this unread is let go."""
 MOST_CONNECTIONS = 64
-BACKLOG = 16
+BACKLOG = 128
+ACCEPTED_A_TURN = 16
 LOOK_EVERY_S = 0.001
 """Between two runs of the CPU the sockets are looked at so often, while nobody sleeps."""
+WORK_S = 0.001
+"""A turn that has taken so long is over; what is left waits for the next."""
+REST = 4
+"""While the machine is busy, so many times what a turn took is its own before the next."""
 LINGER_S = 1.0
 """At the end so long is waited for peers to take what was sent."""
 _PRIVATE = 0o077
@@ -58,6 +65,7 @@ class Connection:
         self._owner = owner
         self._unsent = bytearray()
         self._closing = False
+        self._work: Callable[[], None] | None = None
         self.at_end = False
         self.is_open = True
         self.session: Session | None = None
@@ -69,10 +77,27 @@ class Connection:
             if len(self._unsent) > MOST_UNSENT_BYTES:
                 self.close()
 
+    def go_on(self, work: Callable[[], None]) -> None:
+        """Have the session's `work` called in the next turn, unless the peer does not read; nothing is read before."""
+        self._work = work
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the session wants to go on, and may."""
+        return self.is_open and self._work is not None and self._may_answer()
+
+    def work(self) -> None:
+        """Let the session go on."""
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+        if self._closing or self.at_end:
+            self.finish()
+
     def finish(self) -> None:
-        """Close as soon as everything is sent."""
+        """Close as soon as everything is done and sent."""
         self._closing = True
-        if not self._unsent:
+        if not self._unsent and self._work is None:
             self.close()
 
     def close(self) -> None:
@@ -103,7 +128,10 @@ class Connection:
                     yield self._write_fd, writing
 
     def _may_read(self) -> bool:
-        return not self.at_end and not self._closing and len(self._unsent) <= UNREAD_BYTES
+        return not self.at_end and not self._closing and self._work is None and self._may_answer()
+
+    def _may_answer(self) -> bool:
+        return len(self._unsent) <= UNREAD_BYTES
 
     def ready(self, fd: int, events: int) -> None:
         """Poll found `events` on `fd`, which is one of this connection's."""
@@ -130,6 +158,8 @@ class Connection:
 
     def flush(self) -> None:
         """Send what the peer takes now."""
+        if self._owner is None and not _takes(self._write_fd):
+            return  # it is shared with others, and so may not be made one that never blocks
         try:
             sent = os.write(self._write_fd, self._unsent[: select.PIPE_BUF] if self._owner is None else self._unsent)
         except BlockingIOError:
@@ -138,8 +168,24 @@ class Connection:
             self.close()
             return
         del self._unsent[:sent]
-        if self._closing and not self._unsent:
-            self.close()
+        if self._closing:
+            self.finish()
+
+
+def _takes(fd: int) -> bool:
+    """Whether a pipe or terminal takes a piece of PIPE_BUF bytes now."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+class Timer(Protocol):
+    """Something to do at a time of the host's monotonic clock."""
+
+    @property
+    def due_s(self) -> float | None: ...
+
+    def fire(self) -> None: ...
 
 
 MakeSession = Callable[[Connection], Session]
@@ -151,6 +197,7 @@ class Listener:
     def __init__(self, address: Address, make_session: MakeSession, what: str) -> None:
         self.address = address
         self.make_session = make_session
+        self.had_peer = False
         self.socket = _listen(address, what)
         if address.kind == "tcp":
             self.address = Address("tcp", host=address.host, port=self.socket.getsockname()[1], wait=address.wait)
@@ -171,6 +218,7 @@ class Server:
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
         self.connections: list[Connection] = []
+        self.timers: list[Timer] = []
         self.keeps_alive = False
         self._look_at_s = 0.0
 
@@ -184,6 +232,11 @@ class Server:
             return address
         self.listeners.append(Listener(address, make_session, what))
         return self.listeners[-1].address
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a listener still waits for its first peer, as it was told to."""
+        return any(each.address.wait and not each.had_peer for each in self.listeners)
 
     def _begin(self, connection: Connection, make_session: MakeSession) -> None:
         self.connections.append(connection)
@@ -208,8 +261,15 @@ class Server:
     def can_wake(self) -> bool:
         return self.keeps_alive
 
-    def awaited(self) -> Iterable[tuple[int, int]]:
+    @property
+    def due_s(self) -> float | None:
+        """When the first timer is due."""
+        return min((each.due_s for each in self.timers if each.due_s is not None), default=None)
+
+    def awaited(self) -> Iterable[tuple[int, int]] | None:
         self._look_at_s = 0.0  # whatever ends the sleep may have come from here
+        if any(each.has_work for each in self.connections):
+            return None
         return [*((each.socket.fileno(), select.POLLIN) for each in self.listeners), *self._connections_awaited()]
 
     def _connections_awaited(self) -> Iterable[tuple[int, int]]:
@@ -219,11 +279,16 @@ class Server:
     def serve(self) -> None:
         """Look at the sockets, at most every `LOOK_EVERY_S` while the machine is busy."""
         now_s = time.monotonic()
+        for timer in self.timers:
+            if timer.due_s is not None and timer.due_s <= now_s:
+                timer.fire()
         if now_s >= self._look_at_s:
-            self._look_at_s = now_s + LOOK_EVERY_S
             self._look(0)
+            took_s = time.monotonic() - now_s
+            self._look_at_s = now_s + took_s + max(LOOK_EVERY_S, REST * took_s)
 
     def _look(self, seconds: float) -> None:
+        """One turn."""
         poll = select.poll()
         owners: dict[int, Listener | Connection] = {each.socket.fileno(): each for each in self.listeners}
         for fd in owners:
@@ -232,27 +297,53 @@ class Server:
             for fd, events in connection.awaited():
                 poll.register(fd, events)
                 owners[fd] = connection
-        for fd, events in poll.poll(seconds * 1000):
-            owner = owners[fd]
-            if isinstance(owner, Listener):
-                self._accept(owner)
-            elif owner.is_open:
-                owner.ready(fd, events)
+        ready = poll.poll(0 if any(each.has_work for each in self.connections) else seconds * 1000)
+        end_s = time.monotonic() + WORK_S
+        events_of: dict[Listener | Connection, list[tuple[int, int]]] = {}
+        for fd, events in ready:
+            events_of.setdefault(owners[fd], []).append((fd, events))
+        everybody: list[Listener | Connection] = [*self.listeners, *self.connections]
+        for owner in everybody:
+            if time.monotonic() >= end_s:
+                break
+            self._serve_one(owner, events_of.get(owner, ()))
         for connection in self.connections:
             if connection.has_unsent:
                 connection.flush()
         self.connections = [each for each in self.connections if each.is_open]
 
+    def _serve_one(self, owner: Listener | Connection, events: Iterable[tuple[int, int]]) -> None:
+        """Let one in, or let one connection have its turn; it is the last in the next."""
+        if isinstance(owner, Listener):
+            if events:
+                self._accept(owner)
+            return
+        if owner.has_work:
+            owner.work()
+        for fd, what in events:
+            if owner.is_open:
+                owner.ready(fd, what)
+        self.connections.remove(owner)
+        self.connections.append(owner)
+
     def _accept(self, listener: Listener) -> None:
+        """Let in who waits, a few in a turn."""
+        for _ in range(ACCEPTED_A_TURN):
+            if not self._accept_one(listener):
+                break
+
+    def _accept_one(self, listener: Listener) -> bool:
         try:
             peer, _ = listener.socket.accept()
         except OSError:  # it is gone already, or there are no descriptors left: the next turn tries again
-            return
+            return False
         if len(self.connections) >= MOST_CONNECTIONS:
             peer.close()
-            return
+            return True
         peer.setblocking(False)
+        listener.had_peer = True
         self._begin(Connection(peer.fileno(), peer.fileno(), peer), listener.make_session)
+        return True
 
 
 def _listen(address: Address, what: str) -> socket.socket:
@@ -265,14 +356,15 @@ def _listen(address: Address, what: str) -> socket.socket:
         made.setblocking(False)
         return made
     except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        number = error.errno if isinstance(error, OSError) and error.errno else 0
+        why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{what} cannot be served at {address}: {why}.") from error
 
 
 def _listen_unix(path: str) -> socket.socket:
     """A socket file that only its owner can use.  What an ended run left behind is replaced; what a living one serves,
     or what is no socket, is not."""
-    if _is_stale(path):
+    if is_stale(path):
         os.unlink(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(_PRIVATE)  # from the first moment on, not only after a chmod
@@ -288,7 +380,7 @@ def _listen_unix(path: str) -> socket.socket:
     return made
 
 
-def _is_stale(path: str) -> bool:
+def is_stale(path: str) -> bool:
     """Whether there is a socket at `path` at which nobody listens."""
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
@@ -296,6 +388,7 @@ def _is_stale(path: str) -> bool:
     except OSError:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # one that lives may be stopped, with as many waiting as there may be
         try:
             probe.connect(path)
         except ConnectionRefusedError:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ class Echo:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(sockets, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(sockets, "REST", 0)
     Echo.made, Echo.times = [], 1
     made = Server()
     yield made
@@ -188,3 +190,100 @@ def test_there_is_an_end_to_how_many_peers_there_are(server: Server, path: str) 
     assert peers[-1].recv(1) == b""
     for peer in peers:
         peer.close()
+
+
+class Slow:
+    """A session that does one thing a turn for each byte, and writes down whose turn it was."""
+
+    turns: ClassVar[list[Slow]] = []
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.left = 0
+
+    def received(self, data: bytes) -> None:
+        self.left += len(data)
+        self.go_on()
+
+    def go_on(self) -> None:
+        Slow.turns.append(self)
+        self.left -= 1
+        self.connection.send(b"x")
+        if self.left:
+            self.connection.go_on(self.go_on)
+
+    def ended(self) -> None: ...
+
+
+def test_a_session_with_much_to_do_does_a_piece_a_turn_and_is_not_read_from_meanwhile(
+    server: Server, path: str
+) -> None:
+    Slow.turns = []
+    server.listen(Address("unix", path=path), Slow, "The slow one")
+    with connect(server, path) as peer:
+        peer.sendall(b"abc")
+        server.serve()
+        assert len(Slow.turns) == 1
+        assert server.awaited() is None  # nobody sleeps while there is something to do
+        peer.sendall(b"de")
+        server.serve()
+        assert (len(Slow.turns), Slow.turns[0].left) == (2, 1)
+        peer.shutdown(socket.SHUT_WR)
+        serve_until(server, lambda: not server.connections)
+        assert peer.recv(100) == b"xxxxx"
+
+
+def test_a_turn_that_took_long_enough_leaves_the_others_for_the_next(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Slow.turns = []
+    server.listen(Address("unix", path=path), Slow, "The slow one")
+    peers = [connect(server, path) for _ in range(3)]
+    monkeypatch.setattr(sockets, "WORK_S", 0.0)
+    for peer in peers:
+        peer.sendall(b"abc")
+    server.serve()
+    assert Slow.turns == []
+    monkeypatch.setattr(sockets, "WORK_S", 10.0)
+    server.serve()
+    assert len(set(map(id, Slow.turns))) == 3
+    for peer in peers:
+        peer.close()
+
+
+def test_a_timer_is_waited_for_and_fires_once_it_is_due(server: Server) -> None:
+    class Once:
+        due_s: float | None = time.monotonic() + 0.05
+
+        def fire(self) -> None:
+            self.due_s = None
+
+    timer = Once()
+    server.timers.append(timer)
+    assert server.due_s == timer.due_s
+    server.serve()
+    assert timer.due_s is not None
+    serve_until(server, lambda: timer.due_s is None)
+    assert server.due_s is None
+
+
+def test_a_standard_output_that_takes_nothing_holds_nobody_up() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)  # as a standard output is, and who else has it counts on it
+    connection = Connection(reader, writer)
+    connection.send(b"x")
+    flushing = threading.Thread(target=connection.flush, daemon=True)
+    flushing.start()
+    flushing.join(5)
+    held_up = flushing.is_alive()
+    os.read(reader, 1 << 20)
+    flushing.join()
+    assert not held_up and connection.has_unsent
+    connection.flush()
+    assert not connection.has_unsent
+    os.close(reader)
+    os.close(writer)
