@@ -93,7 +93,8 @@ FIT = "The saved state does not fit this machine: "
 
 VIRTIO = "memory name device_features driver_order policy queues _used _budget"
 BALLOON = (
-    f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue"
+    f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue "
+    "_partial"
 )
 FUNCTION = "slot devfn name address bars"
 BUILT: dict[type, str] = {
@@ -145,7 +146,7 @@ BUILT: dict[type, str] = {
     StatsConversation: "layout",
     FreePageHinting: "_memory",
     WriteTracking: "_regions _end_pages _close _pagemap _written_before",
-    BalloonPages: "_size _bytes _inside count",
+    BalloonPages: "_size _host_unit _bytes _inside count",
     WriteLog: "",
     SeededEntropy: "seed",
     VirtualClock: "",

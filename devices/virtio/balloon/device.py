@@ -36,6 +36,7 @@ from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES
 from devices.virtio.balloon.imitation import Handler, imitated
 from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
+from devices.virtio.balloon.partial import InflatedPages, PartialPages
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.statsq import StatsDevice
@@ -113,6 +114,7 @@ class Balloon(StatsDevice):
         self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
         self._reader = PfnReader(memory)
         self._pages = BalloonPages(memory)
+        self._partial = None if memory.large is None else PartialPages(memory, memory.large, self._pages)
         self._handlers: Mapping[str, Handler] = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
@@ -143,6 +145,12 @@ class Balloon(StatsDevice):
     def balloon_pages(self) -> int:
         """Pages in the balloon, as inflate and deflate requests made it; a reset empties it."""
         return self._pages.count
+
+    @property
+    def held_pages(self) -> int:
+        """Pages in the balloon that the host has not got back, since its own pages are larger and the neighbours are
+        still the driver's; 0 where the host's pages have 4096 bytes."""
+        return 0 if self._partial is None else self._partial.held_pages
 
     def set_target(self, pages: int, now_ns: int) -> Notifications:
         """Ask for `pages` in the balloon, at most all of RAM.  It survives a reset."""
@@ -175,6 +183,9 @@ class Balloon(StatsDevice):
 
     def _put_in(self, pages: PageSet) -> Notifications:
         self.inflated_pages += self._pages.move(pages, inside=True)
+        if self._partial is not None:
+            in_use = not self.has_feature(spec.VIRTIO_BALLOON_F_MUST_TELL_HOST)
+            return self._discard(self._partial.inflated(pages, in_use=in_use))
         return self._discard(pages) if pages.pages else NO_NOTIFICATIONS
 
     def _take_out(self, pages: PageSet) -> Notifications:
@@ -208,7 +219,7 @@ class Balloon(StatsDevice):
             told |= self.event("ignored-bytes", text)
         return told
 
-    def _discard(self, pages: PageSet | FreePages) -> Notifications:
+    def _discard(self, pages: PageSet | FreePages | InflatedPages) -> Notifications:
         try:
             self.discarded_bytes += pages.discard(self.memory)
             return NO_NOTIFICATIONS
@@ -226,7 +237,7 @@ class Balloon(StatsDevice):
 
     def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
-        free = free_pages(chains)
+        free = free_pages(chains, self.memory.host_page_bytes)
         self.spend(free.pages)
         self.reported_pages += free.pages
         told = NO_NOTIFICATIONS

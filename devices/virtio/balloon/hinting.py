@@ -123,9 +123,10 @@ class FreePageHinting(Stateful):
         The caller discards, and then tells by `discarded` how much it was and ends the round if it has ended."""
         accepted, ignored_bytes, ended = self._accepted(chains, order)
         hints = chains.writable
-        hinted = whole_pages(chains.addr[hints & accepted], chains.length[hints & accepted], 0)
+        unit = self._memory.host_page_bytes
+        hinted = whole_pages(chains.addr[hints & accepted], chains.length[hints & accepted], 0, unit)
         stale = hints & ~accepted
-        stale_pages = whole_pages(chains.addr[stale], chains.length[stale], 0).pages if stale.any() else 0
+        stale_pages = whole_pages(chains.addr[stale], chains.length[stale], 0, unit).pages if stale.any() else 0
         free = hinted.only(*self._tracking.unwritten(hinted.starts, hinted.counts))
         self.hinted_pages += hinted.pages
         return Hints(hinted, free, stale_pages, ignored_bytes + hinted.ignored_bytes, ended)

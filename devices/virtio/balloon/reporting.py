@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from devices import hostcalls
 from devices.memory import PAGE_BYTES, PAGE_SHIFT, U64, GuestMemory, Run
 from devices.virtio.chains import Chains
 
@@ -52,18 +51,18 @@ class FreePages(NamedTuple):
         return list(map(Run, self.starts.tolist(), self.counts.tolist()))
 
 
-def free_pages(chains: Chains) -> FreePages:
+def free_pages(chains: Chains, host_page_bytes: int = PAGE_BYTES) -> FreePages:
     """The pages that all chains of a batch report.  Every buffer is inside RAM: no sum of address and length wraps."""
     if chains.writable.all():
-        return whole_pages(chains.addr, chains.length, 0)
+        return whole_pages(chains.addr, chains.length, 0, host_page_bytes)
     addr, length = chains.addr[chains.writable], chains.length[chains.writable]
-    return whole_pages(addr, length, int(chains.length[~chains.writable].sum()))
+    return whole_pages(addr, length, int(chains.length[~chains.writable].sum()), host_page_bytes)
 
 
-def whole_pages(addr: U64, length: U64, ignored_bytes: int) -> FreePages:
+def whole_pages(addr: U64, length: U64, ignored_bytes: int, host_page_bytes: int = PAGE_BYTES) -> FreePages:
     """The whole pages inside ranges of RAM, two arrays of shape (n,); `ignored_bytes` were left out before."""
     total = int(length.sum()) + ignored_bytes
-    unit = np.uint64(max(PAGE_BYTES, hostcalls.PAGE_BYTES))
+    unit = np.uint64(max(PAGE_BYTES, host_page_bytes))
     starts = (addr + (unit - _ONE)) // unit * unit
     ends = (addr + length) // unit * unit
     whole = ends > starts

@@ -10,14 +10,12 @@ import random
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
-from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from devices import hostcalls
 from devices.memory import PAGE_BYTES, GuestMemory
 from devices.virtio import reference
 from devices.virtio.balloon.hinting import FreePageHinting
@@ -151,8 +149,7 @@ def test_reports_are_understood_alike(memory: GuestMemory, seed: int, odd: float
     made = Reports(seed, odd)
     chains = [made.chain(head) for head in range(count)]
     expected, ignored = reference.reported_of(chains, host_page)
-    with mock.patch.object(hostcalls, "PAGE_BYTES", host_page):
-        found = free_pages(as_arrays(chains))
+    found = free_pages(as_arrays(chains), host_page)
     runs = found.runs()
     event("nothing" if not runs else "one run" if len(runs) == 1 else "many runs")
     assert [pfn for start, pages in runs for pfn in range(start, start + pages)] == expected
