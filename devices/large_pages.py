@@ -39,10 +39,12 @@ class LargePages:
         self._fd = backing.fd
         self._page_bytes = backing.page_bytes
         self._is_huge = backing.kind == "hugepages"
+        self._ragged = _ragged(regions, self.unit)
 
     def discard(self, starts: U64, counts: U64) -> int:
         """Give the host its pages that lie wholly in one of these runs of pages of RAM, arrays of shape (n,), and clear
-        the rest of the runs.  Returns the bytes given back."""
+        the rest of the runs; of a page that is not all RAM, all its RAM must be in the runs.  Returns the bytes given
+        back."""
         unit = np.uint64(self.unit)
         ends = starts + counts
         firsts, lasts = (starts + (unit - _ONE)) // unit, ends // unit
@@ -53,7 +55,21 @@ class LargePages:
         for start, end in (*_pairs(starts, heads), *_pairs(tails, ends)):
             if start < end:
                 self.clear(np.arange(start, end, dtype=np.uint64))
-        return self.free_runs(firsts[whole], (lasts - firsts)[whole])
+        done = self.free_runs(firsts[whole], (lasts - firsts)[whole])
+        return done + self.free(self._covered(starts, ends)) if self._ragged else done
+
+    def _covered(self, starts: U64, ends: U64) -> U64:
+        """Which pages of the host's that are not all RAM have all their RAM in these runs."""
+        numbers = []
+        for number, parts in self._ragged.items():
+            low, high = number * self.unit, (number + 1) * self.unit
+            near = (starts < high) & (ends > low)
+            covered = np.zeros(self.unit, np.bool_)
+            for start, end in _pairs(starts[near], ends[near]):
+                covered[max(start - low, 0) : end - low] = True
+            if all(covered[first - low : last - low].all() for first, last in parts):
+                numbers.append(number)
+        return np.array(numbers, np.uint64)
 
     def free(self, numbers: U64) -> int:
         """Give pages of the host's back, ascending `numbers` of shape (n,).  Returns their bytes."""
@@ -112,6 +128,23 @@ class LargePages:
         small = hostcalls.present_pages(address, (high - low) * self._page_bytes)
         flags: Flags = np.bitwise_or.reduce(small.reshape(high - low, -1), axis=1)
         return flags
+
+
+def mappings_of(regions: Sequence[Region]) -> dict[int, int]:
+    """The bytes of each mapping behind `regions`, by its address; regions may share one."""
+    return {region.address - (region.gpa - region.base): len(region.mapping) for region in regions}
+
+
+def _ragged(regions: Sequence[Region], unit: int) -> dict[int, list[tuple[int, int]]]:
+    """The pages of the host's that have RAM and something else, ascending, each with its pieces of RAM: the first page,
+    and the one behind the last."""
+    parts: dict[int, list[tuple[int, int]]] = {}
+    for region in regions:
+        first, last = region.gpa >> _PAGE_SHIFT, region.end >> _PAGE_SHIFT
+        for number in {first // unit, (last - 1) // unit}:
+            low, high = max(first, number * unit), min(last, (number + 1) * unit)
+            parts.setdefault(number, []).append((low, high))
+    return {n: found for n, found in sorted(parts.items()) if sum(last - first for first, last in found) < unit}
 
 
 def _runs(numbers: U64) -> list[tuple[int, int]]:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices import hostcalls
+from devices.large_pages import mappings_of
 from devices.state import State, refuse, require_fields, require_list
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class WriteTracking:
             self._close = (weakref.finalize(self, os.close, watch),)
             self._pagemap = hostcalls.open_pagemap()
             self._close += (weakref.finalize(self, os.close, self._pagemap),)
-            for address, length in _mappings(self._regions).items():
+            for address, length in mappings_of(self._regions).items():
                 hostcalls.watch_writes(watch, address, length)
             hostcalls.unwritten_runs(self._pagemap, self._regions[0].address, hostcalls.PAGE_BYTES)
         except OSError as error:
@@ -143,8 +144,3 @@ class WriteTracking:
         self._written_before = np.ones(self._end_pages, np.bool_)
         for first, count in saved["unwritten"]:
             self._written_before[first : first + count] = False
-
-
-def _mappings(regions: Sequence[Region]) -> dict[int, int]:
-    """The bytes of each mapping, by its address: regions may share one, and huge pages can only be watched whole."""
-    return {region.address - (region.gpa - region.base): len(region.mapping) for region in regions}

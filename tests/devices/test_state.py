@@ -158,7 +158,7 @@ BUILT: dict[type, str] = {
     PpcPlatform: "attentive cpu _board _clock _memory",
     PcPlatform: "attentive cpu _board _clock _memory _pc",
     Transcript: "",
-    Machine: "config observers debug_sinks typist _interrupted board memory",
+    Machine: "config observers debug_sinks typist _interrupted board memory _shortage",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
 the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,
