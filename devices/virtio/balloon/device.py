@@ -125,7 +125,12 @@ class Balloon(StatsDevice):
         if policy.payload != OUR_PAYLOAD:
             self._handlers = imitated(self, policy.payload, self._handlers)
         # What the slices of each queue's batches do with their pages.
-        self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
+        self._page_handlers = {
+            "inflateq": self._put_in,
+            "deflateq": self._take_out,
+            "free_page_vq": self._discard_hinted_slice,
+            "reporting_vq": self._discard,
+        }
         self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]
         self._sliced = [SlicedBatch(memory, self._reader, self._payload_limit) for _ in self._page_queues]
 
@@ -264,6 +269,11 @@ class Balloon(StatsDevice):
         self.work_is_left()
         return self._sliced[self._page_queues.index(queue)]
 
+    def _drop_rest(self, queue_name: str) -> None:
+        for queue, batch in zip(self._page_queues, self._sliced, strict=True):
+            if queue.name == queue_name:
+                batch.drop_rest()
+
     def carry_on(self, now_ns: int) -> Notifications:
         """One slice for each queue that has a batch in slices."""
         told = NO_NOTIFICATIONS
@@ -286,7 +296,7 @@ class Balloon(StatsDevice):
         told |= self._wrong_entries(queue, batch.bad, 0)
         batch.clear()
         queue.paused = False
-        return told | self.complete(queue, chains)
+        return told | self.complete(queue, chains) | self._slices_done(queue)
 
     # -- the device's life -----------------------------------------------------------------------------------------
 
@@ -336,6 +346,8 @@ class Balloon(StatsDevice):
                 self.check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
                 if saved["carry_on_ns"] is None:
                     raise refuse(f"{where}.carry_on_ns", "a time, since a batch is worked off in slices", None)
+            elif queue.name == "free_page_vq" and saved["hinting"]["ending"]:
+                raise refuse(f"{where}.hinting.ending", "false where no hints are worked off", True)
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)
