@@ -56,17 +56,20 @@ class MemoryState:
         memory = self._memory
         memory.discard(self._holes(saved["extents"]))
         for gpa, data in saved["extents"]:
-            if memory.fd is not None:
+            if memory.fd is not None and memory.backing != "hugepages":
                 hostcalls.write_file(memory.fd, gpa, data)
-            else:
+            else:  # no file, or one that cannot be written to
                 memory.write(gpa, data)
         memory.writes.restore_state(saved["writes"])
 
     def _extents(self) -> Iterator[tuple[int, int]]:
         """(gpa, bytes) of what is backed by host memory, ascending, none across a border of regions."""
-        fd = self._memory.fd
+        fd, large = self._memory.fd, self._memory.large
         for region in self._memory.regions:
-            yield from _resident(region) if fd is None else hostcalls.data_extents(fd, region.gpa, region.end)
+            if large is not None and self._memory.backing == "hugepages":  # whose file does not tell
+                yield from large.held(region)
+            else:
+                yield from _resident(region) if fd is None else hostcalls.data_extents(fd, region.gpa, region.end)
 
     def _holes(self, extents: list[tuple[int, bytes]]) -> Iterator[Run]:
         borders = [(region.gpa, region.end) for region in self._memory.regions]

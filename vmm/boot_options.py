@@ -105,6 +105,14 @@ class BootOptions:
     arch: Annotated[
         str, _option(metavar="x86_64|ppc", help="The processor (x86_64), and with it the board: ppc is big-endian.")
     ] = ""
+    ram_backing: Annotated[
+        str,
+        _option(
+            "--ram-backing",
+            metavar="memfd|anonymous|hugepages[=SIZE]",
+            help="What the host has behind RAM (memfd); huge pages must have been set aside, SIZE is 2M or 1G.",
+        ),
+    ] = ""
     watch_driver: Annotated[
         bool, _option("--watch-driver", help="Tell which rules of the specification the balloon's driver breaks.")
     ] = False
@@ -147,6 +155,7 @@ class BootOptions:
             devices=self.devices,
             arch=self.arch or "x86_64",
             watch_driver=self.watch_driver,
+            ram_backing=self.ram_backing or "memfd",
         )
         return config if row is None else self._with_demonstration(config, row)
 

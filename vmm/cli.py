@@ -47,6 +47,7 @@ EXIT_STATUSES = (
     ("3", "the guest panicked, or reset the machine before the script of --run had ended"),
     ("4", "triple fault: the vector, CS:RIP and the registers are told"),
     ("5", "a device was left needing a reset when the guest ended"),
+    ("6", "the host had no huge page left for what the balloon gave back (--ram-backing hugepages)"),
     ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),
     ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, or nobody reads the output any more"),
 )

@@ -94,6 +94,11 @@ class BalloonControl:
         return self._device.free_page_hint_cmd_id
 
     @property
+    def held_pages(self) -> int:
+        """Pages in the balloon that the host has not got back: its own pages are larger and not wholly in it."""
+        return self._device.held_pages
+
+    @property
     def discarded_bytes(self) -> int:
         """Bytes whose discard was asked of the host, inflated, reported or hinted."""
         return self._device.discarded_bytes

@@ -28,6 +28,7 @@ from vmm.outcome import Outcome, describe_triple_fault, panic_before_reset, pani
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
 from vmm.ppc_platform import PpcPlatform
+from vmm.shortage import ShortageGuard
 from vmm.state import TARGET_STEPS, TIMES, MachineState, restore, save
 from vmm.transcript import Transcript
 from vmm.watch import Breach
@@ -96,9 +97,11 @@ class Machine(Stateful):
         self._stats_seen = 0
         self.board = make_board(config)
         self.memory: GuestMemory = self.board.memory
+        self._shortage = ShortageGuard(self.memory)
         try:
             self.platform = self._make_platform()
         except BaseException:
+            self._shortage.close()
             self.memory.close()
             raise
         if config.poll_ns and self.board.balloon is not None:
@@ -232,6 +235,8 @@ class Machine(Stateful):
     def _step(self, deadline_ns: int | None) -> None:
         """Let the CPU run once, and see why it came back."""
         exit_ = self.platform.cpu.run(self._clock.budget(self.platform.cpu.blocks, deadline_ns))
+        if self._shortage.lost_pages:
+            return  # whatever came after that means nothing
         if exit_.reason is ExitReason.HALTED:
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
@@ -245,7 +250,11 @@ class Machine(Stateful):
         """Turn a reason to stop into the outcome."""
         if self.outcome is not None:
             return True
-        if self.platform.stop is not None:
+        if self._shortage.lost_pages:
+            size = format_size(self._shortage.page_bytes)
+            detail = f"no huge page of {size} was free on the host when the guest used one again that it had given back"
+            self._finish("host-memory", 6, detail)
+        elif self.platform.stop is not None:
             self._finish_stopped(self.platform.stop)
         elif self._interrupted:
             self._finish("interrupted", 130, "the run was interrupted from outside")
@@ -394,6 +403,7 @@ class Machine(Stateful):
     def close(self) -> None:
         """Give RAM and CPU back to the host.  What was counted can still be read; everything else is a ConfigError."""
         self.platform.close()
+        self._shortage.close()
         self.memory.close()
 
     def __enter__(self) -> Machine:

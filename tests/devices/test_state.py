@@ -93,7 +93,8 @@ FIT = "The saved state does not fit this machine: "
 
 VIRTIO = "memory name device_features driver_order policy queues _used _budget"
 BALLOON = (
-    f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue"
+    f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue "
+    "_partial"
 )
 FUNCTION = "slot devfn name address bars"
 BUILT: dict[type, str] = {
@@ -145,7 +146,7 @@ BUILT: dict[type, str] = {
     StatsConversation: "layout",
     FreePageHinting: "_memory",
     WriteTracking: "_regions _end_pages _close _pagemap _written_before",
-    BalloonPages: "_size _bytes _inside count",
+    BalloonPages: "_size _host_unit _bytes _inside count",
     WriteLog: "",
     SeededEntropy: "seed",
     VirtualClock: "",
@@ -157,7 +158,7 @@ BUILT: dict[type, str] = {
     PpcPlatform: "attentive cpu _board _clock _memory",
     PcPlatform: "attentive cpu _board _clock _memory _pc",
     Transcript: "",
-    Machine: "config observers debug_sinks typist _interrupted board memory",
+    Machine: "config observers debug_sinks typist _interrupted board memory _shortage",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
 the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,

@@ -311,11 +311,14 @@ FIELDS = {
         (
             *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
             *("reported_pages", "reported_bytes", "poisoned_pages", "hinted_pages", "hint_discarded_pages"),
-            *("stale_hint_pages", "discarded_bytes", "bad_pfns"),
+            *("stale_hint_pages", "held_pages", "discarded_bytes", "bad_pfns"),
         ),
         int,
     ),
-    "memory": dict.fromkeys(("ram_bytes", "backed_bytes_peak", "backed_bytes_end"), int),
+    "memory": {
+        "backing": str,
+        **dict.fromkeys(("ram_bytes", "host_page_bytes", "backed_bytes_peak", "backed_bytes_end"), int),
+    },
     "stats": {"reason": str, "age_ns": int, "values": dict, "raw": list},
     "queues": list,
     "console": str,

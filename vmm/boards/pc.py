@@ -201,7 +201,7 @@ class PcBoard(Board):
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
         layout = ram_layout(config.memory_bytes)
-        self.memory = GuestMemory(layout)
+        self.memory = GuestMemory(layout, backing=config.ram_backing)
         try:
             self.rom = _rom(config)
             self.memory_map = memory_map(layout, len(self.rom))

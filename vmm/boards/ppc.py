@@ -66,7 +66,7 @@ class PpcBoard(Board):
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
         self.rom = b""
-        self.memory = GuestMemory([(0, config.memory_bytes)])
+        self.memory = GuestMemory([(0, config.memory_bytes)], backing=config.ram_backing)
         try:
             self.payload = loader.load(loader.read_image(config.guest, PPC), self.memory, arch=PPC)
             self.entry = self.payload.entry

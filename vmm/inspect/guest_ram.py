@@ -1,8 +1,10 @@
 """The RAM of a running VMM, mapped into this process: the same pages, nothing copied, nobody stopped.
 
 The VMM's RAM is a memory file whose offsets are guest-physical addresses, so its memory map tells everything: which
-file, and which parts of it are RAM.  The mapping made here is read-only; looking cannot change the guest.  It can
-change what the guest costs, though: reading a hole through `view` makes the host fill it.  `peek` does not.
+file, and which parts of it are RAM.  Of a file in huge pages whole ones are mapped; there its name tells which parts
+are RAM.  The mapping made here is read-only; looking cannot change the guest.  It can change what the guest costs,
+though: reading a hole through `view` makes the host fill it, and where no huge page is left for that the kernel ends
+the process that looks (SIGBUS).  `peek` does not.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from devices import hostcalls
 from devices.errors import ConfigError, OutsideRam
+from devices.host_memory import layout_in
 from vmm.inspect import ptrace_import
+
+_MAP_NORESERVE = 0x4000  # Linux; the mmap module names it only from Python 3.13 on
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,10 @@ class GuestRam:
 
         ConfigError when there is no such process, when it has no such RAM or several of them, or when the host does not
         allow it."""
-        names = (f"/memfd:{name}", f"/memfd:{name} (deleted)")
-        found = [mapping for mapping in ptrace_import.mappings_of(pid) if mapping.pathname in names]
+        found = [mapping for mapping in ptrace_import.mappings_of(pid) if _is_ram(mapping.pathname, name)]
         chosen = _choose(pid, sorted({mapping.inode for mapping in found}), inode, name)
         mine = sorted((mapping for mapping in found if mapping.inode == chosen), key=lambda mapping: mapping.offset)
-        regions = tuple(RamRegion(mapping.offset, mapping.end - mapping.start, mapping.start) for mapping in mine)
+        regions = tuple(region for mapping in mine for region in _regions_in(mapping, name))
         return cls(pid, chosen, regions, _open_memory_file(pid, chosen, mine))
 
     def view(self, gpa: int, length: int) -> NDArray[np.uint8]:
@@ -105,11 +109,37 @@ class GuestRam:
     def _array(self, region: RamRegion) -> NDArray[np.uint8]:
         array = self._arrays.get(region)
         if array is None and self.fd is not None:
-            mapping = mmap.mmap(self.fd, region.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=region.gpa)
-            array = self._arrays[region] = np.frombuffer(mapping, np.uint8)
+            unit = os.fstat(self.fd).st_blksize  # a huge page's size, of a file in huge pages
+            start, end = region.gpa // unit * unit, -(-region.end // unit) * unit
+            end = min(end, os.fstat(self.fd).st_size)
+            flags = mmap.MAP_SHARED | _MAP_NORESERVE  # no huge page is set aside for looking
+            mapping = mmap.mmap(self.fd, end - start, flags, mmap.PROT_READ, offset=start)
+            array = np.frombuffer(mapping, np.uint8)[region.gpa - start :][: region.size]
+            self._arrays[region] = array
         if array is None:
             raise OutsideRam(region.gpa, region.size)
         return array
+
+
+def _file_name(pathname: str | None) -> str:
+    """The name that a memory file was given, or nothing."""
+    path = (pathname or "").removesuffix(" (deleted)")
+    return path.removeprefix("/memfd:") if path.startswith("/memfd:") else ""
+
+
+def _is_ram(pathname: str | None, name: str) -> bool:
+    file_name = _file_name(pathname)
+    return file_name == name or bool(layout_in(file_name, name))
+
+
+def _regions_in(mapping: Any, name: str) -> list[RamRegion]:
+    """The regions of RAM that a mapping of the VMM's has: all of it, unless the file's name says more."""
+    layout = layout_in(_file_name(mapping.pathname), name)
+    length = mapping.end - mapping.start
+    if not layout:
+        return [RamRegion(mapping.offset, length, mapping.start)]
+    inside = ((gpa, size) for gpa, size in layout if 0 <= gpa - mapping.offset < length)
+    return [RamRegion(gpa, size, mapping.start + gpa - mapping.offset) for gpa, size in inside]
 
 
 def _choose(pid: int, inodes: list[int], wanted: int | None, name: str) -> int:

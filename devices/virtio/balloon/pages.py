@@ -153,12 +153,13 @@ class BalloonPages:
 
     def __init__(self, memory: GuestMemory) -> None:
         self._size = memory.regions[-1].end >> PAGE_SHIFT
+        self._host_unit = max(memory.host_page_bytes >> PAGE_SHIFT, 1)
         self.clear()
 
     def clear(self) -> None:
         """Take all pages out."""
-        self._bytes = mmap.mmap(-1, self._size)
-        self._inside = np.frombuffer(self._bytes, np.bool_)
+        self._bytes = mmap.mmap(-1, -(-self._size // self._host_unit) * self._host_unit)
+        self._inside = np.frombuffer(self._bytes, np.bool_)[: self._size]
         self.count = 0
 
     @property
@@ -167,6 +168,10 @@ class BalloonPages:
         view = self._inside.view()
         view.setflags(write=False)
         return view
+
+    def rows(self, unit: int) -> NDArray[np.bool_]:
+        """`inside` in rows of `unit` pages, up to the end of the host's page in which RAM ends."""
+        return np.frombuffer(self._bytes, np.bool_).reshape(-1, unit)
 
     def move(self, pages: PageSet, inside: bool) -> int:
         """Put pages in, or take them out; returns how many were not already where they shall be."""
@@ -183,9 +188,9 @@ class BalloonPages:
 
     def take(self, from_pfn: int) -> tuple[PageSet, int]:
         """Take some of the lowest pages out; returns them, and below which page frame number none is left.  There must
-        be some, and none below `from_pfn`."""
+        be some, and none below `from_pfn`.  No page of the host's is cut in two that is wholly in and begins a run."""
         start = from_pfn + int(self._inside[from_pfn:].argmax())
-        run = self._inside[start : start + _LONGEST_TAKEN_RUN]
+        run = self._inside[start : start + max(_LONGEST_TAKEN_RUN, self._host_unit)]
         length = len(run) if run.all() else int(run.argmin())
         if length >= TAKEN_TOGETHER_PAGES:
             pages, end = PageSet(length, 0, start), start + length
