@@ -20,7 +20,16 @@ from vmm.conformance.registry import check
 from vmm.conformance.rig import Rig, Rigs, applies, equal, holds
 from vmm.testing.balloon import INFLATEQ, STATS_VQ, STATSQ, pfn_bytes
 from vmm.testing.driver import RING_RESET, VERSION_1
-from vmm.testing.pci import BAR0, DEVICE_ID, REVISION_ID, STATUS, STATUS_CAPABILITIES, SUBSYSTEM_DEVICE_ID, VENDOR_ID
+from vmm.testing.pci import (
+    BAR0,
+    COMMAND_MASTER,
+    DEVICE_ID,
+    REVISION_ID,
+    STATUS,
+    STATUS_CAPABILITIES,
+    SUBSYSTEM_DEVICE_ID,
+    VENDOR_ID,
+)
 
 CAPABILITY_BYTES = {COMMON: 16, NOTIFY: 20, ISR: 16, DEVICE: 16, WINDOW: 20, SHARED_MEMORY: 24, VENDOR: 16}
 BALLOON = 5
@@ -32,7 +41,8 @@ STRUCTURES = (COMMON, NOTIFY, ISR, DEVICE)
 
 @check("C1")
 def it_is_a_pci_function(rigs: Rigs) -> None:
-    """Walked the capability list, sized every BAR, moved them all and worked with the device at its new addresses."""
+    """Walked the capability list, sized every BAR, moved them all and worked with the device at its new addresses, also
+    with bus mastering off, when it touches no RAM, and on again."""
     rig = rigs.started()
     function, transport = rig.any_pci.function, rig.any_pci
     holds("the status register announces capabilities", function.read(STATUS, 2) & STATUS_CAPABILITIES)
@@ -49,6 +59,12 @@ def it_is_a_pci_function(rigs: Rigs) -> None:
     pfns = rig.filled()
     rig.inflate(*pfns)
     holds("the device works after its BARs were moved", rig.are_given(pfns))
+    rig.driver.offer(INFLATEQ, readable=[pfn_bytes(rig.filled())])
+    rig.driver.queues[INFLATEQ].publish()
+    function.command &= ~COMMAND_MASTER
+    equal("the addresses changed without bus mastering", rig.changed_by(lambda: transport.notify(INFLATEQ)), [])
+    function.command |= COMMAND_MASTER
+    equal("the number of buffers used once it is on again", len(rig.driver.collect(INFLATEQ)), 1)
 
 
 @check("C2")
