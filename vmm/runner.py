@@ -20,7 +20,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from vmm.display import PlainDisplay, Silent
-from vmm.outputs import LineSink, ReportFile, SerialSink, serial_file, serial_path
+from vmm.outputs import LineSink, SerialSink, serial_file, serial_path
+from vmm.report_file import ReportFile
 from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
 from vmm.terminal import ShellDisplay, console_input
 
