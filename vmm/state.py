@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
 
 SCHEMA = "balloon-vmm machine"
-VERSION = 7
+VERSION = 8
 UNBOUNDED = 1 << 40
 _SIZE = Maybe(COUNTER)
 TIMES = Many(TIME_NS, longest=UNBOUNDED)

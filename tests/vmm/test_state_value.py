@@ -50,7 +50,7 @@ def changed(state: MachineState, change: Callable[[Any], None]) -> MachineState:
 def test_it_is_plain_data_with_a_schema_and_a_version() -> None:
     state = saved_at("300ms")
     assert leaves(state.data) <= {type(None), bool, int, str, bytes}
-    assert (state.data["schema"], state.data["version"]) == (SCHEMA, VERSION) == ("balloon-vmm machine", 7)
+    assert (state.data["schema"], state.data["version"]) == (SCHEMA, VERSION) == ("balloon-vmm machine", 8)
 
 
 def test_registers_have_their_names() -> None:
@@ -200,8 +200,8 @@ def test_another_machine_is_named(options: dict[str, Any], other: str) -> None:
     [
         ({}, "This is not the state of a machine of balloon-vmm."),
         ([], "This is not the state of a machine of balloon-vmm."),
-        ({"schema": SCHEMA, "version": 6}, "The saved state must be of version 7, not 6."),
-        ({"schema": SCHEMA}, "The saved state must be of version 7, not None."),
+        ({"schema": SCHEMA, "version": 7}, "The saved state must be of version 8, not 7."),
+        ({"schema": SCHEMA}, "The saved state must be of version 8, not None."),
     ],
 )
 def test_other_schemas_and_versions_are_refused(data: Any, sentence: str) -> None:

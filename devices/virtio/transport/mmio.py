@@ -228,9 +228,15 @@ class VirtioMmio(Stateful):
         queue = self._queue()
         return queue.max_size if queue is not None and self.device.has_queue(queue) else 0
 
+    def read_queue_size_max(self, now_ns: int) -> int:
+        size = self.queue_size_max
+        if not size:
+            self.device.queue_looked_for(self.queue_sel)
+        return size
+
     def _write_queue(self, field: str, value: int, now_ns: int) -> Effects:
-        if self._queue() is None or not self._claimed():
-            return NOTHING
+        if not self._claimed() or (self._queue() is None and field != "enabled"):
+            return NOTHING  # what a driver wants of a queue that is not there the device may have a word on
         return self.signal(self.device.write_queue(self.queue_sel, field, value, now_ns))
 
     def write_queue_size(self, value: int, now_ns: int) -> Effects:
