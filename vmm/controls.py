@@ -158,8 +158,8 @@ class BalloonControl:
 
     @property
     def offered(self) -> list[str]:
-        """The names of the features that the device offers."""
-        return spec.feature_names(self._device.device_features, self._device.device_id)
+        """The names of the features that the device offers to its driver, by the interface that the driver uses."""
+        return spec.feature_names(self._device.offered_features, self._device.device_id)
 
     @property
     def negotiated(self) -> list[str]:

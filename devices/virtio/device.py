@@ -105,7 +105,7 @@ class VirtioDevice(Service):
         objections: list[str] = []
         legacy = bool(self.legacy)
         if value & ~self.status & _FEATURES_OK and not legacy:
-            mine, theirs = self.device_features, self.driver_features
+            mine, theirs = self.modern_features, self.driver_features
             objections += status.feature_objections(mine, theirs, self.feature_requires, self.device_id)
         before = self.status
         self.status = status.next_status(before, value, not objections, legacy=legacy)

@@ -12,8 +12,8 @@ from tests.boot.guest import MOUNT, SHELL, SHELL_IS_UP, Linux
 pytestmark = debian.needs_debian
 
 WAYS = {
-    "modern": "virtio-balloon-pci",
-    "legacy": "virtio-balloon-pci,disable-legacy=off,disable-modern=on",
+    "modern": ("virtio-balloon-pci", True),
+    "legacy": ("virtio-balloon-pci,disable-legacy=off,disable-modern=on", False),
 }
 NUMBERING = (
     "the driver looks for queue 3, which does not exist with queue-numbering=spec; "
@@ -23,10 +23,11 @@ NUMBERING = (
 
 @pytest.mark.parametrize("way", WAYS)
 def test_linux_gives_up_over_a_gap_in_the_numbers_and_the_run_says_why(way: str, tmp_path: Path) -> None:
-    device = WAYS[way]
+    device, modern = WAYS[way]
     load = "".join(f"insmod /lib/{name}.ko\n" for name in debian.VIRTIO_MODULES)
     archive = debian.initramfs(MOUNT + load + SHELL, debian.VIRTIO_MODULES)
     with Linux(tmp_path, archive, devices=(f"{device},id=b,queue-numbering=spec,free-page-reporting=on",)) as guest:
         guest.wait_for(SHELL_IS_UP)
         assert "probe of virtio0 failed" in guest.console
+        assert ("VIRTIO_F_VERSION_1" in guest.machine.balloon.offered) == modern
         assert [event.text for _, event in guest.events if event.kind == "queue-numbering"] == [NUMBERING]

@@ -13,7 +13,7 @@ from devices.virtio.balloon.features import SUPPORTED_FEATURES
 from devices.virtio.balloon.numbering import NUMBERINGS, Numbering
 from tests.fixtures import MakeMachine
 from tests.support import BalloonMachine, Way
-from vmm.testing import DeviceViolation, LegacyPciTransport
+from vmm.testing import DeviceViolation, LegacyPciTransport, PciTransport
 from vmm.testing.balloon import FREE_PAGE_HINT, PAGE_REPORTING, STATS_VQ, STATSQ
 from vmm.testing.driver import VERSION_1
 
@@ -156,7 +156,7 @@ def test_every_disagreement_is_noticed_and_no_agreement_is_complained_of(make_ma
         if declined & ~offered:
             continue
         machine = machine_with(make_machine, "direct", own, offered)
-        set_up_by(machine, theirs, (machine.balloon.device_features & ~(sum(OPTIONAL))) | offered & ~declined)
+        set_up_by(machine, theirs, accepting(machine, offered, declined))
         meant = {name: machine.driver._number(bit) for bit, name in OPTIONAL.items() if offered & ~declined & bit}
         agreed = all(numbers(machine).get(name) == index for name, index in meant.items())
         assert bool(told(machine)) is not agreed, (own, theirs, offered, declined)
@@ -294,21 +294,42 @@ def test_who_counts_all_queues_and_finds_its_own_is_left_in_peace(make_machine: 
     assert told(machine) == []
 
 
-@pytest.mark.ways("mmio", "mmio-legacy", "legacy", "transitional-legacy")
-def test_a_queue_that_is_set_up_without_a_look_is_told_of_at_once(make_machine: MakeMachine, way: Way) -> None:
-    machine = machine_with(make_machine, way, "spec", PAGE_REPORTING)
-    negotiate(machine, "offered", accepting(machine, PAGE_REPORTING, 0))
+@pytest.mark.ways("pci", "mmio", "mmio-legacy", "legacy", "transitional-legacy")
+@pytest.mark.parametrize(
+    ("own", "theirs", "index", "others"),
+    [("spec", "offered", 2, "offered or negotiated"), ("offered", "spec", 4, "spec")],
+    ids=["a gap", "behind the last"],
+)
+def test_a_queue_that_is_set_up_without_a_look_is_told_of_at_once(
+    make_machine: MakeMachine, way: Way, own: Numbering, theirs: Numbering, index: int, others: str
+) -> None:
+    machine = machine_with(make_machine, way, own, PAGE_REPORTING)
+    negotiate(machine, theirs, accepting(machine, PAGE_REPORTING, 0))
     transport = machine.driver.transport
     if isinstance(transport, LegacyPciTransport):
-        transport.write_register("queue_select", 2)
+        transport.write_register("queue_select", index)
         transport.write_register("queue_address", 0x110)
+    elif isinstance(transport, PciTransport):
+        machine.pci.write_common("queue_select", index)
+        machine.pci.write_common("queue_enable", 1)
     else:
         with pytest.raises(DeviceViolation, match="did not become enabled"):
-            machine.driver.set_up_queue(2, 32)
+            machine.driver.set_up_queue(index, 32)
     assert told(machine) == [
-        "the driver uses queue 2, which does not exist with queue-numbering=spec; "
-        "set queue-numbering=offered or negotiated if it means reporting_vq"
+        f"the driver uses queue {index}, which does not exist with queue-numbering={own}; "
+        f"set queue-numbering={others} if it means reporting_vq"
     ]
+
+
+@pytest.mark.ways(*LOOKING)
+def test_what_one_driver_looked_for_is_not_told_of_the_next(make_machine: MakeMachine, way: Way) -> None:
+    machine = machine_with(make_machine, way, "spec", PAGE_REPORTING)
+    negotiate(machine, "offered", accepting(machine, PAGE_REPORTING, 0))
+    assert machine.driver.transport.queue_max_size(2) == 0
+    negotiate(machine, "spec", accepting(machine, PAGE_REPORTING, 0))
+    machine.events.clear()
+    machine.driver.transport.write_status(machine.driver.transport.read_status() | FAILED)
+    assert told(machine) == []
 
 
 def test_a_look_is_saved_and_told_by_the_device_that_goes_on(make_machine: MakeMachine) -> None:

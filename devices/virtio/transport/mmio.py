@@ -180,7 +180,7 @@ class VirtioMmio(Stateful):
     def device_features(self) -> int:
         """The 32 bits that DeviceFeaturesSel shows; none beyond the 64 that are defined."""
         return (
-            self.device.device_features >> 32 * self.device_features_sel & _BITS if self.device_features_sel < 2 else 0
+            self.device.modern_features >> 32 * self.device_features_sel & _BITS if self.device_features_sel < 2 else 0
         )
 
     def write_driver_features(self, value: int, now_ns: int) -> Effects:

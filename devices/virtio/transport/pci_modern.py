@@ -149,7 +149,7 @@ class VirtioPciModern(VirtioPciFunction):
 
     @property
     def device_feature(self) -> int:
-        return _feature_word(self.device.device_features, self.device_feature_select)
+        return _feature_word(self.device.modern_features, self.device_feature_select)
 
     @property
     def driver_feature(self) -> int:

@@ -63,6 +63,10 @@ class RecordingDevice:
         heard: dict[str, object] = {"calls": [], "notified_data": [], "looked_for": []}
         return {**vars(self), **heard} == {**vars(other), **heard}
 
+    @property
+    def modern_features(self) -> int:
+        return self.device_features
+
     def _record(self, *call: object) -> Notifications:
         self.calls.append(call)
         return self.answer
