@@ -26,7 +26,7 @@ class Negotiation(Stateful):
 
     `legacy` tells by which interface the driver uses it: None as long as it does not, and over a transport that has
     only the modern one.  `driver_order` is the byte order of the driver's processor, which the board sets; it counts on
-    a legacy interface only."""
+    a legacy interface, and for what is in it over any."""
 
     feature_requires: ClassVar[Mapping[int, int]] = {}
     """Feature bit -> the bit it cannot be without (§2.2.1)."""
