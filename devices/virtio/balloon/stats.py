@@ -26,7 +26,7 @@ class Statistics:
     """What is known of the guest's memory.
 
     `reason` is "ok", or why there is nothing or nothing fresh: "not negotiated", "never posted", "malformed" (certainly
-    laid out otherwise than this device reads it; there are no values), "stale" (older than three polling intervals, or
+    laid out otherwise than this device reads it; it says nothing), "stale" (older than three polling intervals, or
     from a driver that has reset the device since).  `age_ns` is None if nothing was ever
     reported.  `values` maps names (QEMU's if it has one) to numbers, `raw` is every (tag, value) in the order sent."""
 

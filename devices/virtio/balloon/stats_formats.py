@@ -93,7 +93,7 @@ MISFITS: Final = ("", UNKNOWN, *FORMATS)
 class Report(NamedTuple):
     """What one buffer said.  `raw` are its (tag, value) pairs in the order sent, `values` those with a known tag by
     name (the last wins), `ignored_bytes` what was left over at the end or beyond the bound.  With a `misfit` the buffer
-    was not laid out as it was read, and there are no values."""
+    was not laid out as it was read, and says nothing."""
 
     raw: tuple[tuple[int, int], ...]
     values: dict[str, int]
@@ -142,4 +142,6 @@ def report_of(raw: tuple[tuple[int, int], ...], ignored_bytes: int, format: str,
         raise ValueError(f"statistics are laid out as {' or '.join(FORMATS)}, not as {format!r}")
     if misfit not in MISFITS or misfit == format:
         raise ValueError(f"statistics laid out as {format} cannot be taken for {misfit!r}")
-    return Report(raw, {} if misfit else FORMATS[format].values(raw), ignored_bytes, format, misfit)
+    if misfit and raw:
+        raise ValueError("statistics that are laid out otherwise say nothing")
+    return Report(raw, FORMATS[format].values(raw), ignored_bytes, format, misfit)

@@ -101,7 +101,7 @@ class StatsDevice(HintedDevice):
         sent_bytes = buffer.readable_bytes()[0]
         report = parse(payload, sent_bytes, layout, orders[layout.name])
         if other := misfit(payload, sent_bytes, report, orders):
-            report = report._replace(values={}, misfit=other)
+            report = report._replace(raw=(), values={}, misfit=other)
         self.ignored_bytes += report.ignored_bytes
         is_news = report.misfit not in ("", self._stats.misfit)
         self._stats.received(report, now_ns)

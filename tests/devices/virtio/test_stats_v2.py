@@ -194,7 +194,8 @@ def events(machine: BalloonMachine, kind: str) -> list[str]:
 @pytest.mark.parametrize("way", EVERY_WAY)
 def test_the_patchs_statistics_are_not_taken_for_final_ones(way: Way, order: Literal["<", ">"]) -> None:
     machine = heard(stats_v2_bytes(ALL, order), "final", way, order)
-    assert (machine.statistics().reason, machine.statistics().values) == ("malformed", {})
+    found = machine.statistics()
+    assert (found.reason, found.values, found.raw) == ("malformed", {}, ())
     assert events(machine, "stats-malformed") == [
         "the driver's statistics are laid out as with stats-format=v2, and this device has stats-format=final"
     ]
@@ -212,7 +213,8 @@ def test_final_statistics_are_not_taken_for_the_patchs(
     way: Way, order: Literal["<", ">"], sent: dict[int, int]
 ) -> None:
     machine = heard(sent, "v2", way, order)
-    assert (machine.statistics().reason, machine.statistics().values) == ("malformed", {})
+    found = machine.statistics()
+    assert (found.reason, found.values, found.raw) == ("malformed", {}, ())
     assert events(machine, "stats-malformed") == [
         "the driver's statistics are laid out as with stats-format=final, and this device has stats-format=v2"
     ], "once, though they came twice"
@@ -237,7 +239,8 @@ def test_a_driver_that_comes_to_speak_the_devices_own_is_understood_and_another_
 
 def test_what_is_no_whole_entry_and_knows_no_tag_is_malformed() -> None:
     machine = heard(b"\xa5" * 57, "final")
-    assert (machine.statistics().reason, machine.statistics().values) == ("malformed", {})
+    found = machine.statistics()
+    assert (found.reason, found.values, found.raw) == ("malformed", {}, ())
     assert events(machine, "stats-malformed") == [
         "the driver's statistics are no whole entries of 10 bytes, and no tag is known"
     ]
@@ -289,4 +292,7 @@ def test_a_saved_report_is_still_malformed(started: BalloonMachine) -> None:
     assert other.statistics(started.now_ns) == before
     state["stats"]["last"]["misfit"] = "v3"
     with pytest.raises(ConfigError, match="'v3'"):
+        other.check_state(state, "balloon")
+    state["stats"]["last"] |= {"misfit": "final", "raw": [[4, 5]]}
+    with pytest.raises(ConfigError, match="say nothing"):
         other.check_state(state, "balloon")
