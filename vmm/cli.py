@@ -194,7 +194,7 @@ def describe_device(driver: str) -> str:
     lines = [f"{model.driver}: {model.summary}"]
     for prop in model.properties:
         values = {"flag": "on|off", "fixed": prop.default, "choice": "|".join(prop.choices)}.get(prop.kind, "VALUE")
-        default = f" (default: {prop.default})" if prop.kind in ("flag", "choice") else ""
+        default = f" (default: {prop.default})" if prop.kind in ("flag", "choice", "size") else ""
         what = f"{prop.help}: only this value in this version" if prop.kind == "fixed" else prop.help
         lines.append(f"  {prop.name + '=' + values:<28} {what}{default}")
     return "\n".join(lines)

@@ -314,6 +314,8 @@ class Machine(Stateful):
         self.outcome = Outcome(kind, exit_code, detail)
         self.platform.sample_backing()
         self._look_at_driver(at_the_end=True)
+        for transport in self.board.transports:
+            self.platform.carry_out(transport.signal(transport.device.run_over()))
         self._settle_output()
 
     # -- time ----------------------------------------------------------------------------------------------------------

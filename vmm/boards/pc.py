@@ -38,6 +38,7 @@ from devices.virtio.balloon import Balloon, Numbering
 from devices.virtio.device import VirtioDevice
 from devices.virtio.policy import POLICIES, Policy
 from devices.virtio.profiles import PROFILES
+from devices.virtio.queue import LEGACY_RING_FEATURES
 from devices.virtio.rng import Rng
 from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
 from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
@@ -344,6 +345,8 @@ _RING_FEATURE_OF = {
     "in_order": spec.VIRTIO_F_IN_ORDER,
     "queue_reset": spec.VIRTIO_F_RING_RESET,
     "notification-data": spec.VIRTIO_F_NOTIFICATION_DATA,
+    "notify_on_empty": spec.VIRTIO_F_NOTIFY_ON_EMPTY,
+    "any_layout": spec.VIRTIO_F_ANY_LAYOUT,
 }
 _FEATURE_OF = {
     **_RING_FEATURE_OF,
@@ -357,8 +360,11 @@ _FEATURE_OF = {
 
 
 def _features(device: DeviceConfig, names: Iterable[str]) -> int:
-    """The mask to offer: VERSION_1, and each of the properties `names` that is on."""
-    return sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
+    """The mask to offer: each of the properties `names` that is on and that an interface of the device has room for."""
+    features = sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
+    if not device.has_modern_interface:
+        return features & 0xFFFFFFFF
+    return features if device.has_legacy_interface else features & ~LEGACY_RING_FEATURES
 
 
 class BalloonUnderWatch(WatchedBalloon, Balloon):
@@ -373,6 +379,7 @@ def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
         board.memory,
         name=device.id,
         features=_features(device, _FEATURE_OF),
+        queue_size=device.number("queue-size"),
         numbering=cast(Numbering, device.choice("queue-numbering")),
         stats_format=device.choice("stats-format"),
         policy=_policy(device),
@@ -391,7 +398,7 @@ def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
         board.entropy.append(SeededEntropy(device.id))
         entropy = board.entropy[-1]
     features = _features(device, _RING_FEATURE_OF)
-    return Rng(board.memory, entropy, name=device.id, features=features)
+    return Rng(board.memory, entropy, name=device.id, features=features, queue_size=device.number("queue-size"))
 
 
 def make_device(board: Board, device: DeviceConfig) -> VirtioDevice:

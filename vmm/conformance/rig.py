@@ -17,6 +17,7 @@ from devices.virtio.spec import ByteOrder
 from vmm.boards.pc import PcBoard
 from vmm.config import make_config
 from vmm.conformance.transports import TransportRow
+from vmm.models import MODERN_ONLY
 from vmm.testing import BalloonDriver, BenchBus, PageAllocator, RawQueue
 from vmm.testing.balloon import INFLATEQ, STATSQ, Stats, pfn_bytes
 from vmm.testing.bench import BusBench
@@ -77,8 +78,7 @@ class Rig:
 
     def __init__(self, row: TransportRow, properties: str = "", processor: ByteOrder = "<") -> None:
         self.row = row
-        device = ",".join(filter(None, (row.device, properties)))
-        config = make_config("hello", memory=MEMORY, devices=(device,))
+        config = make_config("hello", memory=MEMORY, devices=(_device(row.device, properties),))
         self.board = PcBoard(config)
         self.memory = self.board.memory
         self.bus = BenchBus(self.memory, self.board.ports, self.board.mmio)
@@ -236,6 +236,13 @@ class Rig:
 
     def _copy(self, gpa: int, size: int) -> bytes:
         return self.memory.peek(gpa, size)
+
+
+def _device(device: str, properties: str) -> str:
+    """`device` with the `properties` that it can have: a legacy one has no bits for some features."""
+    is_legacy = "disable-modern=on" in device or "force-legacy=on" in device
+    words = [word for word in properties.split(",") if not is_legacy or word.partition("=")[0] not in MODERN_ONLY]
+    return ",".join(filter(None, (device, *words)))
 
 
 class Rigs:

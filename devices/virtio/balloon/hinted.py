@@ -78,13 +78,20 @@ class HintedDevice(NumberedDevice):
     @property
     def hinting_obstacle(self) -> str:
         """Why no round of hinting can be started now, in one clause; "" if one can."""
+        if obstacle := self.hinting_absence:
+            return obstacle
+        return "" if self._hinting.has_ids else "every command id was used and the driver has never sent STOP"
+
+    @property
+    def hinting_absence(self) -> str:
+        """Why the driver hears no command at all; "" if it does."""
         if not self.device_features >> spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT & 1:
             return "the balloon does not offer free page hinting"
         if not self.is_ready:
             return "the guest's driver is not ready"
         if not self.has_feature(spec.VIRTIO_BALLOON_F_FREE_PAGE_HINT):
             return "the guest's driver has not accepted free page hinting"
-        return "" if self._hinting.has_ids else "every command id was used and the driver has never sent STOP"
+        return ""
 
     def start_hinting(self, now_ns: int, *, acknowledge: bool = True) -> Notifications:
         """Ask the driver for hints of free pages, to give them back to the host; with `acknowledge` the driver gets its
