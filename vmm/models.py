@@ -149,6 +149,11 @@ class DeviceConfig:
     id: str
     properties: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def words(self) -> str:
+        """What a user would write for it, with every property."""
+        return ",".join((self.driver, f"id={self.id}", *(f"{name}={value}" for name, value in self.properties)))
+
     def flag(self, name: str) -> bool:
         """Whether the property `name` is on; KeyError when the model has no such flag."""
         given = dict(self.properties)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devices.bus import AddressSpace
@@ -53,6 +54,14 @@ class Transport(Timed, Protocol):
     def signal(self, notifications: Notifications) -> Effects: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a board of a saved machine gets instead of files: the ROM.  Its RAM, and with it the guest, comes with the
+    saved state."""
+
+    rom: bytes
+
+
 class SeededEntropy(Stateful):
     """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
 
@@ -77,10 +86,10 @@ class SeededEntropy(Stateful):
 class Board(Stateful, ABC):
     """The part of a board that is the same for all.  A subclass fills the attributes in.
 
-    `rom` is what the processor finds at power-on (it may be empty), `payload` the guest in RAM, `interrupts` the lines,
-    `timed` whoever has deadlines, `transports` the virtio devices in the order in which the user named them,
-    `entropy` where random bytes come from that must not differ from run to run; `balloon_driver` is what the user calls
-    a balloon on this board."""
+    `rom` is what the processor finds at power-on (it may be empty), `payload` the guest that was put into RAM (None
+    where there is none, or RAM comes with a saved state), `interrupts` the lines, `timed` whoever has deadlines,
+    `transports` the virtio devices in the order in which the user named them, `entropy` where random bytes come from
+    that must not differ from run to run; `balloon_driver` is what the user calls a balloon on this board."""
 
     config: MachineConfig
     memory: GuestMemory
