@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -199,6 +200,10 @@ class Machine(Stateful):
         nothing changed, if the state does not fit this machine."""
         restore(self, state)
         self._interrupted = False
+
+    def standing_still(self) -> AbstractContextManager[None]:
+        """Guest time stands still meanwhile, real time too: for what takes the host time between two steps."""
+        return self._clock.standing_still()
 
     def plan(
         self,

@@ -8,9 +8,10 @@ them; no such file is opened again.
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
+from msgspec import Meta
 
 from devices.errors import ConfigError
 from vmm import __version__
@@ -22,13 +23,18 @@ from vmm.state import SCHEMA, VERSION
 LARGEST_TREE_BYTES = 8 << 20
 LARGEST_BLOBS_BYTES = 64 << 20
 MOST_FOR_RAM = 128  # both may grow with the machine's RAM, by a byte for so many of it
+LONGEST_NAME_BYTES, LONGEST_WORD, LONGEST_DEVICE, MOST_DEVICES = 4096, 40, 2000, 64
+
+_Size = Annotated[int, Meta(ge=0)]
+_Name = Annotated[bytes, Meta(max_length=LONGEST_NAME_BYTES)]
+_Word = Annotated[str, Meta(max_length=LONGEST_WORD)]
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of the file: its bytes there and decompressed, and the SHA-256 of what is in the file."""
 
-    stored: int
-    size: int
+    stored: _Size
+    size: _Size
     sha256: bytes
 
 
@@ -38,27 +44,25 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     schema: str
     version: int
-    written_by: str
-    clock_ns: int
-    guest: bytes
-    title: bytes
-    bios: bytes
-    parameter: bytes
-    memory_bytes: int
-    clock: str
-    for_ns: int | None
-    reset_status: int
-    arch: str
+    written_by: _Word
+    clock_ns: _Size
+    guest: _Name
+    title: _Name
+    bios: _Name
+    parameter: _Name
+    memory_bytes: _Size
+    clock: _Word
+    for_ns: Annotated[int, Meta(ge=1)] | None
+    reset_status: Annotated[int, Meta(ge=0, le=255)]
+    arch: _Word
     watch_driver: bool
-    devices: list[str]
-    chunks_bytes: int
+    devices: Annotated[list[Annotated[str, Meta(max_length=LONGEST_DEVICE)]], Meta(max_length=MOST_DEVICES)]
+    chunks_bytes: _Size
     blobs: Part
     tree: Part
 
     def config(self) -> MachineConfig:
         """The machine.  ConfigError where it cannot be, on this host or on any."""
-        if not 0 <= self.reset_status < 256 or (self.for_ns is not None and self.for_ns < 1):
-            raise Damaged("its machine has an end that cannot be")
         return MachineConfig(
             guest=os.fsdecode(self.guest),
             title=os.fsdecode(self.title),
@@ -110,7 +114,7 @@ def parse(data: bytes, path: str) -> Description:
         if fields.get("version") != VERSION:
             by = fields.get("written_by")
             raise ConfigError(
-                f"The snapshot {path!r} must have a state of version {VERSION}, not {fields.get('version')!r}; "
+                f"The snapshot {path!r} must have a state of version {VERSION}, not {fields.get('version')!s:.20}; "
                 f"vmm {by!s:.20} has written it."
             )
         return msgspec.convert(fields, Description)

@@ -56,7 +56,7 @@ class Snapshot:
         """That the parts lie one behind the other, and none is larger than it can be."""
         found = self._description
         stored = (found.chunks_bytes, found.blobs.stored, found.tree.stored)
-        if min(stored) < 0 or HEADER_BYTES + sum(stored) != end:
+        if HEADER_BYTES + sum(stored) != end:
             raise Damaged("its parts do not fill it")
         description.check_sizes(found.blobs.size, found.tree.size, found.memory_bytes)
         for part in (found.blobs, found.tree):

@@ -39,7 +39,7 @@ def write_snapshot(machine: Machine, path: str | os.PathLike[str], progress: Pro
     replaced when, and only when, the new one is complete and on the disk.  ConfigError when it cannot be written."""
     place = Path(os.path.realpath(path))
     check_place(path)
-    with guarded(f"The snapshot {path}"), _draft(place) as draft:
+    with guarded(f"The snapshot {path}"), _draft(place) as draft, machine.standing_still():
         size = _write(machine, draft.fd, progress)
         os.fsync(draft.fd)
         draft.move(place)
