@@ -4,9 +4,9 @@ A guest with 512 MiB is booted once to the prompt of its shell and put into a sn
 --shell` is started anew, a process of its own each time, with an `echo` typed already; the time ends when its answer
 comes out.  Nothing is kept warm but the host's cache of files.
 
-What a profile showed of half a second: a tenth of a second to the command line, a quarter for importing numpy, Unicorn
-and the devices, a tenth of processor time for the RAM on two threads, and 30 ms in which the guest's code is translated
-anew.
+What a profile showed of half a second of processor time: a tenth of a second up to the command line, a quarter for
+importing numpy, Unicorn and the devices, and a tenth for the RAM, on other threads meanwhile; 30 ms until the guest has
+answered, whose code is translated anew.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Machine(Stateful):
     """A machine made after `config`, at its reset vector, with the guest's image in RAM.
 
     Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
-    give the RAM.  With `saved` no file is read and RAM is empty: a state is to be put into it.  After `run` has
+    give the RAM.  With `saved` no file is read: a state is to be put into it.  After `run` has
     returned an `Outcome` the machine is over; it can still be looked at.
     """
 

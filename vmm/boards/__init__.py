@@ -13,7 +13,7 @@ __all__ = ["Board", "Saved", "make_board"]
 
 
 def make_board(config: MachineConfig, saved: Saved | None = None) -> Board:
-    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read, and RAM is empty.
+    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM."""
     if config.arch == PPC:

@@ -56,10 +56,21 @@ class Transport(Timed, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a board of a saved machine gets instead of files: the ROM.  Its RAM, and with it the guest, comes with the
-    saved state."""
+    """What a board of a saved machine gets instead of files: the ROM, and its RAM, where the guest is or will be."""
 
     rom: bytes
+    memory: GuestMemory
+
+
+def make_memory(layout: list[tuple[int, int]], saved: Saved | None) -> GuestMemory:
+    """The RAM of a board that has it at `layout`, (gpa, bytes) of each region.  ConfigError if what was saved has it
+    elsewhere, or the host cannot give it."""
+    if saved is None:
+        return GuestMemory(layout)
+    if [(region.gpa, region.size) for region in saved.memory.regions] != layout:
+        saved.memory.close()
+        raise ConfigError("The saved state is of a machine with other places of RAM.")
+    return saved.memory
 
 
 class SeededEntropy(Stateful):

@@ -23,7 +23,6 @@ from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.lapic import LocalApic
 from devices.irq.wiring import FIRST_PIRQ_PIN, TIMER_PIN, InterruptWiring
 from devices.keyboard import KeyboardController, SystemControlA
-from devices.memory import GuestMemory
 from devices.pci.ecam import WINDOW_BYTES, Ecam
 from devices.pci.host_bridge import RESET_CONTROL_PORT, RESET_HARD, RESET_NOW, HostBridge
 from devices.pci.piix import PIRQRC, PM_BYTES, IsaBridge, PowerManagement
@@ -47,7 +46,7 @@ from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
-from vmm.boards.board import Board, Saved, SeededEntropy
+from vmm.boards.board import Board, Saved, SeededEntropy, make_memory
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 from vmm.watch import WatchedBalloon
 
@@ -184,7 +183,7 @@ class Rom:
 
 
 class PcBoard(Board):
-    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read, and RAM is empty.
+    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
     """
@@ -201,7 +200,7 @@ class PcBoard(Board):
     def __init__(self, config: MachineConfig, saved: Saved | None = None) -> None:
         self.config = config
         layout = ram_layout(config.memory_bytes)
-        self.memory = GuestMemory(layout)
+        self.memory = make_memory(layout, saved)
         try:
             self.rom = _rom(config) if saved is None else saved.rom
             self.memory_map = memory_map(layout, len(self.rom))

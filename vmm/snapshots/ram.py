@@ -12,14 +12,16 @@ Writing reads the memory file and no mapping: what the balloon gave back stays g
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from devices import hostcalls
 from devices.memory import PAGE_BYTES, PAGE_SHIFT, GuestMemory
 from devices.memory_state import MemoryState
 from devices.state import State, require_fields
@@ -32,6 +34,8 @@ CHUNK = np.dtype([("stored", "<u4"), ("runs", "<u4"), ("pages", "<u4"), ("sha256
 TABLES = {"extents": EXTENT, "runs": RUN, "chunks": CHUNK}
 END_OF_RAM = 1 << 52
 MOST_WORKERS = 8
+_NO_LAYOUT = "its RAM is laid out like no machine's"
+_SWITCH_INTERVAL_S = 0.0005  # how long a thread waits for another that runs Python: it has little to do then
 
 Table = NDArray[np.void]
 Progress = Callable[[int, int], None]
@@ -166,6 +170,7 @@ class StoredRam:
     def __init__(self, fd: int, saved: Any, stored_bytes: int, memory_bytes: int) -> None:
         fields = require_fields("memory", saved, ["regions", "writes", *TABLES])
         self._fd = fd
+        self._memory_bytes = memory_bytes
         self._tables = {name: _table(fields[name], dtype) for name, dtype in TABLES.items()}
         self.outline = {name: fields[name] for name in ("regions", "writes")}
         self._check_extents(memory_bytes)
@@ -227,9 +232,24 @@ class StoredRam:
         found = begins < ends
         return list(zip(begins[found].tolist(), (ends - begins)[found].tolist(), strict=True))
 
-    def read(self, put: Callable[[int, memoryview], None]) -> None:
-        """Call `put` with the address and the contents of each run, from several threads at once.  Damaged at the first
-        chunk that is not what was written; by then others have been put."""
+    @property
+    def layout(self) -> list[Piece]:
+        """(gpa, bytes) of each region of RAM.  Damaged where it is no layout of so much RAM."""
+        regions = self.outline["regions"]
+        found, end, total = [], 0, 0
+        for region in regions if isinstance(regions, list) else []:
+            gpa, size = region if isinstance(region, list) and len(region) == 2 else (None, None)
+            if type(gpa) is not int or type(size) is not int or not end <= gpa < END_OF_RAM or size <= 0:
+                raise Damaged(_NO_LAYOUT)
+            found.append((gpa, size))
+            end, total = gpa + size, total + size
+        if not found or (total | sum(gpa for gpa, _ in found)) % PAGE_BYTES or total > self._memory_bytes:
+            raise Damaged(_NO_LAYOUT)
+        return found
+
+    def read(self, pool: ThreadPoolExecutor, put: Callable[[int, memoryview], None]) -> list[Future[None]]:
+        """Have `pool` call `put` with the address and the contents of each run, from several threads at once.  A job
+        for each chunk, whose result is Damaged if it is not what was written."""
         offsets = HEADER_BYTES + np.cumsum(self._tables["chunks"]["stored"], dtype=np.int64)
         offsets -= self._tables["chunks"]["stored"]
 
@@ -237,13 +257,7 @@ class StoredRam:
             for gpa, data in self._chunk(index, int(offsets[index])):
                 put(gpa, data)
 
-        with ThreadPoolExecutor(workers()) as pool:
-            jobs = [pool.submit(read_chunk, index) for index in range(len(offsets))]
-            try:
-                for job in jobs:
-                    job.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return [pool.submit(read_chunk, index) for index in range(len(offsets))]
 
     def _chunk(self, index: int, offset: int) -> Iterator[tuple[int, memoryview]]:
         chunk = self._tables["chunks"][index]
@@ -274,14 +288,27 @@ def _are_ascending(starts: NDArray[np.uint64], sizes: NDArray[np.uint64], end: i
 
 
 class RestoredRam:
-    """Stands for a machine's memory while its state is put back: the contents come from `stored`.
+    """Memory that is being filled with the contents of `stored`, by threads, from now on: meanwhile the machine around
+    it may be built, which is as much work.  It stands for that machine's memory while the state is put back.
 
-    Putting back may end with Damaged, and the machine is then of no use."""
+    A context manager: at its end nobody writes to `memory` any more, which is the machine's to close."""
 
-    def __init__(self, memory: GuestMemory, stored: StoredRam) -> None:
-        self._memory = memory
-        self._state = MemoryState(memory)
+    def __init__(self, stored: StoredRam) -> None:
+        self.memory = GuestMemory(stored.layout)
+        self._state = MemoryState(self.memory)
         self._stored = stored
+        # A descriptor of their own: the machine may close its memory while they write, and its number get another file.
+        self._fd = None if self.memory.fd is None else os.dup(self.memory.fd)
+        self._pool = ThreadPoolExecutor(workers())
+        self._jobs = stored.read(self._pool, self._put)
+        self._interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+    def _put(self, gpa: int, data: memoryview) -> None:
+        if self._fd is None:
+            self._state.fill(gpa, data)
+        else:
+            hostcalls.write_file(self._fd, gpa, data)
 
     def save_state(self) -> State:
         raise NotImplementedError("this is for restoring only")
@@ -289,16 +316,27 @@ class RestoredRam:
     def check_state(self, saved: Any, where: str) -> None:
         self._state.check_outline(self._stored.outline, where)
         for gpa, length in self._stored.extents:
-            if self._memory.region_of(gpa, length) is None:
+            if self.memory.region_of(gpa, length) is None:
                 raise Damaged("its pages are no RAM of this machine")
 
     def restore_state(self, saved: Any) -> None:
+        """Damaged where the contents are not what was written; the machine is then of no use."""
         state, stored = self._state, self._stored
         state.make_holes(stored.extents)
         for gpa, length in stored.zeros():
             state.fill_with_zeros(gpa, length)
-        stored.read(state.fill)
+        for job in self._jobs:
+            job.result()
         state.restore_outline(stored.outline)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        sys.setswitchinterval(self._interval_s)
+        if self._fd is not None:
+            os.close(self._fd)
 
 
 def contents(stored: StoredRam) -> State:
@@ -312,6 +350,8 @@ def contents(stored: StoredRam) -> State:
         start = gpa - extents[index][0]
         buffers[index][start : start + len(data)] = data
 
-    stored.read(put)
+    with ThreadPoolExecutor(workers()) as pool:
+        for job in stored.read(pool, put):
+            job.result()
     pieces: Any = [[gpa, bytes(buffer)] for (gpa, _), buffer in zip(extents, buffers, strict=True)]
     return {**stored.outline, "extents": pieces}

@@ -65,18 +65,22 @@ class Snapshot:
 
     def boot(self) -> Machine:
         """A new machine that goes on where the snapshot was taken.  ConfigError where it is damaged or does not fit."""
-        from vmm.boards import Saved
-        from vmm.machine import Machine
-
         with self._sentences():
             rom, data = self._read_state()
-            stored = self._stored_ram(data)
-            machine = Machine(self.config, Saved(rom))
-            try:
-                restore(machine, MachineState(data), ram.RestoredRam(machine.memory, stored))
-            except BaseException:
-                machine.close()
-                raise
+            with ram.RestoredRam(self._stored_ram(data)) as restored:
+                return self._build(rom, MachineState(data), restored)
+
+    def _build(self, rom: bytes, state: MachineState, restored: ram.RestoredRam) -> Machine:
+        """The machine around the memory that is being filled."""
+        from vmm.boards import Saved  # only now: meanwhile RAM is read
+        from vmm.machine import Machine
+
+        machine = Machine(self.config, Saved(rom, restored.memory))
+        try:
+            restore(machine, state, restored)
+        except BaseException:
+            machine.close()
+            raise
         return machine
 
     def state(self) -> MachineState:

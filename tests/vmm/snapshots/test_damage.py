@@ -235,6 +235,7 @@ def blob_named_twice(forger: Forger) -> None:
 
 
 NEST = b"\x81\xa3rom" + b"\x91" * 200_000 + b"\xc0"
+LAYOUT = "its RAM is laid out like no machine's"
 PAGES = "its pages are no RAM of this machine"
 HOSTILE: dict[str, tuple[Change, str]] = {
     "another format": (lambda forger: setattr(forger, "format", 2), "must be of format 1, not 2"),
@@ -278,6 +279,17 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a ROM of another size": (in_state("rom", value=bytes(65537)), "its state is none"),
     "another ROM": (in_state("rom", value=bytes(65536)), "of a machine with other firmware"),
     "no state": (in_state("state", value=[]), "its state is none"),
+    "RAM in other places": (in_state("state", "memory", "regions", value=[[0, 1 << 20]]), "other places of RAM"),
+    "RAM in no place": (in_state("state", "memory", "regions", value=[]), LAYOUT),
+    "RAM of no size": (in_state("state", "memory", "regions", value=[[0, 0]]), LAYOUT),
+    "RAM in half pages": (in_state("state", "memory", "regions", value=[[0, 2048]]), LAYOUT),
+    "RAM that wraps round": (in_state("state", "memory", "regions", value=[[4096, (1 << 64) - 4096]]), LAYOUT),
+    "RAM far away": (in_state("state", "memory", "regions", value=[[1 << 62, 4096]]), LAYOUT),
+    "RAM in places that are none": (in_state("state", "memory", "regions", value=[["0", None], 7]), LAYOUT),
+    "RAM in a hundred thousand places": (
+        in_state("state", "memory", "regions", value=[[place << 13, 4096] for place in range(100_000)]),
+        LAYOUT,
+    ),
     "tables of half a row": (in_state("state", "memory", "runs", value=b"12345"), "a table of its RAM is none"),
     "tables that are no bytes": (in_state("state", "memory", "runs", value=5), "a table of its RAM is none"),
     "pages beyond RAM": (tables(extents=[(1 << 40, 1 << 20)], runs=[], chunks=[]), "damaged"),
@@ -300,6 +312,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a chunk of another length": (first_chunk(stored=(1 << 32) - 1), "its chunks are not as long as it says"),
 }
 ONLY_WHEN_BOOTED = {"another ROM", "pages beyond RAM", "pages in a hole of RAM"}
+ONLY_WHEN_BOOTED |= {name for name in HOSTILE if name.startswith("RAM ")}
 
 
 @pytest.mark.parametrize("what", HOSTILE)
