@@ -196,7 +196,7 @@ def read_file(fd: int, offset: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def write_file(fd: int, offset: int, data: bytes) -> None:
+def write_file(fd: int, offset: int, data: bytes | memoryview) -> None:
     """Store `data` in the memory file.  One pwrite stops short of 2 GiB."""
     rest = memoryview(data)
     while rest:

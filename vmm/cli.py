@@ -21,6 +21,7 @@ from vmm import __version__
 from vmm.boot_debian import NAME as DEBIAN
 from vmm.boot_debian import boot_debian, check_options
 from vmm.boot_options import WORDS, BootOptions
+from vmm.boot_restore import boot_restored
 from vmm.conformance.command import CONFORMANCE_EPILOG, CONFORMANCE_HELP, conformance_command
 from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
 from vmm.models import MODELS, did_you_mean, find_model
@@ -72,6 +73,8 @@ Examples:
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
   vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci
+  vmm boot balloon --snapshot-at 1s=balloon.snap
+  vmm boot --restore balloon.snap --for 2s  the same machine from there on, for two seconds more
   vmm boot stats --arch ppc                 the same guest on a big-endian processor
 
 \b
@@ -143,6 +146,8 @@ def boot(options: BootOptions) -> int:
     """Carry out `vmm boot`; returns the exit status."""
     if _show_device_help(options.devices):
         return 0
+    if options.restore is not None:
+        return boot_restored(options)
     check_options(options)
     if options.guest == DEBIAN:
         return boot_debian(options)
@@ -150,7 +155,9 @@ def boot(options: BootOptions) -> int:
 
     from vmm.runner import Request, run
 
-    return run(Request(config, options.serial, options.report, options.json, options.debugcon))
+    return run(
+        Request(config, options.serial, options.report, options.json, options.debugcon, snapshots=options.snapshots)
+    )
 
 
 def _demonstration(row: GuestRow) -> list[str]:

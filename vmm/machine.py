@@ -8,15 +8,16 @@ observers, and the end.  Nothing here changes the count of blocks, so watching a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devices.effects import Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
 from devices.state import COUNTER, PART, TEXT, TIME_NS, HasState, Int, Maybe, Record, Stateful, Table
-from vmm import direct
-from vmm.boards import make_board
+from vmm.boards import Saved, make_board
 from vmm.boards.pc import PcBoard
 from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
@@ -67,7 +68,8 @@ class Machine(Stateful):
     """A machine made after `config`, at its reset vector, with the guest's image in RAM.
 
     Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
-    give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
+    give the RAM.  With `saved` no file is read: a state is to be put into it.  After `run` has
+    returned an `Outcome` the machine is over; it can still be looked at.
     """
 
     STATE: ClassVar[Table] = {
@@ -82,7 +84,7 @@ class Machine(Stateful):
         "_stats_seen": COUNTER,
     }
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, saved: Saved | None = None) -> None:
         self.config = config
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
@@ -95,11 +97,11 @@ class Machine(Stateful):
         self._powerdown_ns = config.powerdown_ns
         self._interrupted = False
         self._stats_seen = 0
-        self.board = make_board(config)
+        self.board = make_board(config, saved)
         self.memory: GuestMemory = self.board.memory
         self._shortage = ShortageGuard(self.memory)
         try:
-            self.platform = self._make_platform()
+            self.platform = self._make_platform(started=saved is not None)
         except BaseException:
             self._shortage.close()
             self.memory.close()
@@ -107,12 +109,14 @@ class Machine(Stateful):
         if config.poll_ns and self.board.balloon is not None:
             self.balloon.set_polling_interval(config.poll_ns)
 
-    def _make_platform(self) -> BoardPlatform:
-        """What answers the CPU, with the CPU where it begins."""
+    def _make_platform(self, *, started: bool) -> BoardPlatform:
+        """What answers the CPU, with the CPU where it begins; a machine that has `started` before gets its state."""
         if not isinstance(self.board, PcBoard):
             return PpcPlatform(self.board, self._clock)
         platform = PcPlatform(self.board, self._clock)
-        if self.config.bios == NO_FIRMWARE:
+        if self.config.bios == NO_FIRMWARE and not started:
+            from vmm import direct  # few start so, and it takes a tenth of the time that everybody's start takes
+
             direct.start(self.board, platform)
         return platform
 
@@ -200,6 +204,41 @@ class Machine(Stateful):
         nothing changed, if the state does not fit this machine."""
         restore(self, state)
         self._interrupted = False
+
+    def standing_still(self) -> AbstractContextManager[None]:
+        """Guest time stands still meanwhile, real time too: for what takes the host time between two steps."""
+        return self._clock.standing_still()
+
+    def plan(
+        self,
+        *,
+        targets: Sequence[TargetStep] | None = None,
+        hints_ns: Sequence[int] | None = None,
+        powerdown_ns: int | None = None,
+        for_ns: int | None = None,
+        poll_ns: int | None = None,
+    ) -> None:
+        """Change what is still to come; None leaves it as it is.  Times count from now.
+
+        ConfigError, and nothing changed, for what this machine's configuration could not have."""
+        now_ns = self.now_ns
+        steps = [replace(step, time_ns=step.time_ns + now_ns) for step in targets or ()]
+        self.config = replace(
+            self.config,
+            targets=tuple(steps),
+            hints_ns=tuple(hints_ns or ()),
+            powerdown_ns=powerdown_ns,
+            for_ns=now_ns + for_ns if for_ns else self.config.for_ns if for_ns is None else for_ns,
+            poll_ns=poll_ns or 0,
+        )
+        if targets is not None:
+            self._steps = sorted(steps, key=lambda step: step.time_ns)
+        if hints_ns is not None:
+            self._hints_ns = sorted(time_ns + now_ns for time_ns in hints_ns)
+        if powerdown_ns is not None:
+            self._powerdown_ns = powerdown_ns + now_ns
+        if poll_ns is not None and self.config.has_balloon:
+            self.balloon.set_polling_interval(poll_ns)
 
     def parts(self) -> dict[str, HasState]:
         """What `save` saves, in the order in which it is put back."""

@@ -165,6 +165,11 @@ class DeviceConfig:
     id: str
     properties: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def words(self) -> str:
+        """What a user would write for it, with every property."""
+        return ",".join((self.driver, f"id={self.id}", *(f"{name}={value}" for name, value in self.properties)))
+
     def flag(self, name: str) -> bool:
         """Whether the property `name` is on; KeyError when the model has no such flag."""
         given = dict(self.properties)
@@ -302,18 +307,20 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
             f"{model.driver}: profile={values['profile']} says what becomes of guest errors itself; "
             f"guest-errors={values['guest-errors']} must not stand beside it."
         )
-    _check_interface(model, values, given)
+    _fit_to_interface(model, values, given)
     name = values.pop("id", "") or _free_name(model.stem, set(taken))
     return DeviceConfig(model.driver, name, tuple(sorted(values.items())))
 
 
-def _check_interface(model: Model, values: Mapping[str, str], given: Mapping[str, str]) -> None:
-    """ConfigError where something was asked for that the device's interface does not have."""
+def _fit_to_interface(model: Model, values: dict[str, str], given: Mapping[str, str]) -> None:
+    """Switch off what the device's interface does not have; ConfigError where it was asked for."""
     switch = "disable-modern=on" if model.bus == "pci" else "force-legacy=on"
     is_legacy = values[switch.removesuffix("=on")] == "on"
     for name in MODERN_ONLY:
         if is_legacy and given.get(name) == "on":
             raise ConfigError(f"{model.driver}: {name}=on needs the modern interface, which {switch} takes away.")
+        if is_legacy:
+            values[name] = "off"
     if not is_legacy and values["any_layout"] == "off":
         raise ConfigError(
             f"{model.driver}: any_layout=off needs {switch}; a device with a modern interface takes any layout."

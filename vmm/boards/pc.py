@@ -23,7 +23,6 @@ from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.lapic import LocalApic
 from devices.irq.wiring import FIRST_PIRQ_PIN, TIMER_PIN, InterruptWiring
 from devices.keyboard import KeyboardController, SystemControlA
-from devices.memory import GuestMemory
 from devices.pci.ecam import WINDOW_BYTES, Ecam
 from devices.pci.host_bridge import RESET_CONTROL_PORT, RESET_HARD, RESET_NOW, HostBridge
 from devices.pci.piix import PIRQRC, PM_BYTES, IsaBridge, PowerManagement
@@ -48,7 +47,7 @@ from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
-from vmm.boards.board import Board, SeededEntropy
+from vmm.boards.board import Board, Saved, SeededEntropy, make_memory
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 from vmm.watch import WatchedBalloon
 
@@ -185,7 +184,7 @@ class Rom:
 
 
 class PcBoard(Board):
-    """Everything that `config` asks for, wired and at power-on.
+    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
     """
@@ -199,15 +198,15 @@ class PcBoard(Board):
     balloon_driver = "virtio-balloon-pci"
     interrupts: InterruptWiring
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, saved: Saved | None = None) -> None:
         self.config = config
         layout = ram_layout(config.memory_bytes)
-        self.memory = GuestMemory(layout, backing=config.ram_backing)
+        self.memory = make_memory(layout, config, saved)
         try:
-            self.rom = _rom(config)
+            self.rom = _rom(config) if saved is None else saved.rom
             self.memory_map = memory_map(layout, len(self.rom))
             self.acpi_files = acpi.build(platform(config))
-            self.payload = self._load(config)
+            self.payload = self._load(config) if saved is None else None
             self._build(config, layout)
         except BaseException:
             self.memory.close()
