@@ -89,7 +89,7 @@ class GuestMemory:
             raise
         if self.fd is None:
             hostcalls.process_madvise_works()  # tried now, so that no request of a guest waits for the answer
-        self._spans = _spans(layout)
+        self._spans = spans_of(layout)
         self.writes = WriteLog()
 
     def _map(self, gpa: int, size: int) -> Region:
@@ -401,7 +401,7 @@ def _check_layout(layout: Sequence[tuple[int, int]]) -> None:
         raise ValueError(f"RAM must end between 1 byte and 8 EiB, not at {end:#x}")
 
 
-def _spans(layout: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def spans_of(layout: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Ascending (start, end) of RAM without a hole: adjoining regions are one span."""
     spans: list[tuple[int, int]] = []
     for gpa, size in layout:

@@ -48,6 +48,7 @@ class GuestRam:
         self.fd: int | None = fd
         self._release = weakref.finalize(self, os.close, fd)
         self._arrays: dict[RamRegion, NDArray[np.uint8]] = {}
+        self._mappings: dict[RamRegion, mmap.mmap] = {}
 
     @classmethod
     def attach(cls, pid: int, *, name: str = "guest-ram", inode: int | None = None) -> GuestRam:
@@ -55,12 +56,11 @@ class GuestRam:
 
         ConfigError when there is no such process, when it has no such RAM or several of them, or when the host does not
         allow it."""
-        names = (f"/memfd:{name}", f"/memfd:{name} (deleted)")
-        found = [mapping for mapping in ptrace_import.mappings_of(pid) if mapping.pathname in names]
+        found = memory_file_mappings(ptrace_import.mappings_of(pid), name)
         chosen = _choose(pid, sorted({mapping.inode for mapping in found}), inode, name)
         mine = sorted((mapping for mapping in found if mapping.inode == chosen), key=lambda mapping: mapping.offset)
         regions = tuple(RamRegion(mapping.offset, mapping.end - mapping.start, mapping.start) for mapping in mine)
-        return cls(pid, chosen, regions, _open_memory_file(pid, chosen, mine))
+        return cls(pid, chosen, regions, open_memory_file(pid, chosen, mine))
 
     def view(self, gpa: int, length: int) -> NDArray[np.uint8]:
         """A read-only uint8 array of shape (length,) that aliases the guest's RAM and changes under the reader's eyes.
@@ -87,13 +87,18 @@ class GuestRam:
             raise OutsideRam(gpa, length)
         return hostcalls.read_file(self.fd, gpa, length)
 
+    def mapping(self, region: RamRegion) -> mmap.mmap:
+        """The read-only mapping of one of `regions`.  OutsideRam after `close`."""
+        self._array(region)
+        return self._mappings[region]
+
     def backed_bytes(self) -> int:
         """How much host memory really stands behind the guest's RAM now."""
         return hostcalls.allocated_bytes(self.fd) if self.fd is not None else 0
 
     def close(self) -> None:
         """Let go; a second time is no error.  Views that are still alive keep their region mapped until they go."""
-        self.regions, self._arrays, self.fd = (), {}, None
+        self.regions, self._arrays, self._mappings, self.fd = (), {}, {}, None
         self._release()
 
     def __enter__(self) -> Self:
@@ -106,10 +111,17 @@ class GuestRam:
         array = self._arrays.get(region)
         if array is None and self.fd is not None:
             mapping = mmap.mmap(self.fd, region.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=region.gpa)
+            self._mappings[region] = mapping
             array = self._arrays[region] = np.frombuffer(mapping, np.uint8)
         if array is None:
             raise OutsideRam(region.gpa, region.size)
         return array
+
+
+def memory_file_mappings(mappings: list[Any], name: str) -> list[Any]:
+    """Those of a process's mappings that are of a memory file called `name`."""
+    names = (f"/memfd:{name}", f"/memfd:{name} (deleted)")
+    return [mapping for mapping in mappings if mapping.pathname in names]
 
 
 def _choose(pid: int, inodes: list[int], wanted: int | None, name: str) -> int:
@@ -122,7 +134,7 @@ def _choose(pid: int, inodes: list[int], wanted: int | None, name: str) -> int:
     return inodes[0] if wanted is None else wanted
 
 
-def _open_memory_file(pid: int, inode: int, mappings: list[Any]) -> int:
+def open_memory_file(pid: int, inode: int, mappings: list[Any]) -> int:
     """Open the VMM's memory file for reading: through a descriptor it has open, or through one of its mappings if it
     has closed that (which the host allows to few)."""
     candidates = [f"/proc/{pid}/fd/{number}" for number in _listed(pid)]
