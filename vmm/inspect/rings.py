@@ -27,6 +27,9 @@ from devices.virtio.walk import Walker
 from vmm.device_table import BIG_ENDIAN, ENABLED, PACKED
 from vmm.inspect.foreign_memory import ForeignMemory
 
+MOST_FAULTS = 64
+"""So many faults of a queue are told."""
+
 Peek = Callable[[int, int], bytes]
 """So many bytes at an address of the VMM's own memory."""
 
@@ -164,7 +167,8 @@ def _follow(look: QueueLook, walker: Walker, heads: list[int]) -> Iterator[Reque
         try:
             chains, faulty = walker.one_by_one(heads, seen), 0
         except DriverError as error:
-            look.findings.append(f"in flight: {error}")
+            if _is_too_much(look, f"in flight: {error}"):
+                return
             sound, faulty = error.sound, 1
             if sound is None:
                 heads = heads[1:]
@@ -174,13 +178,24 @@ def _follow(look: QueueLook, walker: Walker, heads: list[int]) -> Iterator[Reque
         heads = heads[chains.count + faulty :]
 
 
+def _is_too_much(look: QueueLook, text: str) -> bool:
+    """Note a fault; whether it is the one after which nobody wants to hear more.  A ring may be all faults, and the
+    process stands still meanwhile."""
+    look.findings.append(text)
+    if len(look.findings) < MOST_FAULTS:
+        return False
+    look.findings.append("and so on: what is behind that was not looked at")
+    return True
+
+
 def _take_all(look: QueueLook, ring: Ring) -> Iterator[Chains]:
     """Everything that a device could take from `ring`, which goes on behind what is at fault."""
     while True:
         try:
             chains = ring.take_available()
         except DriverError as error:
-            look.findings.append(f"available: {error}")
+            if _is_too_much(look, f"available: {error}"):
+                return
             sound = ring.take_sound(error)
             if sound is not None:
                 yield sound

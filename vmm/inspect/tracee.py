@@ -188,10 +188,20 @@ class Tracee:
         """Let every thread go for good; a second time is no error."""
         self._check_thread()
         for tid in self.each():
-            with suppress(ConfigError, self._error):  # it was killed, or will never stop: it is let go when we end
+            with suppress(ConfigError):  # it will never stop: it is let go when we end
                 if self.halt(tid):
-                    self.ptrace(_DETACH, tid, 0, self.signal_of(tid))
+                    self._let_go(tid)
             self.stops.pop(tid, None)
+
+    def _let_go(self, tid: int) -> None:
+        try:
+            self.ptrace(_DETACH, tid, 0, self.signal_of(tid))
+        except self._error:
+            # Killed while it stood: its process cannot end before somebody has heard of it, and we are its tracer.
+            self.stops[tid] = RUNNING
+            deadline = time.monotonic() + _PATIENCE_S
+            while tid in self.stops and time.monotonic() < deadline and not self.has_stopped(tid):
+                time.sleep(_PAUSE_S)
 
     def _check_thread(self) -> None:
         if threading.get_ident() != self._thread:

@@ -15,7 +15,7 @@ import platform
 import re
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -28,6 +28,7 @@ from vmm.inspect.guest_ram import GuestRam
 from vmm.inspect.look import require_vmm, tables_of
 from vmm.inspect.rings import QueueLook, describe_queue
 from vmm.inspect.tracee import RUNNING, Tracee
+from vmm.inspect.undisturbed import Undisturbed
 
 _POKEUSER = 6
 _DEBUG_REGISTERS = 848  # offsetof(struct user, u_debugreg) on x86-64
@@ -95,11 +96,14 @@ def watch(
         raise ConfigError(f"process {pid} has {len(chosen)} machines with that: it must be one")
     inode, spots = chosen[0]
     with (
+        Undisturbed() as undisturbed,
         GuestRam.attach(pid, inode=inode) as ram,
         Tracee(pid, "watch") as tracee,
         Watchpoint(tracee, ram, spots) as watchpoint,
     ):
-        yield from watchpoint.writes(count, timeout_s)
+        for write in watchpoint.writes(count, timeout_s, lambda: undisturbed.waiting):
+            with undisturbed.open_to_signals():
+                yield write
 
 
 # -- what to watch ---------------------------------------------------------------------------------------------------
@@ -194,8 +198,9 @@ class Watchpoint:
             self.close()
             raise
 
-    def writes(self, count: int, timeout_s: float) -> Iterator[Write]:
-        """Let the process run, and give each write; the writer stands still while it is looked at."""
+    def writes(self, count: int, timeout_s: float, leave: Callable[[], bool] = lambda: False) -> Iterator[Write]:
+        """Let the process run, and give each write; the writer stands still while it is looked at.  Until there were
+        `count`, if not 0, `timeout_s` have passed, if not 0, the process ends, or `leave()` is true."""
         start, seen = time.monotonic(), 0
         for tid in list(self._tracee.stops):
             self._tracee.go_on(tid)
@@ -210,6 +215,8 @@ class Watchpoint:
                     if seen == count:
                         return
             if timeout_s and time.monotonic() - start >= timeout_s:
+                return
+            if leave():
                 return
             if not busy:
                 time.sleep(_PAUSE_S)
