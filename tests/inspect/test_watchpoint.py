@@ -242,6 +242,12 @@ def test_wrong_words_are_told(shared: Vmm) -> None:
     assert shared.tracers() == {"0"}
 
 
+@pytest.mark.parametrize("words", [("--count", "-1"), ("--timeout", "-1"), ("--size", "x")])
+def test_wrong_numbers_are_told(shared: Vmm, words: tuple[str, ...]) -> None:
+    done = vmm_command("watch", str(shared.pid), "used.idx", *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
 def test_a_packed_ring_has_no_used_index() -> None:
     script = (
         "import sys\nfrom tests.support import BalloonMachine\nfrom vmm.device_table import DeviceTable\n"

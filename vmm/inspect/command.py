@@ -28,7 +28,7 @@ INSPECT_HELP = """Look at a running or hanging VMM from outside.
     """
 INSPECT_EPILOG = """\b
 Exit status: 0 if every rule holds, 1 if one is broken, 2 if the process
-cannot be looked at, told in one sentence.
+cannot be looked at, told in one sentence, 130 if interrupted.
 """
 
 WATCH_HELP = """Tell who writes a word of a running VM's memory.
@@ -44,7 +44,7 @@ Examples:
 
 \b
 Exit status: 0 if a write was seen, 1 if none was before the end, 2 if it cannot
-be watched, told in one sentence. `kill -9` of this command would leave the
+be watched, told in one sentence, 130 if interrupted. `kill -9` of this command would leave the
 watched process with a trap that ends it at the next write; Ctrl-C and SIGTERM
 take the trap away.
 """
@@ -77,8 +77,8 @@ def watch_command(
     size: Annotated[
         int, typer.Option(metavar="BYTES", help="How many bytes at ADDRESS: 1, 2, 4 or 8; its alignment, up to 4.")
     ] = 0,
-    count: Annotated[int, typer.Option(metavar="N", help="End after N writes; 0: do not end.")] = 0,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="End after so long; 0: do not end.")] = 0.0,
+    count: Annotated[int, typer.Option(metavar="N", min=0, help="End after N writes; 0: do not end.")] = 0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="End after so long; 0: do not end.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> int:
     """See WATCH_HELP."""
