@@ -102,7 +102,7 @@ class GuestMemory:
         self._small_fd = self.fd if self.large is None else None
         if self.fd is None:
             hostcalls.process_madvise_works()  # tried now, so that no request of a guest waits for the answer
-        self._spans = _spans(layout)
+        self._spans = spans_of(layout)
         self.writes = WriteLog()
 
     def _map(self, group: Sequence[tuple[int, int]], opened: OpenBacking) -> list[Region]:
@@ -451,7 +451,7 @@ def _groups(layout: Sequence[tuple[int, int]], opened: OpenBacking) -> list[list
     return groups
 
 
-def _spans(layout: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def spans_of(layout: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Ascending (start, end) of RAM without a hole: adjoining regions are one span."""
     spans: list[tuple[int, int]] = []
     for gpa, size in layout:

@@ -24,6 +24,7 @@ from vmm.boot_options import WORDS, BootOptions
 from vmm.boot_restore import boot_restored
 from vmm.conformance.command import CONFORMANCE_EPILOG, CONFORMANCE_HELP, conformance_command
 from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
+from vmm.inspect.command import INSPECT_EPILOG, INSPECT_HELP, WATCH_EPILOG, WATCH_HELP, inspect_command, watch_command
 from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
 from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 NARROWEST_COLUMN = 32  # of text beside names, for the longest feature; on a narrower terminal it goes on below them
-COMMANDS = ("boot", "guests", "devices", "initramfs", "conformance")
+COMMANDS = ("boot", "guests", "devices", "initramfs", "conformance", "inspect", "watch")
 NOT_COMMANDS = {  # what other programs call them
     "run": "boot",
     "start": "boot",
@@ -137,6 +138,8 @@ def devices_command() -> None:
 
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
 app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)
+app.command("inspect", help=INSPECT_HELP, epilog=INSPECT_EPILOG)(inspect_command)
+app.command("watch", help=WATCH_HELP, epilog=WATCH_EPILOG)(watch_command)
 
 
 # -- what the words mean -------------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ class Machine(Stateful):
         With the virtual clock the run is then the same to the byte as if it had never been cut.  ConfigError, and
         nothing changed, if the state does not fit this machine."""
         restore(self, state)
+        self.platform.table.update()
         self._interrupted = False
 
     def standing_still(self) -> AbstractContextManager[None]:

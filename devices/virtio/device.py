@@ -28,6 +28,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from devices.effects import Event
 from devices.errors import DriverError
 from devices.memory import GuestMemory
@@ -162,7 +165,8 @@ class VirtioDevice(Service):
             return NO_NOTIFICATIONS
         queue.disable()
         self.queue_lost(queue)
-        return Notifications(deadline=True)
+        told = self.event("queue-stopped", f"the driver took queue {index} ({queue.name}) out of use")
+        return told | Notifications(deadline=True)
 
     def has_queue(self, queue: Queue) -> bool:
         """Whether `queue` is there for the driver: as long as features can change every queue that the device has, then
@@ -263,6 +267,11 @@ class VirtioDevice(Service):
             self._config_was_read = False
             self.config_generation = self.config_generation + 1 & 0xFF
         return Notifications(config=bool(self.status & _DRIVER_OK))
+
+    def given_away(self) -> NDArray[np.bool_] | None:
+        """For each page up to the end of RAM whether the driver has given it to the device; only to look at.  None:
+        this is no device to give pages to."""
+        return None
 
     def queues_with(self, features: int | None) -> list[Queue]:
         """The queues in the order of their numbers when `features` are negotiated; None: as long as that is open."""

@@ -131,7 +131,7 @@ BUILT: dict[type, str] = {
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature policy ring paused",
     PackedQueue: "size _memory _event_idx _in_order _policy _walker _bytes _words _driver_event _device_event _records "
-    "_ring_gpa _device_gpa _round _ids_in_flight",
+    "_ring_gpa _device_gpa _round _ids_in_flight _place _told_place",
     SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _used_elem _walker _available _available_ring "
     "_used _used_bytes _used_ring _used_gpa _heads_in_flight",
     Balloon: BALLOON,
@@ -146,7 +146,7 @@ BUILT: dict[type, str] = {
     StatsConversation: "layout",
     FreePageHinting: "_memory",
     WriteTracking: "_regions _end_pages _close _pagemap _written_before",
-    BalloonPages: "_size _host_unit _bytes _inside count",
+    BalloonPages: "_size _host_unit _name _bytes _inside count",
     WriteLog: "",
     SeededEntropy: "seed",
     VirtualClock: "",
@@ -155,8 +155,8 @@ BUILT: dict[type, str] = {
     PpcBoard: "config memory payload mmio rom timed entry",
     LineController: "_bits",
     IntervalTimer: "line",
-    PpcPlatform: "attentive cpu _board _clock _memory",
-    PcPlatform: "attentive cpu _board _clock _memory _pc",
+    PpcPlatform: "attentive cpu table _board _clock _memory",
+    PcPlatform: "attentive cpu table _board _clock _memory _pc",
     Transcript: "",
     Machine: "config observers debug_sinks typist _interrupted board memory _shortage",
 }

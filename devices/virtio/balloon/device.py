@@ -28,6 +28,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from devices.effects import NOTHING, Effects
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.state import COUNTER, PART, Many, Table, refuse, uint
@@ -113,7 +116,7 @@ class Balloon(StatsDevice):
         # More entries than RAM has pages repeat themselves: a batch that has more is no list of pages.
         self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
         self._reader = PfnReader(memory)
-        self._pages = BalloonPages(memory)
+        self._pages = BalloonPages(memory, "balloon-pages")
         self._partial = None if memory.large is None else PartialPages(memory, memory.large, self._pages)
         self._handlers: Mapping[str, Handler] = {
             "inflateq": self._inflate,
@@ -156,6 +159,9 @@ class Balloon(StatsDevice):
         """Pages in the balloon that the host has not got back, since its own pages are larger and the neighbours are
         still the driver's; 0 where the host's pages have 4096 bytes."""
         return 0 if self._partial is None else self._partial.held_pages
+
+    def given_away(self) -> NDArray[np.bool_]:
+        return self._pages.inside
 
     def set_target(self, pages: int, now_ns: int) -> Notifications:
         """Ask for `pages` in the balloon, at most all of RAM.  It survives a reset."""

@@ -12,12 +12,14 @@ has just pushed this code out of the caches, and each numpy operation then costs
 from __future__ import annotations
 
 import mmap
+import os
 from struct import Struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from devices import hostcalls
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.state import State, refuse, require_fields, require_list
 from devices.virtio import spec
@@ -149,16 +151,22 @@ def _runs(pfns: Pfns, bad: int) -> PageSet:
 class BalloonPages:
     """The pages in the balloon: one byte for each page up to the end of RAM, without memory behind it until used.
 
-    `count` is how many there are."""
+    `count` is how many there are.  With a `name` they are in a memory file of that name, if the host has such files:
+    somebody who looks at this process from outside can read it without making memory of its holes."""
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, name: str = "") -> None:
         self._size = memory.regions[-1].end >> PAGE_SHIFT
         self._host_unit = max(memory.host_page_bytes >> PAGE_SHIFT, 1)
+        self._name = name
         self.clear()
 
     def clear(self) -> None:
         """Take all pages out."""
-        self._bytes = mmap.mmap(-1, -(-self._size // self._host_unit) * self._host_unit)
+        length = -(-self._size // self._host_unit) * self._host_unit
+        fd = hostcalls.create_memory_file(self._name, length) if self._name else None
+        self._bytes = mmap.mmap(-1 if fd is None else fd, length)
+        if fd is not None:
+            os.close(fd)  # the mapping has a descriptor of its own
         self._inside = np.frombuffer(self._bytes, np.bool_)[: self._size]
         self.count = 0
 
