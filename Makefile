@@ -5,7 +5,7 @@ ARGS ?=
 PYTHON_IN_VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help boot test test-long test-qemu test-packages lint bench bench-linux images clean boot-environment test-environment
+.PHONY: help boot test test-long test-qemu test-packages lint bench bench-linux bench-restore images clean boot-environment test-environment
 
 help:
 	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    the device beside C loops, and the whole machine, in one table (some minutes)'
 	@echo 'make bench-linux  the same Debian kernel here and in QEMU, side by side (some minutes; needs qemu-system-x86)'
+	@echo 'make bench-restore  from the command to the shell of a Debian guest in a snapshot'
 	@echo 'make images   build firmware and guests from their sources again'
 	@echo 'make clean    remove the environment and everything that was made'
 
@@ -50,6 +51,9 @@ bench: test-environment
 bench-linux: test-environment
 	@tools/debian-install qemu-system-x86 qemu-system-x86_64
 	$(PYTHON_IN_VENV) -m bench.linux
+
+bench-restore: test-environment
+	$(PYTHON_IN_VENV) -m bench.restore
 
 images: test-environment
 	$(PYTHON_IN_VENV) -m firmware.build

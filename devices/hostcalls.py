@@ -26,6 +26,8 @@ _MAP_NORESERVE = 0x4000  # Linux; the mmap module names it only from Python 3.13
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _SYS_PROCESS_MADVISE = 440  # the same number on every architecture
+_MFD_HUGETLB, _MFD_HUGE_SHIFT = 0x4, 26
+_HUGE_POOLS = "/sys/kernel/mm/hugepages"
 _UIO_MAXIOV = 1024
 _FEW_RUNS = 8  # up to here one madvise a run is cheaper than process_madvise
 _PM_OURS = np.uint64(1 << 63 | 1 << 56)  # a /proc/PID/pagemap entry: present, and mapped by nobody else
@@ -126,6 +128,62 @@ def discard_file_runs(
         punch_hole(fd, file_offset + offset, length)
 
 
+# -- a memory file in huge pages -------------------------------------------------------------------------------------
+
+
+def create_huge_file(name: str, size: int, page_bytes: int) -> tuple[int, int]:
+    """A descriptor of an empty memory file of at least `size` bytes in huge pages of `page_bytes` (0: the host's usual
+    ones), and how large these are.  OSError where the host has none of that size."""
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, "no memfd_create")
+    kind = max(page_bytes.bit_length() - 1, 0) << _MFD_HUGE_SHIFT
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | _MFD_HUGETLB | kind)
+    try:
+        page_bytes = os.fstat(fd).st_blksize
+        os.ftruncate(fd, -(-size // page_bytes) * page_bytes)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd, page_bytes
+
+
+def map_reserved(fd: int, offset: int, length: int) -> mmap.mmap:
+    """Map `length` bytes of a file in huge pages, all of which are set aside for it now: OSError (ENOMEM) where there
+    are not so many.  A page that is given back is no longer set aside."""
+    return mmap.mmap(fd, length, flags=mmap.MAP_SHARED, offset=offset)
+
+
+def huge_page_pools() -> dict[int, tuple[int, int]]:
+    """How many huge pages the host has, by their size in bytes: all of them, and those that nobody has or was promised.
+    Empty where the host has no such thing, or does not tell."""
+    pools = {}
+    with contextlib.suppress(OSError, ValueError):
+        for entry in os.listdir(_HUGE_POOLS):
+            every, free, promised = (
+                _read_number(f"{_HUGE_POOLS}/{entry}/{what}_hugepages") for what in ("nr", "free", "resv")
+            )
+            pools[int(entry.removeprefix("hugepages-").removesuffix("kB")) << 10] = every, free - promised
+    return pools
+
+
+def _read_number(path: str) -> int:
+    with open(path) as file:
+        return int(file.read())
+
+
+def present_pages(address: int, length: int) -> NDArray[np.bool_]:
+    """For each 4096 bytes of a mapped memory file whether host memory stands behind them.
+
+    A file in huge pages does not know SEEK_DATA; what this process never touched of it counts as absent."""
+    answer = np.zeros(-(-length // mmap.PAGESIZE), np.uint8)
+    if _libc.mincore(address, length, answer.ctypes.data):
+        raise _last_error()
+    return np.repeat((answer & 1).astype(np.bool_), mmap.PAGESIZE // 4096)
+
+
+# -- a memory file as a file -----------------------------------------------------------------------------------------
+
+
 def read_file(fd: int, offset: int, length: int) -> bytes:
     """`length` bytes of the memory file, which gains no page by it.  One pread stops short of 2 GiB."""
     pieces = []
@@ -138,7 +196,7 @@ def read_file(fd: int, offset: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def write_file(fd: int, offset: int, data: bytes) -> None:
+def write_file(fd: int, offset: int, data: bytes | memoryview) -> None:
     """Store `data` in the memory file.  One pwrite stops short of 2 GiB."""
     rest = memoryview(data)
     while rest:

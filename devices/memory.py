@@ -2,7 +2,8 @@
 
 RAM is a list of regions over one memory file in which **the file offset is the guest-physical address**; holes between
 regions cost nothing.  The CPU runs on the same pages, the devices see them as numpy views, and another process can map
-them (`vmm.inspect`).  Where the host has no memfd the regions are anonymous memory and the last of these is lost.
+them (`vmm.inspect`).  Where the host has no memfd, or anonymous memory was asked for (`devices.backing`), the last of
+these is lost.  The host's pages may be larger than the guest's; `devices.large_pages` has what is different then.
 
 The law of the ring core: gather once, validate the copy, never read again; the driver may rewrite what is being read.
 Looking from outside the guest goes through `peek`, never through a view: reading a hole through a mapping would
@@ -30,7 +31,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from devices import hostcalls
+from devices.backing import MEMFD, Backing
 from devices.errors import ConfigError, OutsideRam
+from devices.host_memory import OpenBacking, open_backing, too_few_pages
+from devices.large_pages import LargePages
 from devices.write_tracking import WriteTracking
 from devices.writes import WriteLog
 
@@ -55,7 +59,8 @@ class Run(NamedTuple):
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
     """`size` bytes of RAM at `gpa`.  `array` is a uint8 view of all of it; `address` is where the host mapped it;
-    `end` is the first address behind it."""
+    `end` is the first address behind it; `mapping` begins at `base`, which is `gpa` unless the host's pages are larger
+    than the space between two regions: these share one mapping then."""
 
     gpa: int
     size: int
@@ -63,42 +68,60 @@ class Region:
     array: Bytes
     address: int
     end: int
+    base: int
 
 
 class GuestMemory:
     """RAM regions at ascending guest-physical addresses.
 
-    `layout` is a sequence of (gpa, size_bytes), ascending, disjoint and in whole pages of the host (ValueError
-    otherwise).  ConfigError when the host is not little-endian or cannot give that much address space.  `size_bytes` is
-    the sum of the regions, `fd` the memory file or None.  Usable as a context manager.
+    `layout` is a sequence of (gpa, size_bytes), ascending, disjoint and in whole pages of the host, huge ones apart
+    (ValueError otherwise).  ConfigError when the host is not little-endian, or cannot give that much address space, or
+    so many huge pages where `backing` asks for them.  `size_bytes` is the sum of the regions, `backing` what stands
+    behind them, `fd` the memory file or None, `host_page_bytes` how large the pages are in which memory goes back to
+    the host.  Usable as a context manager.
     """
 
-    def __init__(self, layout: Sequence[tuple[int, int]], name: str = "guest-ram") -> None:
+    def __init__(self, layout: Sequence[tuple[int, int]], name: str = "guest-ram", backing: Backing = MEMFD) -> None:
         _check_layout(layout)
         if sys.byteorder != "little":
             raise ConfigError("the host must be little-endian, as the guest's memory is")
         self.name = name
         self.size_bytes = sum(size for _, size in layout)
         self.regions: tuple[Region, ...] = ()
-        self.fd = hostcalls.create_memory_file(name, layout[-1][0] + layout[-1][1])
+        opened = open_backing(backing, name, layout)
+        self.backing, self.fd, self.host_page_bytes = opened.kind, opened.fd, opened.page_bytes
         self._release = weakref.finalize(self, os.close, self.fd) if self.fd is not None else None
         try:
-            self.regions = tuple(self._map(gpa, size) for gpa, size in layout)
+            self.regions = tuple(region for group in _groups(layout, opened) for region in self._map(group, opened))
         except ConfigError:
             self.close()
             raise
+        self.large: LargePages | None = None
+        if self.host_page_bytes > PAGE_BYTES:
+            self.large = LargePages(self.regions, opened)
+        self._small_fd = self.fd if self.large is None else None
         if self.fd is None:
             hostcalls.process_madvise_works()  # tried now, so that no request of a guest waits for the answer
-        self._spans = _spans(layout)
+        self._spans = spans_of(layout)
         self.writes = WriteLog()
 
-    def _map(self, gpa: int, size: int) -> Region:
+    def _map(self, group: Sequence[tuple[int, int]], opened: OpenBacking) -> list[Region]:
+        """Regions that share a mapping, which is whole pages of the host's."""
+        unit = opened.page_bytes
+        base, end = group[0][0] // unit * unit, -(-sum(group[-1]) // unit) * unit
         try:
-            mapping = hostcalls.map_memory(self.fd, gpa, size)
+            if opened.kind == "hugepages" and opened.fd is not None:
+                mapping = hostcalls.map_reserved(opened.fd, base, end - base)
+            else:
+                mapping = hostcalls.map_memory(opened.fd, base, end - base)
         except (OSError, ValueError, OverflowError) as error:
+            if opened.kind == "hugepages" and isinstance(error, OSError):
+                raise too_few_pages((end - base) // unit, unit, error) from error
+            size = sum(size for _, size in group)
             raise ConfigError(f"the host cannot map {size >> 20} MiB of guest RAM: {error}") from error
-        array = np.frombuffer(mapping, np.uint8)
-        return Region(gpa, size, mapping, array, array.ctypes.data, gpa + size)
+        whole = np.frombuffer(mapping, np.uint8)
+        arrays = [(gpa, size, whole[gpa - base : gpa - base + size]) for gpa, size in group]
+        return [Region(gpa, size, mapping, array, array.ctypes.data, gpa + size, base) for gpa, size, array in arrays]
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +180,7 @@ class GuestMemory:
         """A copy of `length` bytes at `gpa`, across adjoining regions.  OutsideRam if any is not RAM."""
         region = self.region_of(gpa, length)
         if region is not None:
-            start = gpa - region.gpa
+            start = gpa - region.base
             return region.mapping[start : start + length]
         return b"".join(piece.tobytes() for piece in self._pieces(gpa, length))
 
@@ -174,7 +197,7 @@ class GuestMemory:
     def write(self, gpa: int, data: Buffer) -> None:
         """Store the bytes of `data` (contiguous) at `gpa`: all of them, or OutsideRam and nothing."""
         if isinstance(data, bytes) and (region := self.region_of(gpa, len(data))) is not None:
-            start = gpa - region.gpa
+            start = gpa - region.base
             region.mapping[start : start + len(data)] = data
             self.writes.add(gpa, len(data))
             return
@@ -272,7 +295,8 @@ class GuestMemory:
     # -- giving memory back --------------------------------------------------------------------------------------------
 
     def discard(self, runs: Iterable[Run] | Integers, counts_pages: Integers | None = None) -> int:
-        """Give whole pages back to the host; they read as zero afterwards.  Returns the bytes in all runs.
+        """Give whole pages back to the host; they read as zero afterwards.  Returns the bytes in all runs; where the
+        host's pages are larger, the bytes in those of them that went back: what else is in the runs is cleared.
 
         `runs` are `Run`s; or, with `counts_pages`, the first page frame numbers and the counts are two arrays of shape
         (n,).  OutsideRam, and nothing done, if any run is not all RAM.  Discarding a hole is no error, an empty run
@@ -286,10 +310,12 @@ class GuestMemory:
         if not parts:
             return self.discard(map(Run, pfns.tolist(), counts.tolist()))
         for region, offsets, sizes in parts:
-            if self.fd is None:
+            if self._small_fd is not None:
+                hostcalls.discard_file_runs(self._small_fd, region.mapping, region.gpa, offsets, sizes)
+            elif self.large is None:
                 hostcalls.discard_anonymous_runs(region.mapping, region.address, offsets, sizes)
             else:
-                hostcalls.discard_file_runs(self.fd, region.mapping, region.gpa, offsets, sizes)
+                return self._discard_large(pfns, counts)
         self.writes.add_arrays(pfns << _SHIFT, counts << _SHIFT)
         return int(counts.sum()) << PAGE_SHIFT
 
@@ -300,16 +326,22 @@ class GuestMemory:
         if region is None:
             return self._discard_few([(gpa, length)])
         offset = gpa - region.gpa
-        if self.fd is None:
+        if self._small_fd is not None:
+            hostcalls.discard_file(self._small_fd, region.mapping, gpa, offset, length)
+        elif self.large is None:
             hostcalls.discard_anonymous(region.mapping, offset, length)
         else:
-            hostcalls.discard_file(self.fd, region.mapping, gpa, offset, length)
+            return self._discard_large(*_pair([pfn], [count_pages]))
         self.writes.add(gpa, length)
         return length
 
     def _discard_few(self, ranges: list[tuple[int, int]]) -> int:
         """The same for (gpa, length_bytes) ranges: no arrays are made of them."""
         places = [place for gpa, length in ranges for place in self._places(gpa, length)]
+        if self.large is not None:
+            return self._discard_large(
+                *_pair([gpa >> PAGE_SHIFT for gpa, _ in ranges], [n >> PAGE_SHIFT for _, n in ranges])
+            )
         for region, offset, length in places:
             if self.fd is None:
                 hostcalls.discard_anonymous(region.mapping, offset, length)
@@ -317,6 +349,12 @@ class GuestMemory:
                 hostcalls.discard_file(self.fd, region.mapping, region.gpa + offset, offset, length)
         self.writes.add_many(ranges)
         return sum(length for _, length in ranges)
+
+    def _discard_large(self, pfns: U64, counts: U64) -> int:
+        """The same where the host's pages are larger, for runs that are all RAM."""
+        done = self.large.discard(pfns, counts) if self.large is not None else 0
+        self.writes.add_arrays(pfns << _SHIFT, counts << _SHIFT)
+        return done
 
     def _by_region(self, pfns: U64, counts: U64) -> list[tuple[Region, U64, U64]]:
         """Runs of pages by the region that holds them: offsets and bytes.  Nothing if any is not in a single one."""
@@ -401,7 +439,19 @@ def _check_layout(layout: Sequence[tuple[int, int]]) -> None:
         raise ValueError(f"RAM must end between 1 byte and 8 EiB, not at {end:#x}")
 
 
-def _spans(layout: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _groups(layout: Sequence[tuple[int, int]], opened: OpenBacking) -> list[list[tuple[int, int]]]:
+    """The regions that share a page of the host's, together."""
+    unit = opened.page_bytes
+    groups: list[list[tuple[int, int]]] = []
+    for gpa, size in layout:
+        if groups and gpa // unit < -(-sum(groups[-1][-1]) // unit):
+            groups[-1].append((gpa, size))
+        else:
+            groups.append([(gpa, size)])
+    return groups
+
+
+def spans_of(layout: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Ascending (start, end) of RAM without a hole: adjoining regions are one span."""
     spans: list[tuple[int, int]] = []
     for gpa, size in layout:

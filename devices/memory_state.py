@@ -10,14 +10,16 @@ is the caller's business, the log of writes is part of the state and goes back t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from devices import hostcalls
 from devices.memory import PAGE_BYTES, PAGE_SHIFT, GuestMemory, Region, Run
-from devices.state import State, refuse, require_fields, require_list
+from devices.state import Plain, State, refuse, require_fields, require_list
+
+_PIECE_BYTES = 1 << 20
 
 
 class MemoryState:
@@ -27,18 +29,12 @@ class MemoryState:
         self._memory = memory
 
     def save_state(self) -> State:
-        memory = self._memory
-        return {
-            "regions": [[region.gpa, region.size] for region in memory.regions],
-            "extents": [[gpa, memory.peek(gpa, length)] for gpa, length in self._extents()],
-            "writes": memory.writes.save_state(),
-        }
+        contents: list[Plain] = [[gpa, self._memory.peek(gpa, length)] for gpa, length in self.extents()]
+        return {**self.save_outline(), "extents": contents}
 
     def check_state(self, saved: Any, where: str) -> None:
         require_fields(where, saved, ["regions", "extents", "writes"])
-        layout = [[region.gpa, region.size] for region in self._memory.regions]
-        if saved["regions"] != layout:
-            raise refuse(f"{where}.regions", f"{layout}", saved["regions"])
+        self.check_outline(saved, where)
         end = 0
         for index, extent in enumerate(require_list(f"{where}.extents", saved["extents"])):
             place = f"{where}.extents[{index}]"
@@ -50,32 +46,67 @@ class MemoryState:
             if self._memory.region_of(gpa, len(data)) is None:
                 raise refuse(place, "inside one region of RAM", gpa)
             end = gpa + len(data)
-        self._memory.writes.check_state(saved["writes"], f"{where}.writes")
 
     def restore_state(self, saved: Any) -> None:
-        memory = self._memory
-        memory.discard(self._holes(saved["extents"]))
+        self.make_holes([(gpa, len(data)) for gpa, data in saved["extents"]])
         for gpa, data in saved["extents"]:
-            if memory.fd is not None:
-                hostcalls.write_file(memory.fd, gpa, data)
-            else:
-                memory.write(gpa, data)
-        memory.writes.restore_state(saved["writes"])
+            self.fill(gpa, data)
+        self.restore_outline(saved)
 
-    def _extents(self) -> Iterator[tuple[int, int]]:
+    # -- in parts, for whoever keeps the contents elsewhere ------------------------------------------------------------
+
+    def save_outline(self) -> State:
+        """The state without the contents."""
+        regions: list[Plain] = [[region.gpa, region.size] for region in self._memory.regions]
+        return {"regions": regions, "writes": self._memory.writes.save_state()}
+
+    def check_outline(self, saved: Any, where: str) -> None:
+        """ConfigError unless the layout that is saved is this one, and the log of writes is one."""
+        layout = [[region.gpa, region.size] for region in self._memory.regions]
+        if saved["regions"] != layout:
+            raise refuse(f"{where}.regions", f"{layout}", saved["regions"])
+        self._memory.writes.check_state(saved["writes"], f"{where}.writes")
+
+    def restore_outline(self, saved: Any) -> None:
+        """The last step: filling in is no write of a device."""
+        self._memory.writes.restore_state(saved["writes"])
+
+    def make_holes(self, extents: Sequence[tuple[int, int]]) -> None:
+        """Give everything back to the host that is in none of `extents`, (gpa, bytes) in ascending order."""
+        self._memory.discard(self._holes(extents))
+
+    def fill(self, gpa: int, data: bytes | memoryview) -> None:
+        """Put `data`, whole pages, at `gpa`; not as a device writes."""
+        if self._memory.fd is not None and self._memory.backing != "hugepages":
+            hostcalls.write_file(self._memory.fd, gpa, data)
+        else:  # no file, or one that cannot be written to
+            self._memory.write(gpa, data)
+
+    def fill_with_zeros(self, gpa: int, length: int) -> None:
+        """Let host memory stand behind whole pages, as it does behind pages of zeros that a guest wrote.
+
+        They are written: pages that fallocate gives a memory file count as holes until somebody has touched them."""
+        zeros = memoryview(bytes(min(length, _PIECE_BYTES)))
+        for start in range(0, length, _PIECE_BYTES):
+            self.fill(gpa + start, zeros[: length - start])
+
+    def extents(self) -> Iterator[tuple[int, int]]:
         """(gpa, bytes) of what is backed by host memory, ascending, none across a border of regions."""
-        fd = self._memory.fd
+        fd, large = self._memory.fd, self._memory.large
         for region in self._memory.regions:
-            yield from _resident(region) if fd is None else hostcalls.data_extents(fd, region.gpa, region.end)
+            if large is not None and self._memory.backing == "hugepages":  # whose file does not tell
+                yield from large.held(region)
+            else:
+                yield from _resident(region) if fd is None else hostcalls.data_extents(fd, region.gpa, region.end)
 
-    def _holes(self, extents: list[tuple[int, bytes]]) -> Iterator[Run]:
+    def _holes(self, extents: Sequence[tuple[int, int]]) -> Iterator[Run]:
         borders = [(region.gpa, region.end) for region in self._memory.regions]
         for start, end in borders:
-            for gpa, data in extents:
+            for gpa, length in extents:
                 if start <= gpa < end:
                     if start < gpa:
                         yield Run(start >> PAGE_SHIFT, gpa - start >> PAGE_SHIFT)
-                    start = gpa + len(data)
+                    start = gpa + length
             if start < end:
                 yield Run(start >> PAGE_SHIFT, end - start >> PAGE_SHIFT)
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices import hostcalls
+from devices.large_pages import mappings_of
 from devices.state import State, refuse, require_fields, require_list
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class WriteTracking:
             self._close = (weakref.finalize(self, os.close, watch),)
             self._pagemap = hostcalls.open_pagemap()
             self._close += (weakref.finalize(self, os.close, self._pagemap),)
-            for region in self._regions:
-                hostcalls.watch_writes(watch, region.address, region.size)
+            for address, length in mappings_of(self._regions).items():
+                hostcalls.watch_writes(watch, address, length)
             hostcalls.unwritten_runs(self._pagemap, self._regions[0].address, hostcalls.PAGE_BYTES)
         except OSError as error:
             self.stop()

@@ -15,6 +15,8 @@ from guests import GUESTS
 from vmm.boot_options import WORDS
 from vmm.cli import EXIT_STATUSES
 from vmm.config import make_config
+from vmm.conformance.catalogue import statements
+from vmm.conformance.mutations import mutations
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +26,14 @@ def test_the_examples_of_the_readme_run() -> None:
     result = doctest.testfile(str(ROOT / "README.md"), module_relative=False, encoding="utf-8")
     assert result.attempted >= 10
     assert result.failed == 0
+
+
+def test_the_readme_counts_the_statements_and_mistakes_that_there_are() -> None:
+    assert f"a device, {len(statements())} of them," in README
+    assert f"then {len(mutations())} small mistakes" in README
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"each of {len(statements())} statements" in log
+    assert f"with `--mutations` {len(mutations())} mistakes" in log
 
 
 def test_the_guest_of_the_readme_builds_and_runs_as_it_says(tmp_path: Path) -> None:

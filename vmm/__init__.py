@@ -38,6 +38,7 @@ def boot(
     devices: Sequence[str] | None = None,
     arch: str = "x86_64",
     watch_driver: bool = False,
+    ram_backing: str = "memfd",
 ) -> Machine:
     """A machine with `guest` (a bundled guest's name or a file) in its RAM, at the reset vector and not yet running.
 
@@ -48,7 +49,8 @@ def boot(
     project's own, and then needs no guest, or "none" to start a Linux kernel without any; `modules` are a Linux
     kernel's initrd, or files for a Multiboot kernel, "FILE" or "FILE WORDS"; `devices` are written as for QEMU's
     -device (None: one balloon); `arch` is the processor, "x86_64" or "ppc", and with it the board: a bundled guest is
-    taken for it; with `watch_driver` the rules that the balloon's driver breaks are found, see `Machine.breaches`.
+    taken for it; with `watch_driver` the rules that the balloon's driver breaks are found, see `Machine.breaches`;
+    `ram_backing` is what the host has behind RAM, "memfd", "anonymous", "hugepages" or "hugepages=2M".
     ConfigError with one sentence when something of it cannot be.
     """
     from vmm.config import make_config
@@ -70,5 +72,6 @@ def boot(
             devices=devices,
             arch=arch,
             watch_driver=watch_driver,
+            ram_backing=ram_backing,
         )
     )

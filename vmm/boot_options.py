@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from vmm.config import PAGE_BYTES, MachineConfig, TargetStep, default_device, make_config, parse_size, parse_targets
+from devices.errors import ConfigError
+from vmm.config import (
+    PAGE_BYTES,
+    MachineConfig,
+    TargetStep,
+    default_device,
+    make_config,
+    parse_duration,
+    parse_size,
+    parse_targets,
+)
 from vmm.control.address import parse_address
 from vmm.control.options import ControlOptions
 from vmm.options import Word
 
 if TYPE_CHECKING:
     from guests import GuestRow
+    from vmm.runner import PlannedSnapshot
 
 DEFAULT_GUEST, DEFAULT_MEMORY, LINUX_MEMORY = "stats", "64M", "512M"
 
@@ -107,9 +118,32 @@ class BootOptions:
     arch: Annotated[
         str, _option(metavar="x86_64|ppc", help="The processor (x86_64), and with it the board: ppc is big-endian.")
     ] = ""
+    ram_backing: Annotated[
+        str,
+        _option(
+            "--ram-backing",
+            metavar="memfd|anonymous|hugepages[=SIZE]",
+            help="What the host has behind RAM (memfd); huge pages must have been set aside, SIZE is 2M or 1G.",
+        ),
+    ] = ""
     watch_driver: Annotated[
         bool, _option("--watch-driver", help="Tell which rules of the specification the balloon's driver breaks.")
     ] = False
+    restore: Annotated[
+        str | None,
+        _option(
+            metavar="FILE",
+            help="Go on from a snapshot instead of booting: its machine, its guest. Times are then counted from there.",
+        ),
+    ] = None
+    snapshot_at: Annotated[
+        list[str] | None,
+        _option(
+            "--snapshot-at",
+            metavar="GUEST-TIME=FILE",
+            help="Write a snapshot of the whole machine then; may be given again.",
+        ),
+    ] = None
     name: Annotated[
         str, _option("--name", metavar="NAME", help="What other commands call this run (the guest's name).")
     ] = ""
@@ -159,6 +193,11 @@ class BootOptions:
             paused=self.paused,
         )
 
+    @property
+    def snapshots(self) -> tuple[PlannedSnapshot, ...]:
+        """The snapshots to be taken, in the order of their times.  ConfigError for one that cannot be."""
+        return parse_snapshots(self.snapshot_at or ())
+
     def config(self, row: GuestRow | None = None) -> MachineConfig:
         """The machine, completed from the demonstration of `row`, or the bundled guest's, where the user said nothing.
         ConfigError when it cannot be."""
@@ -181,6 +220,7 @@ class BootOptions:
             devices=self.devices,
             arch=self.arch or "x86_64",
             watch_driver=self.watch_driver,
+            ram_backing=self.ram_backing or "memfd",
         )
         return config if row is None else self._with_demonstration(config, row)
 
@@ -193,6 +233,19 @@ class BootOptions:
         if self.duration is None:
             config = replace(config, for_ns=demo.for_ns)
         return config
+
+
+def parse_snapshots(texts: Sequence[str]) -> tuple[PlannedSnapshot, ...]:
+    """What "TIME=FILE" asks for, in the order of the times."""
+    from vmm.runner import PlannedSnapshot
+
+    planned = []
+    for text in texts:
+        when, equals, path = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"A snapshot must be TIME=FILE, such as 2s=guest.snap, not {text!r}.")
+        planned.append(PlannedSnapshot(parse_duration(when), path))
+    return tuple(sorted(planned, key=lambda each: each.time_ns))
 
 
 def _default_memory(guest: str) -> str:

@@ -21,8 +21,10 @@ from vmm import __version__
 from vmm.boot_debian import NAME as DEBIAN
 from vmm.boot_debian import boot_debian, check_options
 from vmm.boot_options import WORDS, BootOptions
+from vmm.boot_restore import boot_restored
 from vmm.conformance.command import CONFORMANCE_EPILOG, CONFORMANCE_HELP, conformance_command
 from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_command
+from vmm.inspect.command import INSPECT_EPILOG, INSPECT_HELP, WATCH_EPILOG, WATCH_HELP, inspect_command, watch_command
 from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
 from vmm.running.control import CTL_EPILOG, CTL_HELP, ctl_command
@@ -36,7 +38,19 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 NARROWEST_COLUMN = 32  # of text beside names, for the longest feature; on a narrower terminal it goes on below them
-COMMANDS = ("boot", "ps", "balloon", "stats", "ctl", "guests", "devices", "initramfs", "conformance")
+COMMANDS = (
+    "boot",
+    "ps",
+    "balloon",
+    "stats",
+    "ctl",
+    "guests",
+    "devices",
+    "initramfs",
+    "conformance",
+    "inspect",
+    "watch",
+)
 NOT_COMMANDS = {  # what other programs call them
     "run": "boot",
     "start": "boot",
@@ -51,6 +65,7 @@ EXIT_STATUSES = (
     ("3", "the guest panicked, or reset the machine before the script of --run had ended"),
     ("4", "triple fault: the vector, CS:RIP and the registers are told"),
     ("5", "a device was left needing a reset when the guest ended"),
+    ("6", "the host had no huge page left for what the balloon gave back (--ram-backing hugepages)"),
     ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),
     ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, or nobody reads the output any more"),
 )
@@ -75,6 +90,8 @@ Examples:
   vmm boot -kernel ./multiboot.elf -append "words" -initrd ./module.bin
   vmm boot -bios ./bios.bin --debugcon stdio --for 70s
   vmm boot -m 64M -device virtio-balloon-pci,id=b0 -device virtio-rng-pci
+  vmm boot balloon --snapshot-at 1s=balloon.snap
+  vmm boot --restore balloon.snap --for 2s  the same machine from there on, for two seconds more
   vmm boot stats --arch ppc                 the same guest on a big-endian processor
 
 \b
@@ -141,6 +158,8 @@ app.command("stats", help=STATS_HELP, epilog=STATS_EPILOG)(stats_command)
 app.command("ctl", help=CTL_HELP, epilog=CTL_EPILOG)(ctl_command)
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
 app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)
+app.command("inspect", help=INSPECT_HELP, epilog=INSPECT_EPILOG)(inspect_command)
+app.command("watch", help=WATCH_HELP, epilog=WATCH_EPILOG)(watch_command)
 
 
 # -- what the words mean -------------------------------------------------------------------------------------------
@@ -150,6 +169,8 @@ def boot(options: BootOptions) -> int:
     """Carry out `vmm boot`; returns the exit status."""
     if _show_device_help(options.devices):
         return 0
+    if options.restore is not None:
+        return boot_restored(options)
     check_options(options)
     if options.guest == DEBIAN:
         return boot_debian(options)
@@ -157,7 +178,13 @@ def boot(options: BootOptions) -> int:
 
     from vmm.runner import Request, run
 
-    return run(Request(config, options.serial, options.report, options.json, options.debugcon, control=options.control))
+    return run(
+        Request(
+            *(config, options.serial, options.report, options.json, options.debugcon),
+            control=options.control,
+            snapshots=options.snapshots,
+        )
+    )
 
 
 def _demonstration(row: GuestRow) -> list[str]:
@@ -201,7 +228,7 @@ def describe_device(driver: str) -> str:
     lines = [f"{model.driver}: {model.summary}"]
     for prop in model.properties:
         values = {"flag": "on|off", "fixed": prop.default, "choice": "|".join(prop.choices)}.get(prop.kind, "VALUE")
-        default = f" (default: {prop.default})" if prop.kind in ("flag", "choice") else ""
+        default = f" (default: {prop.default})" if prop.kind in ("flag", "choice", "size") else ""
         what = f"{prop.help}: only this value in this version" if prop.kind == "fixed" else prop.help
         lines.append(f"  {prop.name + '=' + values:<28} {what}{default}")
     return "\n".join(lines)

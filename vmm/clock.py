@@ -8,7 +8,8 @@ deadline: two runs are identical to the byte, however fast the host is and howev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Protocol
 
 from devices.state import TIME_NS, State, Stateful, Table
@@ -41,6 +42,11 @@ class Clock(Protocol):
 
     def restore_state(self, saved: Any) -> None: ...
 
+    def standing_still(self) -> AbstractContextManager[None]:
+        """While this is entered the time is what it was then: the host does something that the guest shall not
+        notice."""
+        ...
+
     def idle_until(self, blocks: int, deadline_ns: int | None, wait: Wait = time.sleep) -> None:
         """The CPU sleeps: let the time come nearer to the deadline.  None: only what `wait` waits for can wake it."""
         ...
@@ -68,6 +74,9 @@ class VirtualClock(Stateful):
     def ns_of_blocks(self) -> tuple[int, int] | None:
         return BLOCK_NS, self.skipped_ns
 
+    def standing_still(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def budget(self, blocks: int, deadline_ns: int | None) -> int:
         if deadline_ns is None:
             return SLICE_BLOCKS
@@ -94,27 +103,40 @@ class RealtimeClock(Stateful):
 
     def __init__(self) -> None:
         self._start_ns = time.monotonic_ns()
-        self._paused_ns: int | None = None
+        self._standing_ns: int | None = None
 
     @property
     def elapsed_ns(self) -> int:
         """Guest time; setting it lets the guest not notice how long its state was saved."""
-        return (time.monotonic_ns() if self._paused_ns is None else self._paused_ns) - self._start_ns
+        return time.monotonic_ns() - self._start_ns if self._standing_ns is None else self._standing_ns
 
     @elapsed_ns.setter
     def elapsed_ns(self, elapsed_ns: int) -> None:
-        self._start_ns = (time.monotonic_ns() if self._paused_ns is None else self._paused_ns) - elapsed_ns
+        if self._standing_ns is not None:
+            self._standing_ns = elapsed_ns
+        self._start_ns = time.monotonic_ns() - elapsed_ns
 
     def pause(self) -> None:
-        self._paused_ns = time.monotonic_ns()
+        self._standing_ns = self.elapsed_ns
 
     def resume(self) -> None:
-        if self._paused_ns is not None:
-            self._start_ns += time.monotonic_ns() - self._paused_ns
-            self._paused_ns = None
+        if self._standing_ns is not None:
+            standing_ns, self._standing_ns = self._standing_ns, None
+            self.elapsed_ns = standing_ns
 
     def now_ns(self, blocks: int) -> int:
         return self.elapsed_ns
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        if self._standing_ns is not None:  # whoever stopped it lets it go on
+            yield
+            return
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
 
     def ns_of_blocks(self) -> tuple[int, int] | None:
         return None

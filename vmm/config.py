@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, cast, get_args
 
+from devices.backing import MEMFD, Backing, BackingName
 from devices.errors import ConfigError
 from vmm.models import DEFAULT_DEVICE, DEFAULT_MMIO_DEVICE, DeviceConfig, did_you_mean, parse_devices
 
@@ -29,6 +30,7 @@ __all__ = [
     "format_size",
     "host_memory_bytes",
     "make_config",
+    "parse_backing",
     "parse_duration",
     "parse_size",
     "parse_targets",
@@ -94,7 +96,8 @@ class MachineConfig:
     hints of free pages; the power button is pressed at `powerdown_ns`.  `title` is what to call
     the guest where its file's name means nothing to the user; `reset_status` is the exit status where a reset of the
     machine ends the run; `arch` is the processor, and with it the board; with `watch_driver` it is told which rules the
-    balloon's driver breaks.  ConfigError when a field cannot be, or two of them cannot be together.
+    balloon's driver breaks; `ram_backing` is what the host has behind RAM.  ConfigError when a field cannot be, or two
+    of them cannot be together.
     """
 
     guest: str
@@ -113,6 +116,7 @@ class MachineConfig:
     reset_status: int = 0
     arch: ArchName = "x86_64"
     watch_driver: bool = False
+    ram_backing: Backing = MEMFD
 
     def __post_init__(self) -> None:
         if not self.guest and self.bios == NO_FIRMWARE:
@@ -275,6 +279,23 @@ def _parse_step(part: str) -> TargetStep:
     return TargetStep(time_ns, balloon_bytes=parse_size(size))
 
 
+def parse_backing(text: str) -> Backing:
+    """What stands behind RAM on the host: "memfd", "anonymous", "hugepages" or, with their size, "hugepages=2M"."""
+    name, equals, size = text.strip().partition("=")
+    names = get_args(BackingName)
+    if name not in names or (equals and name != "hugepages"):
+        raise ConfigError(
+            f"The backing of RAM must be memfd, anonymous, hugepages or hugepages=SIZE, not {text!r}"
+            f"{did_you_mean(name, names) if name not in names else '.'}"
+        )
+    if not equals:
+        return Backing(cast(BackingName, name))
+    page_bytes = parse_size(size)
+    if page_bytes <= PAGE_BYTES or page_bytes & (page_bytes - 1):
+        raise ConfigError(f"The size of huge pages must be a power of two above 4K, such as 2M or 1G, not {size!r}.")
+    return Backing("hugepages", page_bytes)
+
+
 def default_device(arch: str) -> str:
     """The device that a machine has if nobody says otherwise: a balloon where its board can have one."""
     return DEFAULT_MMIO_DEVICE if arch == PPC else DEFAULT_DEVICE
@@ -299,6 +320,7 @@ def make_config(
     devices: Sequence[str] | None = None,
     arch: str = "x86_64",
     watch_driver: bool = False,
+    ram_backing: str = "memfd",
 ) -> MachineConfig:
     """The machine that these words describe; see `vmm.boot` for what they are.  ConfigError with one sentence."""
     return MachineConfig(
@@ -316,4 +338,5 @@ def make_config(
         devices=parse_devices((default_device(arch),) if devices is None else devices),
         arch=cast(ArchName, arch),
         watch_driver=watch_driver,
+        ram_backing=parse_backing(ram_backing),
     )

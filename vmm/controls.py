@@ -94,6 +94,11 @@ class BalloonControl:
         return self._device.free_page_hint_cmd_id
 
     @property
+    def held_pages(self) -> int:
+        """Pages in the balloon that the host has not got back: its own pages are larger and not wholly in it."""
+        return self._device.held_pages
+
+    @property
     def discarded_bytes(self) -> int:
         """Bytes whose discard was asked of the host, inflated, reported or hinted."""
         return self._device.discarded_bytes
@@ -149,17 +154,21 @@ class BalloonControl:
         self._carry_out(self._device.start_hinting(self._now_ns()))
 
     def stop_hinting(self) -> None:
-        """Have the driver pause; it keeps what it has named out of use."""
+        """Have the driver pause; it keeps what it has named out of use.  ConfigError when it cannot be told."""
+        if absence := self._device.hinting_absence:
+            raise ConfigError(f"Hinting cannot be stopped: {absence}.")
         self._carry_out(self._device.stop_hinting(self._now_ns()))
 
     def done_hinting(self) -> None:
-        """Let the driver use what it has named again."""
+        """Let the driver use what it has named again.  ConfigError when it cannot be told."""
+        if absence := self._device.hinting_absence:
+            raise ConfigError(f"Hinting cannot be ended: {absence}.")
         self._carry_out(self._device.done_hinting(self._now_ns()))
 
     @property
     def offered(self) -> list[str]:
-        """The names of the features that the device offers."""
-        return spec.feature_names(self._device.device_features, self._device.device_id)
+        """The names of the features that the device offers to its driver, by the interface that the driver uses."""
+        return spec.feature_names(self._device.offered_features, self._device.device_id)
 
     @property
     def negotiated(self) -> list[str]:
@@ -184,7 +193,7 @@ class StatsView:
 
     @property
     def reason(self) -> str:
-        """ "ok", or why there are no fresh ones: "not negotiated", "never posted", "stale"."""
+        """ "ok", or why there are no fresh ones: "not negotiated", "never posted", "malformed", "stale"."""
         return self.snapshot().reason
 
     @property

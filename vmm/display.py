@@ -235,9 +235,18 @@ def summary(report: Mapping[str, Any], note: str = "") -> list[tuple[str, str]]:
     ram, end, peak = (format_size(memory[name]) for name in ("ram_bytes", "backed_bytes_end", "backed_bytes_peak"))
     if report.get("breaches") is not None:
         rows.append(("driver", _breaches(report["breaches"])))
-    rows.append(("host memory", f"{end} behind the guest's {ram} at the end, {peak} at most"))
+    behind = _in_what(memory, report["balloon"])
+    rows.append(("host memory", f"{end} behind the guest's {ram} at the end, {peak} at most{behind}"))
     rows.append(("exit status", str(report["exit_code"])))
     return rows
+
+
+def _in_what(memory: Mapping[str, Any], balloon: Mapping[str, Any] | None) -> str:
+    """What is behind RAM where it is not the usual memory file, and what of the balloon it cannot give back yet."""
+    size, held = format_size(memory["host_page_bytes"]), 0 if balloon is None else balloon["held_pages"]
+    text = {"hugepages": f"; huge pages of {size}", "anonymous": "; anonymous memory"}.get(memory["backing"], "")
+    waiting = f", {format_size(held * PAGE_BYTES)} of the balloon in pages that are not all in it" if held else ""
+    return text + waiting
 
 
 def _breaches(breaches: Sequence[Mapping[str, Any]]) -> str:

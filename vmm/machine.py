@@ -8,15 +8,16 @@ observers, and the end.  Nothing here changes the count of blocks, so watching a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from devices.effects import Effects, Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
 from devices.state import COUNTER, PART, TEXT, TIME_NS, HasState, Int, Maybe, Record, Stateful, Table
-from vmm import direct
-from vmm.boards import make_board
+from vmm.boards import Saved, make_board
 from vmm.boards.pc import PcBoard
 from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
@@ -28,6 +29,7 @@ from vmm.outcome import Outcome, describe_triple_fault, panic_before_reset, pani
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
 from vmm.ppc_platform import PpcPlatform
+from vmm.shortage import ShortageGuard
 from vmm.state import TARGET_STEPS, TIMES, MachineState, restore, save
 from vmm.transcript import Transcript
 from vmm.watch import Breach
@@ -69,7 +71,8 @@ class Machine(Stateful):
     """A machine made after `config`, at its reset vector, with the guest's image in RAM.
 
     Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
-    give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
+    give the RAM.  With `saved` no file is read: a state is to be put into it.  After `run` has
+    returned an `Outcome` the machine is over; it can still be looked at.
 
     `attendants` are called between two runs of the CPU and waited with while nothing runs; `paused_s` is how many
     seconds of the host's time the machine has spent paused, `stats_unix_s` when the last statistics came, in the host's
@@ -88,7 +91,7 @@ class Machine(Stateful):
         "_stats_seen": COUNTER,
     }
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, saved: Saved | None = None) -> None:
         self.config = config
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
@@ -104,22 +107,26 @@ class Machine(Stateful):
         self._powerdown_ns = config.powerdown_ns
         self._interrupted = self._quitting = False
         self._stats_seen = 0
-        self.board = make_board(config)
+        self.board = make_board(config, saved)
         self.memory: GuestMemory = self.board.memory
+        self._shortage = ShortageGuard(self.memory)
         try:
-            self.platform = self._make_platform()
+            self.platform = self._make_platform(started=saved is not None)
         except BaseException:
+            self._shortage.close()
             self.memory.close()
             raise
         if config.poll_ns and self.board.balloon is not None:
             self.balloon.set_polling_interval(config.poll_ns)
 
-    def _make_platform(self) -> BoardPlatform:
-        """What answers the CPU, with the CPU where it begins."""
+    def _make_platform(self, *, started: bool) -> BoardPlatform:
+        """What answers the CPU, with the CPU where it begins; a machine that has `started` before gets its state."""
         if not isinstance(self.board, PcBoard):
             return PpcPlatform(self.board, self._clock)
         platform = PcPlatform(self.board, self._clock)
-        if self.config.bios == NO_FIRMWARE:
+        if self.config.bios == NO_FIRMWARE and not started:
+            from vmm import direct  # few start so, and it takes a tenth of the time that everybody's start takes
+
             direct.start(self.board, platform)
         return platform
 
@@ -206,7 +213,43 @@ class Machine(Stateful):
         With the virtual clock the run is then the same to the byte as if it had never been cut.  ConfigError, and
         nothing changed, if the state does not fit this machine."""
         restore(self, state)
+        self.platform.table.update()
         self._interrupted = self._quitting = False
+
+    def standing_still(self) -> AbstractContextManager[None]:
+        """Guest time stands still meanwhile, real time too: for what takes the host time between two steps."""
+        return self._clock.standing_still()
+
+    def plan(
+        self,
+        *,
+        targets: Sequence[TargetStep] | None = None,
+        hints_ns: Sequence[int] | None = None,
+        powerdown_ns: int | None = None,
+        for_ns: int | None = None,
+        poll_ns: int | None = None,
+    ) -> None:
+        """Change what is still to come; None leaves it as it is.  Times count from now.
+
+        ConfigError, and nothing changed, for what this machine's configuration could not have."""
+        now_ns = self.now_ns
+        steps = [replace(step, time_ns=step.time_ns + now_ns) for step in targets or ()]
+        self.config = replace(
+            self.config,
+            targets=tuple(steps),
+            hints_ns=tuple(hints_ns or ()),
+            powerdown_ns=powerdown_ns,
+            for_ns=now_ns + for_ns if for_ns else self.config.for_ns if for_ns is None else for_ns,
+            poll_ns=poll_ns or 0,
+        )
+        if targets is not None:
+            self._steps = sorted(steps, key=lambda step: step.time_ns)
+        if hints_ns is not None:
+            self._hints_ns = sorted(time_ns + now_ns for time_ns in hints_ns)
+        if powerdown_ns is not None:
+            self._powerdown_ns = powerdown_ns + now_ns
+        if poll_ns is not None and self.config.has_balloon:
+            self.balloon.set_polling_interval(poll_ns)
 
     def parts(self) -> dict[str, HasState]:
         """What `save` saves, in the order in which it is put back."""
@@ -248,6 +291,8 @@ class Machine(Stateful):
     def _step(self, deadline_ns: int | None) -> None:
         """Let the CPU run once, and see why it came back."""
         exit_ = self.platform.cpu.run(self._clock.budget(self.platform.cpu.blocks, deadline_ns))
+        if self._shortage.lost_pages:
+            return  # whatever came after that means nothing
         if exit_.reason is ExitReason.HALTED:
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
@@ -283,7 +328,10 @@ class Machine(Stateful):
         self.platform.stop = None
         self.platform.cpu.reset()
         if self.config.bios == NO_FIRMWARE and isinstance(self.board, PcBoard):
+            from vmm import direct
+
             direct.start(self.board, cast(PcPlatform, self.platform))
+        self.platform.table.update()
         self._tell("reset", "the machine was reset")
 
     def _tell(self, kind: str, text: str) -> None:
@@ -302,7 +350,11 @@ class Machine(Stateful):
         """Turn a reason to stop into the outcome."""
         if self.outcome is not None:
             return True
-        if self.platform.stop is not None:
+        if self._shortage.lost_pages:
+            size = format_size(self._shortage.page_bytes)
+            detail = f"no huge page of {size} was free on the host when the guest used one again that it had given back"
+            self._finish("host-memory", 6, detail)
+        elif self.platform.stop is not None:
             self._finish_stopped(self.platform.stop)
         elif self._interrupted:
             self._finish("interrupted", 130, "the run was interrupted from outside")
@@ -364,6 +416,8 @@ class Machine(Stateful):
         self.outcome = Outcome(kind, exit_code, detail)
         self.platform.sample_backing()
         self._look_at_driver(at_the_end=True)
+        for transport in self.board.transports:
+            self.platform.carry_out(transport.signal(transport.device.run_over()))
         self._settle_output()
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -458,6 +512,7 @@ class Machine(Stateful):
     def close(self) -> None:
         """Give RAM and CPU back to the host.  What was counted can still be read; everything else is a ConfigError."""
         self.platform.close()
+        self._shortage.close()
         self.memory.close()
 
     def __enter__(self) -> Machine:

@@ -9,18 +9,21 @@ and refused in one sentence where it does not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from devices.errors import ConfigError
+from devices.virtio import spec
 from devices.virtio.policy import POLICIES
 from devices.virtio.profiles import PROFILES
 
-Kind = Literal["name", "slot", "place", "flag", "choice", "fixed"]
+Kind = Literal["name", "slot", "place", "flag", "choice", "size", "fixed"]
 BusName = Literal["pci", "mmio"]
 
 FIRST_SLOT, LAST_SLOT = 3, 31  # PCI device numbers on bus 0; lower ones are the board's own
+LARGEST_QUEUE = spec.VIRTQ_MAX_SIZE
+_QUEUE_SIZES = [str(1 << power) for power in range(LARGEST_QUEUE.bit_length())]
 MMIO_PLACES = 4  # blocks of registers that the board has for virtio-mmio devices
 DEFAULT_DEVICE = "virtio-balloon-pci,id=balloon0"
 DEFAULT_MMIO_DEVICE = "virtio-balloon-device,id=balloon0"  # of a board without PCI
@@ -28,8 +31,8 @@ DEFAULT_MMIO_DEVICE = "virtio-balloon-device,id=balloon0"  # of a board without 
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """One property: `default` as the user would write it; a "choice" is one of `choices`, a "fixed" one can only have
-    its default."""
+    """One property: `default` as the user would write it; a "choice" is one of `choices`, a "size" a power of two up to
+    32768, a "fixed" one can only have its default."""
 
     name: str
     kind: Kind
@@ -61,7 +64,15 @@ _RING = (
     Property("in_order", "flag", "off", "offer VIRTIO_F_IN_ORDER"),
     Property("queue_reset", "flag", "on", "offer VIRTIO_F_RING_RESET"),
     Property("notification-data", "flag", "off", "offer VIRTIO_F_NOTIFICATION_DATA (QEMU has no such property here)"),
+    Property("notify_on_empty", "flag", "on", "offer VIRTIO_F_NOTIFY_ON_EMPTY to legacy drivers"),
+    Property("any_layout", "flag", "on", "offer VIRTIO_F_ANY_LAYOUT to legacy drivers; off with a legacy device only"),
 )
+
+
+def _queue_size(default: str, help_: str) -> Property:
+    return Property("queue-size", "size", default, f"{help_} (QEMU has no such property)")
+
+
 _PCI = (
     _ID_PROPERTY,
     Property("addr", "slot", "", "PCI device number on bus 0, hexadecimal, 3 to 1f (default: the first free one)"),
@@ -77,6 +88,8 @@ _MMIO = (
     Property("force-legacy", "flag", "off", "on: version 1 (QEMU has this at virtio-mmio itself, where it is on)"),
     *_RING,
 )
+MODERN_ONLY = ("packed", "in_order", "queue_reset", "notification-data")
+"""Flags of features that a legacy driver has no bits for."""
 _FIXED = (Property("iommu_platform", "fixed", "off", "VIRTIO_F_ACCESS_PLATFORM"),)
 _BALLOON = (
     Property("must-tell-host", "flag", "on", "offer VIRTIO_BALLOON_F_MUST_TELL_HOST (QEMU has no such property)"),
@@ -85,6 +98,7 @@ _BALLOON = (
     Property("free-page-reporting", "flag", "off", "offer VIRTIO_BALLOON_F_PAGE_REPORTING"),
     Property("free-page-hint", "flag", "off", "offer VIRTIO_BALLOON_F_FREE_PAGE_HINT"),
     Property("page-poison", "flag", "on", "offer VIRTIO_BALLOON_F_PAGE_POISON"),
+    _queue_size("128", "entries of each queue; reporting_vq has never less than 32, free_page_vq than 2"),
     Property(
         "queue-numbering",
         "choice",
@@ -116,6 +130,7 @@ _POLICY = (
         ("none", *PROFILES),
     ),
 )
+_RNG = (_queue_size("64", "entries of the queue"),)
 _BALLOON_SUMMARY = "memory balloon: inflate, deflate, statistics, free page hinting and reporting"
 _RNG_SUMMARY = "source of random bytes"
 _ON_MMIO = "; on virtio-mmio"
@@ -125,10 +140,11 @@ MODELS = (
     Model(
         "virtio-balloon-device", "balloon", _BALLOON_SUMMARY + _ON_MMIO, (*_MMIO, *_BALLOON, *_POLICY, *_FIXED), "mmio"
     ),
-    Model("virtio-rng-pci", "rng", _RNG_SUMMARY, (*_PCI, *_FIXED)),
-    Model("virtio-rng-device", "rng", _RNG_SUMMARY + _ON_MMIO, (*_MMIO, *_FIXED), "mmio"),
+    Model("virtio-rng-pci", "rng", _RNG_SUMMARY, (*_PCI, *_RNG, *_FIXED)),
+    Model("virtio-rng-device", "rng", _RNG_SUMMARY + _ON_MMIO, (*_MMIO, *_RNG, *_FIXED), "mmio"),
 )
 _ALIASES = {"virtio-balloon": "virtio-balloon-pci", "virtio-rng": "virtio-rng-pci"}
+_VALUED = ("flag", "choice", "size")  # kinds of properties that a device has if nobody names them
 _FLAGS = {"on": "on", "yes": "on", "true": "on", "off": "off", "no": "off", "false": "off"}
 _PLACES: dict[BusName, tuple[str, list[str], str, str]] = {
     "pci": ("addr", [f"{slot:x}" for slot in range(FIRST_SLOT, LAST_SLOT + 1)], "PCI address 0x", "PCI bus"),
@@ -142,13 +158,18 @@ _SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """One device: `properties` are (name, value) in the order of their names: every flag of the model as "on" or "off",
-    every choice, and where it is: "addr", its PCI device number in hexadecimal, or "slot", the number of a virtio-mmio
-    device.  `is_named` says that the user chose the id."""
+    every choice and size, and where it is: "addr", its PCI device number in hexadecimal, or "slot", the number of a
+    virtio-mmio device.  `is_named` says that the user chose the id."""
 
     driver: str
     id: str
     properties: tuple[tuple[str, str], ...] = ()
     is_named: bool = True
+
+    @property
+    def words(self) -> str:
+        """What a user would write for it, with every property."""
+        return ",".join((self.driver, f"id={self.id}", *(f"{name}={value}" for name, value in self.properties)))
 
     def flag(self, name: str) -> bool:
         """Whether the property `name` is on; KeyError when the model has no such flag."""
@@ -169,6 +190,23 @@ class DeviceConfig:
         if prop is None or prop.kind != "choice":
             raise KeyError(name)
         return prop.default
+
+    def number(self, name: str) -> int:
+        """What the size `name` is; KeyError when the model has no such size."""
+        prop = find_model(self.driver).find(name)
+        if prop is None or prop.kind != "size":
+            raise KeyError(name)
+        return int(dict(self.properties).get(name, prop.default))
+
+    @property
+    def has_modern_interface(self) -> bool:
+        """Whether a driver of virtio 1.0 or later finds it."""
+        return not self.flag("disable-modern" if self.bus == "pci" else "force-legacy")
+
+    @property
+    def has_legacy_interface(self) -> bool:
+        """Whether an older driver finds it."""
+        return not self.flag("disable-legacy") if self.bus == "pci" else self.flag("force-legacy")
 
     @property
     def bus(self) -> BusName:
@@ -251,7 +289,8 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
     """
     driver, *settings = (part.strip() for part in text.split(","))
     model = find_model(driver)
-    values: dict[str, str] = {prop.name: prop.default for prop in model.properties if prop.kind in ("flag", "choice")}
+    values: dict[str, str] = {prop.name: prop.default for prop in model.properties if prop.kind in _VALUED}
+    given: dict[str, str] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         prop = model.find(name)
@@ -259,7 +298,7 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
             found = suggest(name, [known.name for known in model.properties])
             hint = f"-device {model.driver},help lists them." if found is None else f"did you mean {found!r}?"
             raise ConfigError(f"{model.driver} has no property {name!r}; {hint}")
-        values[name] = _parse_value(model, prop, value if equals else "on")
+        given[name] = values[name] = _parse_value(model, prop, value if equals else "on")
     if (values.get("disable-legacy"), values.get("disable-modern")) == ("on", "on"):
         raise ConfigError(
             f"{model.driver}: disable-legacy and disable-modern must not both be on; no interface would be left."
@@ -269,9 +308,25 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
             f"{model.driver}: profile={values['profile']} says what becomes of guest errors itself; "
             f"guest-errors={values['guest-errors']} must not stand beside it."
         )
+    _fit_to_interface(model, values, given)
     chosen = values.pop("id", "")
     name = chosen or _free_name(model.stem, set(taken))
     return DeviceConfig(model.driver, name, tuple(sorted(values.items())), bool(chosen))
+
+
+def _fit_to_interface(model: Model, values: dict[str, str], given: Mapping[str, str]) -> None:
+    """Switch off what the device's interface does not have; ConfigError where it was asked for."""
+    switch = "disable-modern=on" if model.bus == "pci" else "force-legacy=on"
+    is_legacy = values[switch.removesuffix("=on")] == "on"
+    for name in MODERN_ONLY:
+        if is_legacy and given.get(name) == "on":
+            raise ConfigError(f"{model.driver}: {name}=on needs the modern interface, which {switch} takes away.")
+        if is_legacy:
+            values[name] = "off"
+    if not is_legacy and values["any_layout"] == "off":
+        raise ConfigError(
+            f"{model.driver}: any_layout=off needs {switch}; a device with a modern interface takes any layout."
+        )
 
 
 def _parse_value(model: Model, prop: Property, text: str) -> str:
@@ -297,6 +352,12 @@ def _parse_value(model: Model, prop: Property, text: str) -> str:
             raise ConfigError(
                 f"{model.driver}: {prop.name} must be {', '.join(prop.choices[:-1])} or {prop.choices[-1]}, "
                 f"not {text!r}{did_you_mean(text, prop.choices)}"
+            )
+        return text
+    if prop.kind == "size":
+        if text not in _QUEUE_SIZES:
+            raise ConfigError(
+                f"{model.driver}: {prop.name} must be a power of two from 1 to {LARGEST_QUEUE}, not {text!r}."
             )
         return text
     value = _FLAGS.get(text.lower())

@@ -1,16 +1,12 @@
-"""Where a run's output goes besides the display: the serial console's file and the report's file.
+"""Where a run's output goes besides the display: the serial console's file.
 
-Both are opened before the machine is built, so that a wrong name is refused at once and not after the run.  The report
-appears whole or not at all: it is written beside its place and then moved there.
+It is opened before the machine is built, so that a wrong name is refused at once and not after the run.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,46 +83,3 @@ def serial_file(path: Path, kind: str = "serial") -> Iterator[SerialSink]:
     what = f"The {kind} file {path}"
     with guarded(what), open(open_to_write(path), "wb", buffering=0) as out:
         yield SerialSink(out, what)
-
-
-# -- the report ----------------------------------------------------------------------------------------------------
-
-
-class ReportFile:
-    """The place of one report.  Make it before the run, `write` after it; `discard` when there is nothing to write.
-
-    ConfigError at once when nothing can be written there.  A place that is no ordinary file, such as a pipe or
-    /dev/null, is written to directly.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._what = f"The report {path}"
-        self._place = Path(os.path.realpath(path))
-        self._draft: str | None = None
-        with guarded(self._what):
-            if self._place.is_dir():
-                raise IsADirectoryError(0, "it is a directory")
-            if not self._place.exists() or stat.S_ISREG(self._place.stat().st_mode):
-                fd, self._draft = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
-                os.fchmod(fd, 0o666 & ~_umask())
-                os.close(fd)
-
-    def write(self, text: str) -> None:
-        with guarded(self._what):
-            with open(open_to_write(self._draft or self._place), "w", encoding="utf-8") as out:
-                out.write(text)
-            if self._draft is not None:
-                os.replace(self._draft, self._place)
-                self._draft = None
-
-    def discard(self) -> None:
-        if self._draft is not None:
-            with suppress(OSError):
-                os.unlink(self._draft)
-            self._draft = None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -19,6 +19,7 @@ from devices.state import COUNTER, Stateful, Table
 from vmm.boards.board import Board
 from vmm.clock import Clock
 from vmm.cpu import ClosedCpu, Cpu
+from vmm.device_table import DeviceTable
 from vmm.state import EVENTS, STOP
 
 SAMPLE_INTERVAL_NS = 1_000_000
@@ -28,8 +29,9 @@ class BoardPlatform(Stateful):
     """The `vmm.cpu.Platform` of `board`, with its CPU at the reset vector; `clock` turns executed blocks into time.
 
     `stop` is the first request to end the run, `events` are (guest ns, event) not fetched yet, `backed_bytes_peak` the
-    most bytes of RAM that the host was seen to back, `sampled_ns` when that was last looked at.  While `attentive` the
-    CPU leaves after any effect: somebody waits for a condition."""
+    most bytes of RAM that the host was seen to back, `sampled_ns` when that was last looked at, `table` what somebody
+    outside this process can read of the devices.  While `attentive` the CPU leaves after any effect: somebody waits for
+    a condition."""
 
     STATE: ClassVar[Table] = {
         "stop": STOP,
@@ -45,6 +47,7 @@ class BoardPlatform(Stateful):
         self._clock = clock
         self._memory = board.memory
         self.backed_bytes_peak, self.sampled_ns = self._memory.backed_bytes(), 0
+        self.table = DeviceTable(board.virtio_devices, board.memory)
         self.cpu: Cpu | ClosedCpu = board.make_cpu(self)
 
     @property
@@ -97,6 +100,7 @@ class BoardPlatform(Stateful):
             self.stop = stop
         if events:
             now_ns = self.now_ns
+            self.table.note(events)
             self.events += [(now_ns, event) for event in events]
         if self.attentive or deadline or stop is not None:
             self.cpu.request_exit()
@@ -147,6 +151,7 @@ class BoardPlatform(Stateful):
 
     def close(self) -> None:
         """Give the CPU back.  Its count of blocks can still be read."""
+        self.table.close()
         if not isinstance(self.cpu, ClosedCpu):
             self.cpu.close()
             self.cpu = ClosedCpu(self.cpu.blocks)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _BALLOON = (
     *("target_pages", "actual_pages", "inflated_pages", "deflated_pages", "oom_deflated_pages"),
     *("reported_pages", "reported_bytes", "poisoned_pages", "hinted_pages", "hint_discarded_pages"),
-    *("stale_hint_pages", "discarded_bytes", "bad_pfns"),
+    *("stale_hint_pages", "held_pages", "discarded_bytes", "bad_pfns"),
 )
 
 
@@ -18,8 +18,9 @@ def report(machine: Machine) -> dict[str, Any]:
     """The run so far.  Times are guest nanoseconds; with the virtual clock two equal runs give equal reports.
 
     Without a balloon `features`, `balloon` and `stats` are None; unless its driver is watched `breaches` is.
-    `memory.backed_bytes_peak` is sampled at device events, not by wall time.  `console` is the newest MiB of what the
-    guest wrote, `console_dropped_bytes` came before.
+    `memory.backing` is what the host really has behind RAM ("memfd", "anonymous", "hugepages"), in pages of
+    `host_page_bytes`; `backed_bytes_peak` is sampled at device events, not by wall time.  `console` is the newest MiB
+    of what the guest wrote, `console_dropped_bytes` came before.
     """
     has_balloon = machine.board.balloon is not None
     outcome = machine.outcome
@@ -35,6 +36,8 @@ def report(machine: Machine) -> dict[str, Any]:
         "balloon": _balloon(machine) if has_balloon else None,
         "memory": {
             "ram_bytes": machine.config.memory_bytes,
+            "backing": machine.memory.backing,
+            "host_page_bytes": machine.memory.host_page_bytes,
             "backed_bytes_peak": machine.backed_bytes_peak,
             "backed_bytes_end": machine.memory.backed_bytes(),
         },

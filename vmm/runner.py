@@ -12,19 +12,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from devices.effects import Event
 from devices.errors import ConfigError
+from vmm.config import format_size
 from vmm.control.attendants import Attendant, Attendants
 from vmm.control.options import NOT_DRIVEN, ControlOptions
 from vmm.control.serving import attended
 from vmm.display import PlainDisplay, Silent
-from vmm.outputs import LineSink, ReportFile, SerialSink, serial_file, serial_path
+from vmm.outputs import LineSink, SerialSink, serial_file, serial_path
+from vmm.report_file import ReportFile
 from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
 from vmm.terminal import ShellDisplay, console_input
 
@@ -37,12 +40,21 @@ LONGEST_WAIT_S = 0.05  # between two looks at the terminal and at Ctrl-C
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedSnapshot:
+    """A snapshot to be written to `path` when the run has gone on for `time_ns` of guest time."""
+
+    time_ns: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for besides the machine itself.
+    """What the command line asks for besides the machine itself, which is made by `make` where that is given.
 
     `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"; with "stdio" the serial
     console has the standard input too.  `shell_ready` makes this terminal the guest's: it is what the guest sends to
-    the debug port when it wants input.  `debug_sinks` get that port's output as well."""
+    the debug port when it wants input, nothing if it wants it already.  `debug_sinks` get that port's output as well.
+    `snapshots` are in the order of their times."""
 
     config: MachineConfig
     serial: str = ""
@@ -52,6 +64,8 @@ class Request:
     shell_ready: bytes | None = None
     debug_sinks: tuple[Callable[[bytes], None], ...] = ()
     control: ControlOptions = NOT_DRIVEN
+    snapshots: tuple[PlannedSnapshot, ...] = ()
+    make: Callable[[], Machine] | None = None
 
 
 def run(request: Request) -> int:
@@ -64,10 +78,8 @@ def run(request: Request) -> int:
             stack.callback(report_file.discard)
         sink = _sink(request, request.serial, "serial", stack)
         debug_sink = _debug_sink(request, sink, stack)
-
-        from vmm.machine import Machine  # numpy and the CPU emulator: not before everything cheap was checked
-
-        machine = stack.enter_context(Machine(request.config))
+        _check_places(request.snapshots)
+        machine = stack.enter_context(_make_machine(request))
         display = _display(request, machine)
         stack.callback(display.close)
         machine.observers += [display] if sink is None else [sink, display]
@@ -78,7 +90,7 @@ def run(request: Request) -> int:
         if request.serial == "stdio":
             others.append(stack.enter_context(console_input(machine, request.shell_ready)))
         with attended(machine, request.control, *others) as attendants:
-            _run_to_the_end(machine, display, debug_sink, attendants)
+            _run_to_the_end(machine, display, debug_sink, attendants, request.snapshots)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
         text = json.dumps(report) + "\n"
         if report_file is not None:
@@ -99,7 +111,31 @@ def _check_stdio(request: Request) -> None:
         raise ConfigError("The standard input and output can serve one only: a protocol, the console, or --json.")
 
 
-def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | None, attendants: Attendants) -> None:
+def _make_machine(request: Request) -> Machine:
+    if request.make is not None:
+        return request.make()
+
+    from vmm.machine import Machine  # numpy and the CPU emulator: not before everything cheap was checked
+
+    return Machine(request.config)
+
+
+def _check_places(snapshots: Sequence[PlannedSnapshot]) -> None:
+    """A name that cannot be written to is told before the run, not when its time has come."""
+    if snapshots:
+        from vmm.snapshots import check_place
+
+        for each in snapshots:
+            check_place(each.path)
+
+
+def _run_to_the_end(
+    machine: Machine,
+    display: Silent,
+    debug_sink: SerialSink | None,
+    attendants: Attendants,
+    snapshots: Sequence[PlannedSnapshot],
+) -> None:
     """Until there is an outcome; a reader that went away interrupts the run as Ctrl-C does."""
 
     def sleep(seconds: float) -> bool:
@@ -113,6 +149,7 @@ def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | 
     with _interrupting(machine, pacer):
         try:
             display.begin()
+            _take_snapshots(machine, display, snapshots, pacer)
             machine.run(pace=pacer)
             if isinstance(debug_sink, LineSink):
                 debug_sink.finish()
@@ -122,6 +159,26 @@ def _run_to_the_end(machine: Machine, display: Silent, debug_sink: SerialSink | 
             machine.debug_sinks.clear()
             machine.interrupt()
             machine.run()
+
+
+def _take_snapshots(
+    machine: Machine, display: Silent, snapshots: Sequence[PlannedSnapshot], pacer: Pacer | None
+) -> None:
+    """Run until the last of them is written, or to the end."""
+    start_ns = machine.now_ns
+    for index, each in enumerate(snapshots):
+        if machine.run(until=f"{max(start_ns + each.time_ns - machine.now_ns, 0)}ns", pace=pacer) is not None:
+            for left in snapshots[index:]:
+                _say_to(display, machine, f"{left.path} was not written: the run ended before its time")
+            return
+        from vmm.snapshots import write_snapshot
+
+        size = write_snapshot(machine, each.path)
+        _say_to(display, machine, f"{each.path} is written, {format_size(size)}")
+
+
+def _say_to(display: Silent, machine: Machine, text: str) -> None:
+    display.on_event(machine.now_ns, Event("snapshot", "snapshot", text))
 
 
 def _sink(request: Request, text: str, kind: str, stack: ExitStack) -> SerialSink | None:

@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from devices.effects import Event, Stop, StopKind
 from devices.errors import ConfigError
-from devices.state import COUNTER, TEXT, TIME_NS, Int, Many, Maybe, Record, State, Tuple, Word, require_fields
+from devices.state import (
+    COUNTER,
+    TEXT,
+    TIME_NS,
+    HasState,
+    Int,
+    Many,
+    Maybe,
+    Record,
+    State,
+    Tuple,
+    Word,
+    require_fields,
+)
 from vmm.config import TargetStep
 
 if TYPE_CHECKING:
@@ -58,14 +71,17 @@ class MachineState:
             raise ConfigError(f"The saved state must be of version {VERSION}, not {data.get('version')!r}.")
 
 
-def save(machine: Machine) -> MachineState:
-    """The state of `machine`, which does not run now; it is not changed."""
-    parts: State = {name: part.save_state() for name, part in machine.parts().items()}
+def save(machine: Machine, ram: HasState | None = None) -> MachineState:
+    """The state of `machine`, which does not run now; it is not changed.  `ram` may stand for its memory, and keeps the
+    contents elsewhere."""
+    parts: State = {name: part.save_state() for name, part in _parts(machine, ram).items()}
     return MachineState({"schema": SCHEMA, "version": VERSION, "machine": identity(machine), **parts})
 
 
-def restore(machine: Machine, state: MachineState) -> None:
-    """Put `state` into `machine`, which does not run now.  ConfigError, and nothing changed, where it does not fit."""
+def restore(machine: Machine, state: MachineState, ram: HasState | None = None) -> None:
+    """Put `state` into `machine`, which does not run now.  ConfigError, and nothing changed, where it does not fit.
+
+    A state that was saved with `ram` in place of the memory needs such a one again."""
     data: Any = require_fields("the state", state.data, ["schema", "version", "machine", *_PARTS])
     own = identity(machine)
     theirs = require_fields("machine", data["machine"], list(own))
@@ -74,13 +90,17 @@ def restore(machine: Machine, state: MachineState) -> None:
             raise ConfigError(
                 f"The saved state is of a machine with other {_WORDS[name]}: {theirs[name]!r}, not {value!r}."
             )
-    parts = machine.parts()
+    parts = _parts(machine, ram)
     for name, part in parts.items():
         part.check_state(data[name], name)
     for step in data["run"]["steps"]:
         TargetStep(**step).check(machine.config.memory_bytes)
     for name, part in parts.items():
         part.restore_state(data[name])
+
+
+def _parts(machine: Machine, ram: HasState | None) -> dict[str, HasState]:
+    return machine.parts() if ram is None else machine.parts() | {"memory": ram}
 
 
 def identity(machine: Machine) -> State:
@@ -90,9 +110,7 @@ def identity(machine: Machine) -> State:
         "arch": config.arch,
         "memory_bytes": config.memory_bytes,
         "clock": config.clock,
-        "devices": [
-            f"{each.driver},id={each.id}" + "".join(f",{k}={v}" for k, v in each.properties) for each in config.devices
-        ],
+        "devices": [device.words for device in config.devices],
         "firmware_sha256": hashlib.sha256(machine.board.rom).hexdigest(),
         "watch_driver": "on" if config.watch_driver else "off",
     }

@@ -181,7 +181,8 @@ def console_input(machine: Machine, ready: bytes | None) -> Iterator[ConsoleInpu
     """What connects the standard input with the console of `machine`; in raw mode if it is a terminal that shows it
     too.
 
-    `ready` is for a shell: what the guest sends to the debug port when it wants input.  Then Ctrl-A is the escape, all
+    `ready` is for a shell: what the guest sends to the debug port when it wants input, nothing where it wants it
+    already.  Then Ctrl-A is the escape, all
     other keys are the guest's, and the end of a pipe is typed as Ctrl-D."""
     is_terminal, is_shell = is_interactive(), ready is not None
     with ExitStack() as stack:
@@ -192,7 +193,7 @@ def console_input(machine: Machine, ready: bytes | None) -> Iterator[ConsoleInpu
             machine,
             fd,
             Keys(machine.interrupt, say) if is_terminal and is_shell else None,
-            is_ready=(lambda: True) if ready is None else _heard(machine, ready),
+            is_ready=_heard(machine, ready) if ready else lambda: True,
             types_end=is_shell and not is_terminal,
         )
 

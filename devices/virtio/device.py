@@ -28,6 +28,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from devices.effects import Event
 from devices.errors import DriverError
 from devices.memory import GuestMemory
@@ -105,7 +108,7 @@ class VirtioDevice(Service):
         objections: list[str] = []
         legacy = bool(self.legacy)
         if value & ~self.status & _FEATURES_OK and not legacy:
-            mine, theirs = self.device_features, self.driver_features
+            mine, theirs = self.modern_features, self.driver_features
             objections += status.feature_objections(mine, theirs, self.feature_requires, self.device_id)
         before = self.status
         self.status = status.next_status(before, value, not objections, legacy=legacy)
@@ -144,7 +147,7 @@ class VirtioDevice(Service):
 
         It is used once negotiation is over.  An index that does not exist is ignored."""
         if not 0 <= index < len(self.queues) or not self.has_queue(self.queues[index]):
-            return NO_NOTIFICATIONS
+            return self.missing_queue(index) if gpa else NO_NOTIFICATIONS
         queue = self.queues[index]
         notifications = self.stop_queue(index)
         queue.place(gpa, align)
@@ -162,7 +165,8 @@ class VirtioDevice(Service):
             return NO_NOTIFICATIONS
         queue.disable()
         self.queue_lost(queue)
-        return Notifications(deadline=True)
+        told = self.event("queue-stopped", f"the driver took queue {index} ({queue.name}) out of use")
+        return told | Notifications(deadline=True)
 
     def has_queue(self, queue: Queue) -> bool:
         """Whether `queue` is there for the driver: as long as features can change every queue that the device has, then
@@ -264,12 +268,24 @@ class VirtioDevice(Service):
             self.config_generation = self.config_generation + 1 & 0xFF
         return Notifications(config=bool(self.status & _DRIVER_OK))
 
+    def given_away(self) -> NDArray[np.bool_] | None:
+        """For each page up to the end of RAM whether the driver has given it to the device; only to look at.  None:
+        this is no device to give pages to."""
+        return None
+
     def queues_with(self, features: int | None) -> list[Queue]:
         """The queues in the order of their numbers when `features` are negotiated; None: as long as that is open."""
         return self.queues
 
     def missing_queue(self, index: int) -> Notifications:
-        """The driver kicked or enabled a queue that is not there for it: what there is to say about it."""
+        """The driver kicked or set up a queue that is not there for it: what there is to say about it."""
+        return NO_NOTIFICATIONS
+
+    def queue_looked_for(self, index: int) -> None:
+        """The driver read the size of a queue that is not there for it."""
+
+    def run_over(self) -> Notifications:
+        """The driver gets no further: what there is to say of what it left undone."""
         return NO_NOTIFICATIONS
 
     def carry_on(self, now_ns: int) -> Notifications:
@@ -348,7 +364,8 @@ class VirtioDevice(Service):
         notifications = self._tell_features()
         for queue in self.queues:
             if queue.desc_gpa:
-                notifications |= self._enable(queue, now_ns)
+                there = self.has_queue(queue)
+                notifications |= self._enable(queue, now_ns) if there else self.missing_queue(queue.index)
         return notifications
 
     def _enable(self, queue: Queue, now_ns: int) -> Notifications:

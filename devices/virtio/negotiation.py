@@ -21,11 +21,12 @@ _FEATURES_OK = int(Status.FEATURES_OK)
 
 
 class Negotiation(Stateful):
-    """A device that offers the feature bits of the mask `features`, before any driver.
+    """A device that offers the feature bits of the mask `features`, before any driver; without VERSION_1 it has only a
+    legacy interface.
 
     `legacy` tells by which interface the driver uses it: None as long as it does not, and over a transport that has
     only the modern one.  `driver_order` is the byte order of the driver's processor, which the board sets; it counts on
-    a legacy interface only."""
+    a legacy interface, and for what is in it over any."""
 
     feature_requires: ClassVar[Mapping[int, int]] = {}
     """Feature bit -> the bit it cannot be without (§2.2.1)."""
@@ -58,6 +59,18 @@ class Negotiation(Stateful):
     def legacy_features(self) -> int:
         """What a legacy driver is offered: 32 bits."""
         return status.legacy_offer(self.device_features)
+
+    @property
+    def modern_features(self) -> int:
+        """What a driver is offered by the modern interface."""
+        return status.modern_offer(self.device_features)
+
+    @property
+    def offered_features(self) -> int:
+        """What the driver is offered by the interface that it uses; as long as it uses none, by the modern one if there
+        is one."""
+        is_modern = self.device_features >> spec.VIRTIO_F_VERSION_1 & 1 and not self.legacy
+        return self.modern_features if is_modern else self.legacy_features
 
     @property
     def features_fixed(self) -> bool:

@@ -123,6 +123,19 @@ class PackedQueue(Stateful):
         self._notified_used = 0  # `_next_used` when the driver was last asked whether it wants to hear
         self._in_flight = bytearray(IDS)
         self._ids_in_flight = np.frombuffer(self._in_flight, np.uint8)
+        self._place = np.zeros(1, np.uint32)
+        self._told_place = self._place.data
+
+    @property
+    def marks(self) -> NDArray[np.uint8]:
+        """One byte an id, not 0 while it is in flight; the same memory as long as the queue is enabled."""
+        return self._ids_in_flight
+
+    @property
+    def place(self) -> NDArray[np.uint32]:
+        """Shape (1,): the position of the next used descriptor, for somebody who looks at this process from outside;
+        the same memory as long as the queue is enabled.  What lies in a split ring's used index is not in this ring."""
+        return self._place
 
     def __eq__(self, other: object) -> bool:
         """Whether both stand at the same place of the same ring."""
@@ -141,6 +154,10 @@ class PackedQueue(Stateful):
         nameless = slots and not saved["in_flight"] and self._policy is RESET  # other policies pass over a name twice
         if not len(saved["in_flight"]) <= slots <= self.size or nameless:
             raise refuse(f"{where}.in_flight", f"the ids of {slots} descriptors", saved["in_flight"])
+
+    def restore_state(self, saved: Any) -> None:
+        super().restore_state(saved)
+        self._told_place[0] = self._next_used
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
@@ -273,7 +290,7 @@ class PackedQueue(Stateful):
             end = self._put_few(position, chains, written)
         else:
             end = self._put_many(position, chains, written)
-        self._next_used = end if end < self._round else end - self._round
+        self._next_used = self._told_place[0] = end if end < self._round else end - self._round
 
     def _use(self, position: int, buffer_id: int, length: int, slots: int = 1) -> None:
         """Write one used descriptor, which is visible from then on (§2.8.1, §2.8.3): both marks match the wrap counter,

@@ -28,7 +28,7 @@ RING_FEATURES: Final = (
 )
 """The features of rings that any device can offer."""
 LEGACY_RING_FEATURES: Final = 1 << spec.VIRTIO_F_NOTIFY_ON_EMPTY | 1 << spec.VIRTIO_F_ANY_LAYOUT
-"""Those that only a legacy or transitional device may offer (§6.3).  Any layout is understood in any case."""
+"""Those that only a legacy or transitional device may offer, to legacy drivers (§6.3).  Any layout is understood."""
 DEFAULT_RING_FEATURES: Final = (
     1 << spec.VIRTIO_F_INDIRECT_DESC | 1 << spec.VIRTIO_F_EVENT_IDX | 1 << spec.VIRTIO_F_RING_RESET
 )

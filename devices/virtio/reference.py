@@ -1,13 +1,14 @@
 """The split and the packed ring, page frame numbers, reports, hints and statistics once more, one value at a time.
 
 This is the text to read first, and the oracle of the tests: `walk`, `split`, `packed_walk`, `packed`, `balloon.pages`,
-`balloon.reporting`, `balloon.hinting` and `balloon.stats_formats` must give the same answer, or break the same rule, on
-every input.  It shares no code with them and cares for nothing but being plain: every number is read from RAM where it
-is needed, by its place in the specification's structures.
+`balloon.partial`, `balloon.reporting`, `balloon.hinting` and `balloon.stats_formats` must give the same answer, or
+break the same rule, on every input.  It shares no code with them and cares for nothing but being plain: every number is
+read from RAM where it is needed, by its place in the specification's structures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
 from devices.errors import DriverError, OutsideRam
@@ -290,6 +291,20 @@ def reported_of(chains: list[Chain], page_bytes: int = PAGE_BYTES) -> tuple[list
                 used += page_bytes
             ignored += buffer.length - used
     return sorted(pages), ignored
+
+
+def given_back(
+    inflated: Collection[int], inside: Collection[int], ram: Collection[int], unit: int, is_clear: Callable[[int], bool]
+) -> list[int]:
+    """§5.5.6: which of the host's pages, `unit` pages of 4096 bytes each, go back to it when `inflated` pages come into
+    the balloon, where those `inside` are by now.  All RAM in such a page is in the balloon, and what was there before
+    `is_clear`, or else its driver may be using it without having told."""
+    result = []
+    for number in sorted({pfn // unit for pfn in inflated}):
+        parts = [pfn for pfn in range(number * unit, (number + 1) * unit) if pfn in ram]
+        if all(pfn in inside and (pfn in inflated or is_clear(pfn)) for pfn in parts):
+            result.append(number)
+    return result
 
 
 class Hinted(NamedTuple):

@@ -95,6 +95,11 @@ class SplitQueue(Stateful):
         self._in_flight = bytearray(size)
         self._heads_in_flight = np.frombuffer(self._in_flight, np.uint8)
 
+    @property
+    def marks(self) -> Part:
+        """One byte a head, not 0 while it is in flight; the same memory as long as the queue is enabled."""
+        return self._heads_in_flight
+
     def __eq__(self, other: object) -> bool:
         """Whether both stand at the same place of the same rings."""
         return isinstance(other, SplitQueue) and self._state() == other._state()

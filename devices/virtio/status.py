@@ -86,6 +86,12 @@ def legacy_features(offered: int, accepted: int, requires: Mapping[int, int]) ->
 
 
 def legacy_offer(offered: int) -> int:
-    """What a legacy driver is offered by a device that offers others `offered`: bits 0 to 31 of it, and ANY_LAYOUT,
-    which a transitional device must offer (§6.3)."""
-    return offered & _LEGACY_BITS | 1 << spec.VIRTIO_F_ANY_LAYOUT
+    """What a legacy driver is offered by a device with the features `offered`: bits 0 to 31 of them, and of a
+    transitional device, which has VERSION_1 too, ANY_LAYOUT in any case (§6.3)."""
+    must = 1 << spec.VIRTIO_F_ANY_LAYOUT if offered & _VERSION_1 else 0
+    return offered & _LEGACY_BITS | must
+
+
+def modern_offer(offered: int) -> int:
+    """What any other driver is offered by it: all but the bits that are a legacy interface's own (§6.3)."""
+    return offered & ~(1 << spec.VIRTIO_F_NOTIFY_ON_EMPTY | 1 << spec.VIRTIO_F_ANY_LAYOUT)

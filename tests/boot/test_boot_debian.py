@@ -19,6 +19,7 @@ from tests.boot.debian import BUSYBOX_PACKAGE, KERNEL_PACKAGE, needs_debian
 
 pytestmark = needs_debian
 PATIENCE_S = 120
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -147,6 +148,47 @@ def _read_until(fd: int, text: bytes, shown: bytes) -> bytes:
         if select.select([fd], [], [], 1)[0]:
             shown += os.read(fd, 65536)
     return shown.partition(text)[2]
+
+
+def test_a_shell_in_a_snapshot_is_there_again_as_often_as_one_likes(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """With all that it knows; its input is a pipe or a terminal, as one likes, and nothing is booted."""
+    path = tmp_path / "shell.snap"
+    words = [sys.executable, "-m", "vmm", "boot", "debian", "--shell", "--clock", "virtual"]
+    words += ["--snapshot-at", f"20s={path}"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"colour=blue\n")
+        process.stdin.flush()
+        end = time.monotonic() + PATIENCE_S
+        while not path.exists():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+
+    words = [sys.executable, "-m", "vmm", "boot", "--restore", str(path), "--shell"]
+    for status in (5, 6):
+        typed = f"echo it is $colour\nexit {status}\n"
+        done = subprocess.run(
+            words, input=typed, env={}, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE_S, check=False
+        )
+        assert (done.returncode, done.stderr) == (status, "")
+        assert "it is blue" in done.stdout
+        assert "entering the guest" not in done.stdout
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs)
+    try:
+        os.write(ours, b"echo still $colour\r")
+        _read_until(ours, b"still blue", b"")
+        os.write(ours, b"\x01x")
+        assert process.wait(PATIENCE_S) == 130
+    finally:
+        process.kill()
+        process.wait()
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_the_demonstration_follows_the_target_and_hears_the_power_button(environment: dict[str, str]) -> None:

@@ -93,7 +93,8 @@ FIT = "The saved state does not fit this machine: "
 
 VIRTIO = "memory name device_features driver_order policy queues _used _budget"
 BALLOON = (
-    f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue"
+    f"{VIRTIO} config numbering _ram_pages _payload_limit _reader _handlers _page_handlers _page_queues _stats_queue "
+    "_partial"
 )
 FUNCTION = "slot devfn name address bars"
 BUILT: dict[type, str] = {
@@ -130,7 +131,7 @@ BUILT: dict[type, str] = {
     HostBridge: "_spaces _ram _mapped functions",
     Queue: "index name max_size feature policy ring paused",
     PackedQueue: "size _memory _event_idx _in_order _policy _walker _bytes _words _driver_event _device_event _records "
-    "_ring_gpa _device_gpa _round _ids_in_flight",
+    "_ring_gpa _device_gpa _round _ids_in_flight _place _told_place",
     SplitQueue: "size _memory _event_idx _in_order _notify_on_empty _used_elem _walker _available _available_ring "
     "_used _used_bytes _used_ring _used_gpa _heads_in_flight",
     Balloon: BALLOON,
@@ -145,20 +146,20 @@ BUILT: dict[type, str] = {
     StatsConversation: "layout",
     FreePageHinting: "_memory",
     WriteTracking: "_regions _end_pages _close _pagemap _written_before",
-    BalloonPages: "_size _bytes _inside count",
+    BalloonPages: "_size _host_unit _name _bytes _inside count",
     WriteLog: "",
     SeededEntropy: "seed",
     VirtualClock: "",
-    RealtimeClock: "_start_ns _paused_ns",
+    RealtimeClock: "_start_ns _standing_ns",
     PcBoard: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files",
     PpcBoard: "config memory payload mmio rom timed entry",
     LineController: "_bits",
     IntervalTimer: "line",
-    PpcPlatform: "attentive cpu _board _clock _memory",
-    PcPlatform: "attentive cpu _board _clock _memory _pc",
+    PpcPlatform: "attentive cpu table _board _clock _memory",
+    PcPlatform: "attentive cpu table _board _clock _memory _pc",
     Transcript: "",
     Machine: "config observers debug_sinks attendants is_paused paused_s stats_unix_s _interrupted _quitting board "
-    "memory",
+    "memory _shortage",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
 the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,

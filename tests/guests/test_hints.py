@@ -126,6 +126,23 @@ def test_without_hinting_nobody_can_ask() -> None:
             machine.balloon.start_hinting()
 
 
+@pytest.mark.parametrize(("command", "verb"), [("stop_hinting", "stopped"), ("done_hinting", "ended")])
+def test_nobody_can_be_told_to_stop_who_cannot_be_asked(command: str, verb: str) -> None:
+    cases = (
+        (["virtio-balloon-pci"], "", "500ms", "the balloon does not offer free page hinting"),
+        (HINTING, "", "1us", "the guest's driver is not ready"),
+        (HINTING, "hint=0", "500ms", "the guest's driver has not accepted free page hinting"),
+    )
+    for devices, parameter, duration, why in cases:
+        with vmm.boot("balloon", memory="8M", parameter=parameter, devices=devices) as machine:
+            machine.run(duration)
+            with pytest.raises(ConfigError, match=f"^Hinting cannot be {verb}: {why}\\.$"):
+                getattr(machine.balloon, command)()
+    with vmm.boot("balloon", memory="8M", devices=HINTING) as machine:
+        machine.run("500ms")
+        getattr(machine.balloon, command)()  # no round is going on, and the driver may be told so
+
+
 @needs_tracking
 def test_the_guest_that_works_hints_too() -> None:
     """In its free memory nothing is expected; the memory it works with is checked by itself."""

@@ -97,6 +97,35 @@ def test_the_numbers_are_the_same_as_on_the_pc(device: str) -> None:
 
 
 @BOTH_VERSIONS
+def test_the_statistics_of_the_patch_say_the_same_from_a_big_endian_guest(device: str) -> None:
+    """Over both versions: by name what the PC's guest says, and the very numbers of the final format."""
+    v2, theirs = (
+        finish(boot("stats", arch, parameter="v2=1", devices=[f"{each},stats-format=v2"], **SMALL))["stats"]
+        for arch, each in ((PPC, device), (X86_64, "virtio-balloon-pci"))
+    )
+    final = finish(boot("stats", PPC, devices=[device], **SMALL))["stats"]["values"]
+    assert (v2["reason"], theirs["reason"]) == ("ok", "ok")
+    assert [tag for tag, _ in v2["raw"]] == [tag for tag, _ in theirs["raw"]] == [0, 1, 2, 3, 4, 5, 6]
+    assert list(v2["values"]) == list(theirs["values"]) and len(v2["values"]) == 7
+    for name in ("stat-major-faults", "stat-minor-faults", "stat-free-memory", "stat-total-memory"):
+        assert v2["values"][name] == final[name] > 0, name
+    for name in ("stat-swap-in", "stat-swap-out"):
+        assert v2["values"][f"{name}-pages"] * 4096 == final[name] > 0, name
+    for name, value in theirs["values"].items():
+        assert 0.5 < v2["values"][name] / value < 2, f"{name}: the boards differ by what firmware and image take"
+
+
+@pytest.mark.parametrize(
+    ("arch", "device"), [(X86_64, "virtio-balloon-pci"), (PPC, VERSION_2), (PPC, VERSION_1)], ids=str
+)
+def test_a_guest_and_a_device_that_disagree_on_statistics_give_no_numbers(arch: str, device: str) -> None:
+    for parameter, stats_format in (("v2=1", "final"), ("", "v2")):
+        options = {"parameter": parameter, "devices": [f"{device},stats-format={stats_format}"], **SMALL}
+        stats = finish(boot("stats", arch, **options))["stats"]
+        assert (stats["reason"], stats["values"]) == ("malformed", {}), stats_format
+
+
+@BOTH_VERSIONS
 def test_the_guests_totals_are_whole_pages_of_its_memory(device: str) -> None:
     """A number whose bytes were turned round wrongly would be far from all of these."""
     values = finish(boot("stats", PPC, devices=[device], **SMALL))["stats"]["values"]

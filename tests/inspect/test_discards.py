@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from devices.errors import ConfigError
 from tests.inspect.conftest import Child
+from tests.inspect.real_vmm import ROOT, Vmm
 from vmm.inspect import DiscardCall, DiscardTrace, GuestRam, ptrace_import
 
 PAGE = 4096
@@ -18,12 +22,18 @@ PAGE = 4096
 def guest_pages(call: DiscardCall, ram: GuestRam) -> set[int]:
     """The page frame numbers of guest RAM that a call discarded."""
     start = -1
-    if call.name == "fallocate":
+    if call.name == "fallocate" and call.arguments[0] in files_of(ram):
         start = call.arguments[2]
     for region in ram.regions:
         if call.name == "madvise" and region.address <= call.arguments[0] < region.address + region.size:
             start = region.gpa + call.arguments[0] - region.address
     return set() if start < 0 else set(range(start // PAGE, (start + call.discarded_bytes) // PAGE))
+
+
+def files_of(ram: GuestRam) -> set[int]:
+    """The descriptors of guest RAM in its process: it discards pages of other files, too."""
+    numbers = map(int, os.listdir(f"/proc/{ram.pid}/fd"))
+    return {number for number in numbers if os.stat(f"/proc/{ram.pid}/fd/{number}").st_ino == ram.inode}
 
 
 def watched(child: Child, command: str) -> tuple[int, list[DiscardCall]]:
@@ -52,6 +62,67 @@ def test_a_process_that_discards_nothing_shows_nothing(child: Child) -> None:
         child.tell("write 0 x")
         assert [call for call in trace.calls(until=child.has_answered) if guest_pages(call, ram)] == []
     assert child.answer() == "done"
+
+
+def test_a_real_vmm_discards_exactly_the_pages_that_are_in_its_balloon() -> None:
+    """Not one more, not one less, and none twice."""
+    vmm = Vmm.boot("stats", "-m", "16M", "--target", "8M@1s,12M@2s,6M@3s", "--for", "900s", "--clock", "realtime")
+    try:
+        vmm.wait_for_balloon(0)
+        with GuestRam.attach(vmm.pid) as ram, DiscardTrace(vmm.pid) as trace:
+            calls = list(trace.calls(until=lambda: vmm.actual() == 2048))
+            first = {pfn + n for pfn, count in vmm.balloon().ranges for n in range(count)}
+            pages = [pfn for call in calls for pfn in guest_pages(call, ram)]
+            assert len(pages) == len(set(pages)) == 2048
+            assert set(pages) == first
+            assert [call for call in trace.calls(until=lambda: vmm.actual() == 1024) if guest_pages(call, ram)] == []
+            kept = {pfn + n for pfn, count in vmm.balloon().ranges for n in range(count)}
+            calls = list(trace.calls(until=lambda: vmm.actual() == 2560))
+            last = {pfn + n for pfn, count in vmm.balloon().ranges for n in range(count)}
+            assert {pfn for call in calls for pfn in guest_pages(call, ram)} == last - kept
+            assert kept < first and kept < last
+    finally:
+        vmm.close()
+
+
+REPORTING = """
+import random, sys
+from tests.support import BalloonMachine, build_reporting
+bench = BalloonMachine(build=build_reporting)
+driver = bench.driver
+driver.start()
+pfns = bench.filled_pfns(300)
+print("ready", flush=True)
+for line in sys.stdin:
+    before = bench.balloon.discarded_bytes
+    chosen = random.Random(int(line)).sample(pfns, 120)
+    inflated, reported = chosen[:60], chosen[60:]
+    driver.inflate(inflated)
+    # The last 20 ranges begin in the middle of a page and end in the middle of another: neither is discarded.
+    driver.report([(pfn * 4096, 4096) for pfn in reported[:40]] + [(pfn * 4096 + 100, 4096) for pfn in reported[40:]])
+    driver.deflate(inflated)
+    words = map(str, [*inflated, *reported[:40], bench.balloon.discarded_bytes - before])
+    sys.stdout.write(" ".join(words) + "\\n")  # in one piece
+    sys.stdout.flush()
+"""
+
+
+def test_reported_and_inflated_pages_are_discarded_and_no_parts_of_pages() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", REPORTING], cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        answers = process.stdout
+        with GuestRam.attach(process.pid) as ram, DiscardTrace(process.pid) as trace:
+            for seed in range(5):
+                process.stdin.write(f"{seed}\n")
+                process.stdin.flush()
+                calls = list(trace.calls(until=lambda: bool(select.select([answers], [], [], 0)[0])))
+                *pages, discarded = map(int, answers.readline().split())
+                of_ram = [(call.discarded_bytes, guest_pages(call, ram)) for call in calls if guest_pages(call, ram)]
+                assert set().union(*(found for _, found in of_ram)) == set(pages)
+                assert sum(size for size, _ in of_ram) == discarded == len(pages) * PAGE
+        process.stdin.close()
 
 
 def tracers(pid: int) -> set[str]:

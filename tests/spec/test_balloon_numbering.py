@@ -13,6 +13,7 @@ from devices.virtio.balloon.features import SUPPORTED_FEATURES
 from devices.virtio.balloon.numbering import NUMBERINGS, Numbering
 from tests.fixtures import MakeMachine
 from tests.support import BalloonMachine, Way
+from vmm.testing import DeviceViolation, LegacyPciTransport, PciTransport
 from vmm.testing.balloon import FREE_PAGE_HINT, PAGE_REPORTING, STATS_VQ, STATSQ
 from vmm.testing.driver import VERSION_1
 
@@ -155,13 +156,13 @@ def test_every_disagreement_is_noticed_and_no_agreement_is_complained_of(make_ma
         if declined & ~offered:
             continue
         machine = machine_with(make_machine, "direct", own, offered)
-        set_up_by(machine, theirs, (machine.balloon.device_features & ~(sum(OPTIONAL))) | offered & ~declined)
+        set_up_by(machine, theirs, accepting(machine, offered, declined))
         meant = {name: machine.driver._number(bit) for bit, name in OPTIONAL.items() if offered & ~declined & bit}
         agreed = all(numbers(machine).get(name) == index for name, index in meant.items())
         assert bool(told(machine)) is not agreed, (own, theirs, offered, declined)
         if not agreed:
             disagreements += 1
-            assert any(f"queue-numbering={theirs}" in text for text in told(machine))
+            assert any(theirs in text.partition(" set ")[2] for text in told(machine))
         machine.close()
     assert disagreements > 50
 
@@ -173,7 +174,7 @@ def test_the_sentence_names_the_queue_once_for_each_number(make_machine: MakeMac
         kick(machine, 4)
     assert told(machine) == [
         "the driver uses queue 4, which does not exist with queue-numbering=offered; "
-        "with queue-numbering=spec it is reporting_vq"
+        "set queue-numbering=spec if it means reporting_vq"
     ]
     machine.driver.start()
     kick(machine, 4)
@@ -196,3 +197,147 @@ def test_a_queue_that_no_numbering_has_is_ignored_in_silence(make_machine: MakeM
         kick(machine, index)
     assert told(machine) == []
     assert not machine.driver.needs_reset
+
+
+# -- drivers that look first, and stop where there is no queue ---------------------------------------------------------
+
+LOOKING = ("pci", "transitional", "mmio", "legacy", "transitional-legacy", "mmio-legacy")
+FAILED = int(spec.Status.FAILED)
+LOOKED_FOR_2 = (
+    "the driver looks for queue 2, which does not exist with queue-numbering=spec; "
+    "set queue-numbering=offered or negotiated if it means reporting_vq"
+)
+
+
+def negotiate(machine: BalloonMachine, numbering: Numbering, features: int) -> None:
+    driver = machine.driver
+    driver.numbering = numbering
+    driver.reset()
+    driver.acknowledge()
+    driver.negotiate(features)
+
+
+def set_up_like_linux(machine: BalloonMachine, numbering: Numbering, features: int) -> bool:
+    """Set up what was negotiated, one queue after the other; where one is not there, give up and say so."""
+    negotiate(machine, numbering, features)
+    driver = machine.driver
+    for index in [0, 1] + [driver._number(bit) for bit in OPTIONAL if driver.features & bit]:
+        largest = driver.transport.queue_max_size(index)
+        if not largest:
+            driver.transport.write_status(driver.transport.read_status() | FAILED)
+            return False
+        driver.set_up_queue(index, largest)
+    driver.driver_ok()
+    return True
+
+
+def accepting(machine: BalloonMachine, offered: int, declined: int) -> int:
+    return machine.driver.transport.read_device_features() & ~sum(OPTIONAL) | offered & ~declined
+
+
+@pytest.mark.ways("pci", "mmio", "legacy", "mmio-legacy")
+def test_every_driver_that_gives_up_over_a_missing_queue_is_told_why(make_machine: MakeMachine, way: Way) -> None:
+    """All numberings against each other.  Of a legacy driver features stay open, and so each queue that is offered
+    exists: it goes on, and is told at the end that it has set up one that it declined."""
+    gave_up = 0
+    for own, theirs, offered, declined in CASES:
+        if declined & ~offered or own == theirs:
+            continue
+        machine = machine_with(make_machine, way, own, offered)
+        if not set_up_like_linux(machine, theirs, accepting(machine, offered, declined)):
+            gave_up += 1
+            (text,) = told(machine)
+            assert text.startswith("the driver looks for queue ") and f"queue-numbering={own};" in text
+            assert theirs in text.partition(" set ")[2], (own, theirs, offered, declined)
+        else:
+            counts = [driver_numbers(machine, each, offered & ~declined) for each in (own, theirs)]
+            assert bool(told(machine)) is (counts[0] != counts[1]), (own, theirs, offered, declined)
+        machine.close()
+    assert gave_up > 10
+
+
+def driver_numbers(machine: BalloonMachine, numbering: Numbering, accepted: int) -> list[int]:
+    machine.driver.numbering = numbering
+    return [machine.driver._number(bit) for bit in OPTIONAL if accepted & bit]
+
+
+@pytest.mark.ways(*LOOKING)
+@pytest.mark.parametrize("ends", ["failed", "reset", "driver-ok", "run over"])
+def test_it_is_told_when_the_driver_gets_no_further(make_machine: MakeMachine, way: Way, ends: str) -> None:
+    machine = machine_with(make_machine, way, "spec", PAGE_REPORTING)
+    negotiate(machine, "offered", accepting(machine, PAGE_REPORTING, 0))
+    transport = machine.driver.transport
+    for _ in range(2):
+        assert transport.queue_max_size(2) == 0
+    assert told(machine) == [], "it may only be counting what there is"
+    if ends == "failed":
+        transport.write_status(transport.read_status() | FAILED)
+    elif ends == "reset":
+        transport.write_status(0)
+    elif ends == "driver-ok":
+        machine.driver.driver_ok()
+    else:
+        machine.host(machine.balloon.run_over())
+    assert told(machine) == [LOOKED_FOR_2]
+    machine.host(machine.balloon.run_over())
+    assert len(told(machine)) == 1, "once"
+
+
+@pytest.mark.ways(*LOOKING)
+def test_who_counts_all_queues_and_finds_its_own_is_left_in_peace(make_machine: MakeMachine, way: Way) -> None:
+    machine = machine_with(make_machine, way, "spec", PAGE_REPORTING)
+    negotiate(machine, "spec", accepting(machine, PAGE_REPORTING, 0))
+    assert [machine.driver.transport.queue_max_size(index) for index in range(5)] == [128, 128, 0, 0, 128]
+    machine.driver.set_up_queues()
+    machine.driver.driver_ok()
+    machine.host(machine.balloon.run_over())
+    assert told(machine) == []
+
+
+@pytest.mark.ways("pci", "mmio", "mmio-legacy", "legacy", "transitional-legacy")
+@pytest.mark.parametrize(
+    ("own", "theirs", "index", "others"),
+    [("spec", "offered", 2, "offered or negotiated"), ("offered", "spec", 4, "spec")],
+    ids=["a gap", "behind the last"],
+)
+def test_a_queue_that_is_set_up_without_a_look_is_told_of_at_once(
+    make_machine: MakeMachine, way: Way, own: Numbering, theirs: Numbering, index: int, others: str
+) -> None:
+    machine = machine_with(make_machine, way, own, PAGE_REPORTING)
+    negotiate(machine, theirs, accepting(machine, PAGE_REPORTING, 0))
+    transport = machine.driver.transport
+    if isinstance(transport, LegacyPciTransport):
+        transport.write_register("queue_select", index)
+        transport.write_register("queue_address", 0x110)
+    elif isinstance(transport, PciTransport):
+        machine.pci.write_common("queue_select", index)
+        machine.pci.write_common("queue_enable", 1)
+    else:
+        with pytest.raises(DeviceViolation, match="did not become enabled"):
+            machine.driver.set_up_queue(index, 32)
+    assert told(machine) == [
+        f"the driver uses queue {index}, which does not exist with queue-numbering={own}; "
+        f"set queue-numbering={others} if it means reporting_vq"
+    ]
+
+
+@pytest.mark.ways(*LOOKING)
+def test_what_one_driver_looked_for_is_not_told_of_the_next(make_machine: MakeMachine, way: Way) -> None:
+    machine = machine_with(make_machine, way, "spec", PAGE_REPORTING)
+    negotiate(machine, "offered", accepting(machine, PAGE_REPORTING, 0))
+    assert machine.driver.transport.queue_max_size(2) == 0
+    negotiate(machine, "spec", accepting(machine, PAGE_REPORTING, 0))
+    machine.events.clear()
+    machine.driver.transport.write_status(machine.driver.transport.read_status() | FAILED)
+    assert told(machine) == []
+
+
+def test_a_look_is_saved_and_told_by_the_device_that_goes_on(make_machine: MakeMachine) -> None:
+    first = machine_with(make_machine, "pci", "spec", PAGE_REPORTING)
+    negotiate(first, "offered", accepting(first, PAGE_REPORTING, 0))
+    assert first.driver.transport.queue_max_size(2) == 0
+    second = Balloon(first.memory, features=first.balloon.device_features, numbering="spec")
+    state = first.balloon.save_state()
+    second.check_state(state, "balloon")
+    second.restore_state(state)
+    assert [event.text for event in second.run_over().events] == [LOOKED_FOR_2]

@@ -17,11 +17,21 @@ from tests.fixtures import MakeMachine
 from tests.support import BalloonMachine, Way, build_with
 from vmm.testing import PciTransport
 from vmm.testing.balloon import DEFLATEQ, INFLATEQ, STATSQ, pfn_bytes
-from vmm.testing.driver import IN_ORDER, INDIRECT_DESC, NOTIFICATION_DATA, RING_PACKED, RING_RESET
+from vmm.testing.driver import (
+    ANY_LAYOUT,
+    EVENT_IDX,
+    IN_ORDER,
+    INDIRECT_DESC,
+    NOTIFICATION_DATA,
+    RING_PACKED,
+    RING_RESET,
+    FeaturesRefused,
+)
 
 pytestmark = pytest.mark.ways("direct", "pci", "packed", "packed-pci")
 
 EVERYTHING = build_with(spec.VIRTIO_F_IN_ORDER, spec.VIRTIO_F_NOTIFICATION_DATA, spec.VIRTIO_BALLOON_F_PAGE_REPORTING)
+NOTIFY_ON_EMPTY = 1 << spec.VIRTIO_F_NOTIFY_ON_EMPTY
 NO_VECTOR = spec.VIRTIO_MSI_NO_VECTOR
 
 
@@ -329,11 +339,32 @@ def test_2_6_a_queue_has_any_size_up_to_32768(make_machine: MakeMachine, way: Wa
     assert machine.are_zero([pfn]) and not driver.needs_reset
 
 
-def test_6_3_it_means_nothing_to_a_modern_driver(make_machine: MakeMachine) -> None:
-    """The bit is reserved for legacy interfaces: a driver that takes it with VERSION_1 keeps its silence."""
-    machine = make_machine("direct", build=build_with(spec.VIRTIO_F_NOTIFY_ON_EMPTY))
-    machine.driver.start(machine.driver.transport.read_device_features())
-    assert machine.driver.features & 1 << spec.VIRTIO_F_NOTIFY_ON_EMPTY
+@pytest.mark.ways("direct", "pci", "transitional", "mmio")
+def test_6_3_a_modern_driver_is_not_offered_it_and_cannot_have_it(make_machine: MakeMachine, way: Way) -> None:
+    """The bit is reserved for legacy interfaces."""
+    machine = make_machine(way, build=build_with(spec.VIRTIO_F_NOTIFY_ON_EMPTY, spec.VIRTIO_F_ANY_LAYOUT))
+    offered = machine.driver.transport.read_device_features()
+    assert offered & (NOTIFY_ON_EMPTY | ANY_LAYOUT) == 0
+    with pytest.raises(FeaturesRefused):
+        machine.driver.start(offered | NOTIFY_ON_EMPTY)
+    machine.driver.start(offered)
     machine.driver.queues[INFLATEQ].suppress_notifications()
     machine.driver.inflate(machine.filled_pfns(2), per_buffer=1)
-    assert machine.driver.take_interrupts().used == {}
+    assert machine.driver.take_interrupts().for_queue(INFLATEQ) == 0
+
+
+@pytest.mark.ways("legacy", "transitional-legacy", "mmio-legacy")
+@pytest.mark.parametrize("event_idx", [0, EVENT_IDX])
+def test_6_3_a_legacy_driver_that_took_it_is_notified_of_an_empty_queue(
+    make_machine: MakeMachine, way: Way, event_idx: int
+) -> None:
+    machine = make_machine(way, build=build_with(spec.VIRTIO_F_NOTIFY_ON_EMPTY))
+    driver = machine.driver
+    everything = driver.transport.read_device_features() & ~EVENT_IDX | event_idx
+    assert everything & NOTIFY_ON_EMPTY
+    for features, notified in ((everything, 1), (everything & ~NOTIFY_ON_EMPTY, 0)):
+        driver.start(features)
+        driver.take_interrupts()
+        driver.queues[INFLATEQ].suppress_notifications()
+        driver.inflate(machine.filled_pfns(2), per_buffer=1)
+        assert driver.take_interrupts().for_queue(INFLATEQ) == notified, f"{features:#x}"

@@ -14,7 +14,8 @@ MIB = 1 << 20
 
 
 def test_every_field_but_the_guest_has_its_word() -> None:
-    renamed = {"duration": "for", "watch_driver": "watch-driver"}
+    renamed = {"duration": "for", "watch_driver": "watch-driver", "ram_backing": "ram-backing"}
+    renamed |= {"snapshot_at": "snapshot-at"}
     expected = {f"--{renamed.get(field.name, field.name)}" for field in fields(BootOptions)} - {"--guest"}
     assert {word.option for word in WORDS.values()} - {"--help"} == expected
 

@@ -52,3 +52,16 @@ def test_an_idle_guest_sleeps_in_short_pieces_in_real_time() -> None:
     start_ns = clock.now_ns(0)
     clock.idle_until(0, start_ns + 10**15)
     assert LONGEST_SLEEP_S * 1e9 <= clock.now_ns(0) - start_ns < 10**15
+
+
+def test_real_time_stands_still_for_as_long_as_it_is_held_and_then_goes_on() -> None:
+    clock = RealtimeClock()
+    with clock.standing_still():
+        then_ns = clock.now_ns(0)
+        with clock.standing_still():
+            time.sleep(0.02)
+        assert clock.now_ns(0) == then_ns, "who holds it first lets it go"
+        time.sleep(0.02)
+        assert clock.now_ns(0) == then_ns
+    time.sleep(0.002)
+    assert clock.now_ns(0) >= then_ns + 2_000_000

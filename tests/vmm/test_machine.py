@@ -240,10 +240,14 @@ def test_the_report_has_every_documented_key() -> None:
         "hinted_pages",
         "hint_discarded_pages",
         "stale_hint_pages",
+        "held_pages",
         "discarded_bytes",
         "bad_pfns",
     }
-    assert set(report["memory"]) == {"ram_bytes", "backed_bytes_peak", "backed_bytes_end"}
+    assert set(report["memory"]) == {
+        *("ram_bytes", "backing", "host_page_bytes"),
+        *("backed_bytes_peak", "backed_bytes_end"),
+    }
     assert report["memory"]["ram_bytes"] == 16 << 20
     assert 0 < report["memory"]["backed_bytes_end"] <= report["memory"]["backed_bytes_peak"] <= 16 << 20
     assert set(report["stats"]) == {"reason", "age_ns", "values", "raw"}

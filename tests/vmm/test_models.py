@@ -7,6 +7,7 @@ import pytest
 from devices.errors import ConfigError
 from vmm.models import MODELS, DeviceConfig, parse_device, parse_devices, suggest
 
+MODERN_ONLY = ("packed", "in_order", "queue_reset", "notification-data")
 DRIVERS = "virtio-balloon-pci, virtio-balloon-device, virtio-rng-pci and virtio-rng-device"
 
 
@@ -36,6 +37,23 @@ def test_properties_are_taken_as_given() -> None:
     assert not device.flag("page-poison")
     device = only("virtio-balloon-pci,queue-numbering=spec,stats-format=v2")
     assert (device.choice("queue-numbering"), device.choice("stats-format")) == ("spec", "v2")
+
+
+def test_a_queue_size_is_any_power_of_two_up_to_32768() -> None:
+    assert [only(f"virtio-balloon-pci,queue-size={1 << power}").number("queue-size") for power in range(16)] == [
+        1 << power for power in range(16)
+    ]
+    assert (only("virtio-balloon-pci").number("queue-size"), only("virtio-rng-pci").number("queue-size")) == (128, 64)
+    with pytest.raises(KeyError):
+        only("virtio-balloon-pci").number("stats-vq")
+
+
+def test_what_a_legacy_device_does_not_have_may_be_named_as_off_and_left_out() -> None:
+    for device in ("virtio-balloon-pci,disable-legacy=off,disable-modern=on", "virtio-balloon-device,force-legacy=on"):
+        assert not only(device + "".join(f",{name}=off" for name in MODERN_ONLY)).flag("queue_reset")
+        assert not only(f"{device},any_layout=off,notify_on_empty=off").flag("any_layout")
+    transitional = only("virtio-balloon-pci,disable-legacy=off" + "".join(f",{name}=on" for name in MODERN_ONLY))
+    assert all(transitional.flag(name) for name in MODERN_ONLY)
 
 
 @pytest.mark.parametrize("text", ["5", "05", "0x5", "5.0"])
@@ -100,6 +118,40 @@ def test_a_line_written_for_qemu_is_accepted_where_it_means_the_same() -> None:
             ["virtio-balloon-pci,profile=qemu,guest-errors=skip"],
             "virtio-balloon-pci: profile=qemu says what becomes of guest errors itself; "
             "guest-errors=skip must not stand beside it.",
+        ),
+        *(
+            (
+                [f"virtio-balloon-pci,disable-legacy=off,disable-modern=on,{name}=on"],
+                f"virtio-balloon-pci: {name}=on needs the modern interface, which disable-modern=on takes away.",
+            )
+            for name in MODERN_ONLY
+        ),
+        *(
+            (
+                [f"{driver},{name}=on,force-legacy=on"],
+                f"{driver}: {name}=on needs the modern interface, which force-legacy=on takes away.",
+            )
+            for name in MODERN_ONLY
+            for driver in ("virtio-balloon-device", "virtio-rng-device")
+        ),
+        *(
+            (
+                [device + ",any_layout=off"],
+                f"{device.partition(',')[0]}: any_layout=off needs {legacy}; "
+                "a device with a modern interface takes any layout.",
+            )
+            for device, legacy in (
+                ("virtio-balloon-pci", "disable-modern=on"),
+                ("virtio-balloon-pci,disable-legacy=off", "disable-modern=on"),
+                ("virtio-rng-device", "force-legacy=on"),
+            )
+        ),
+        *(
+            (
+                [f"virtio-balloon-pci,queue-size={size}"],
+                f"virtio-balloon-pci: queue-size must be a power of two from 1 to 32768, not {size!r}.",
+            )
+            for size in ("0", "3", "65536", "-1", "128K", "", "on", "\N{SUPERSCRIPT TWO}", "9" * 5000)
         ),
         (
             ["virtio-rng-pci,guest-errors=skip"],

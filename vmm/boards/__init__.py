@@ -6,20 +6,20 @@ concrete devices.
 
 from __future__ import annotations
 
-from vmm.boards.board import Board
+from vmm.boards.board import Board, Saved
 from vmm.config import PPC, MachineConfig
 
-__all__ = ["Board", "make_board"]
+__all__ = ["Board", "Saved", "make_board"]
 
 
-def make_board(config: MachineConfig) -> Board:
-    """Everything that `config` asks for, wired and at power-on.
+def make_board(config: MachineConfig, saved: Saved | None = None) -> Board:
+    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM."""
     if config.arch == PPC:
         from vmm.boards.ppc import PpcBoard
 
-        return PpcBoard(config)
+        return PpcBoard(config, saved)
     from vmm.boards.pc import PcBoard
 
-    return PcBoard(config)
+    return PcBoard(config, saved)

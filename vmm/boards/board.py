@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devices.bus import AddressSpace
@@ -59,6 +60,25 @@ class Transport(Timed, Protocol):
     def signal(self, notifications: Notifications) -> Effects: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a board of a saved machine gets instead of files: the ROM, and its RAM, where the guest is or will be."""
+
+    rom: bytes
+    memory: GuestMemory
+
+
+def make_memory(layout: list[tuple[int, int]], config: MachineConfig, saved: Saved | None) -> GuestMemory:
+    """The RAM of a board that has it at `layout`, (gpa, bytes) of each region.  ConfigError if what was saved has it
+    elsewhere, or the host cannot give it."""
+    if saved is None:
+        return GuestMemory(layout, backing=config.ram_backing)
+    if [(region.gpa, region.size) for region in saved.memory.regions] != layout:
+        saved.memory.close()
+        raise ConfigError("The saved state is of a machine with other places of RAM.")
+    return saved.memory
+
+
 class SeededEntropy(Stateful):
     """Bytes that depend on `seed` and on how many were taken before, and on nothing else."""
 
@@ -83,10 +103,10 @@ class SeededEntropy(Stateful):
 class Board(Stateful, ABC):
     """The part of a board that is the same for all.  A subclass fills the attributes in.
 
-    `rom` is what the processor finds at power-on (it may be empty), `payload` the guest in RAM, `interrupts` the lines,
-    `timed` whoever has deadlines, `transports` the virtio devices in the order in which the user named them,
-    `entropy` where random bytes come from that must not differ from run to run; `balloon_driver` is what the user calls
-    a balloon on this board."""
+    `rom` is what the processor finds at power-on (it may be empty), `payload` the guest that was put into RAM (None
+    where there is none, or RAM comes with a saved state), `interrupts` the lines, `timed` whoever has deadlines,
+    `transports` the virtio devices in the order in which the user named them, `entropy` where random bytes come from
+    that must not differ from run to run; `balloon_driver` is what the user calls a balloon on this board."""
 
     config: MachineConfig
     memory: GuestMemory

@@ -23,7 +23,6 @@ from devices.fw_cfg_dma import FwCfgDma
 from devices.irq.lapic import LocalApic
 from devices.irq.wiring import FIRST_PIRQ_PIN, TIMER_PIN, InterruptWiring
 from devices.keyboard import KeyboardController, SystemControlA
-from devices.memory import GuestMemory
 from devices.pci.ecam import WINDOW_BYTES, Ecam
 from devices.pci.host_bridge import RESET_CONTROL_PORT, RESET_HARD, RESET_NOW, HostBridge
 from devices.pci.piix import PIRQRC, PM_BYTES, IsaBridge, PowerManagement
@@ -38,6 +37,7 @@ from devices.virtio.balloon import Balloon, Numbering
 from devices.virtio.device import VirtioDevice
 from devices.virtio.policy import POLICIES, Policy
 from devices.virtio.profiles import PROFILES
+from devices.virtio.queue import LEGACY_RING_FEATURES
 from devices.virtio.rng import Rng
 from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
 from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
@@ -47,7 +47,7 @@ from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
-from vmm.boards.board import Board, Resettable, SeededEntropy
+from vmm.boards.board import Board, Resettable, Saved, SeededEntropy, make_memory
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 from vmm.watch import WatchedBalloon
 
@@ -184,7 +184,7 @@ class Rom:
 
 
 class PcBoard(Board):
-    """Everything that `config` asks for, wired and at power-on.
+    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
     """
@@ -198,15 +198,15 @@ class PcBoard(Board):
     balloon_driver = "virtio-balloon-pci"
     interrupts: InterruptWiring
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, saved: Saved | None = None) -> None:
         self.config = config
         layout = ram_layout(config.memory_bytes)
-        self.memory = GuestMemory(layout)
+        self.memory = make_memory(layout, config, saved)
         try:
-            self.rom = _rom(config)
+            self.rom = _rom(config) if saved is None else saved.rom
             self.memory_map = memory_map(layout, len(self.rom))
             self.acpi_files = acpi.build(platform(config))
-            self.payload = self._load(config)
+            self.payload = self._load(config) if saved is None else None
             self._build(config, layout)
         except BaseException:
             self.memory.close()
@@ -353,6 +353,8 @@ _RING_FEATURE_OF = {
     "in_order": spec.VIRTIO_F_IN_ORDER,
     "queue_reset": spec.VIRTIO_F_RING_RESET,
     "notification-data": spec.VIRTIO_F_NOTIFICATION_DATA,
+    "notify_on_empty": spec.VIRTIO_F_NOTIFY_ON_EMPTY,
+    "any_layout": spec.VIRTIO_F_ANY_LAYOUT,
 }
 _FEATURE_OF = {
     **_RING_FEATURE_OF,
@@ -366,8 +368,11 @@ _FEATURE_OF = {
 
 
 def _features(device: DeviceConfig, names: Iterable[str]) -> int:
-    """The mask to offer: VERSION_1, and each of the properties `names` that is on."""
-    return sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
+    """The mask to offer: each of the properties `names` that is on and that an interface of the device has room for."""
+    features = sum(1 << _FEATURE_OF[name] for name in names if device.flag(name)) | 1 << spec.VIRTIO_F_VERSION_1
+    if not device.has_modern_interface:
+        return features & 0xFFFFFFFF
+    return features if device.has_legacy_interface else features & ~LEGACY_RING_FEATURES
 
 
 class BalloonUnderWatch(WatchedBalloon, Balloon):
@@ -382,6 +387,7 @@ def _make_balloon(board: Board, device: DeviceConfig) -> VirtioDevice:
         board.memory,
         name=device.id,
         features=_features(device, _FEATURE_OF),
+        queue_size=device.number("queue-size"),
         numbering=cast(Numbering, device.choice("queue-numbering")),
         stats_format=device.choice("stats-format"),
         policy=_policy(device),
@@ -400,7 +406,7 @@ def _make_rng(board: Board, device: DeviceConfig) -> VirtioDevice:
         board.entropy.append(SeededEntropy(device.id))
         entropy = board.entropy[-1]
     features = _features(device, _RING_FEATURE_OF)
-    return Rng(board.memory, entropy, name=device.id, features=features)
+    return Rng(board.memory, entropy, name=device.id, features=features, queue_size=device.number("queue-size"))
 
 
 def make_device(board: Board, device: DeviceConfig) -> VirtioDevice:

@@ -16,14 +16,14 @@ from devices.errors import ConfigError
 from devices.interval_timer import IntervalTimer
 from devices.irq import lines
 from devices.irq.lines import LineController
-from devices.memory import PAGE_BYTES, GuestMemory
+from devices.memory import PAGE_BYTES
 from devices.power import ExitDevice, Pvpanic
 from devices.serial import Serial
 from devices.state import PART, Many, Table
 from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
 from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
 from vmm import loader
-from vmm.boards.board import Board, Resettable
+from vmm.boards.board import Board, Resettable, Saved, make_memory
 from vmm.boards.pc import make_device
 from vmm.config import PPC, MachineConfig
 from vmm.models import MMIO_PLACES
@@ -51,7 +51,7 @@ USABLE, RESERVED, IMAGE = 1, 2, 3
 
 
 class PpcBoard(Board):
-    """Everything that `config` asks for, wired and at power-on.
+    """Everything that `config` asks for, wired and at power-on; with `saved` no file is read.
 
     ConfigError when the guest cannot be loaded, a device is unknown, or the host cannot give the RAM.
     """
@@ -64,23 +64,23 @@ class PpcBoard(Board):
     interrupts: LineController
     transports: list[VirtioMmio]
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, saved: Saved | None = None) -> None:
         self.config = config
-        self.rom = b""
-        self.memory = GuestMemory([(0, config.memory_bytes)])
+        self.rom, self.payload, self.entry = b"", None, 0
+        self.memory = make_memory([(0, config.memory_bytes)], config, saved)
         try:
-            self.payload = self._load()
-            self.entry = self.payload.entry
+            if saved is None:
+                self._load(config)
             self._build(config)
         except BaseException:
             self.memory.close()
             raise
 
-    def _load(self) -> loader.Payload:
+    def _load(self, config: MachineConfig) -> None:
         """Put the guest into RAM, and what it is told."""
-        payload = loader.load(loader.read_image(self.config.guest, PPC), self.memory, arch=PPC)
+        payload = loader.load(loader.read_image(config.guest, PPC), self.memory, arch=PPC)
+        self.payload, self.entry = payload, payload.entry
         self._tell_guest(payload)
-        return payload
 
     def _tell_guest(self, payload: loader.Payload) -> None:
         """Write the boot information block, in the processor's order."""
@@ -123,7 +123,7 @@ class PpcBoard(Board):
         self.timed = (self.timer, *self.transports)
 
     def reset(self) -> Effects:
-        self.payload = self._load()
+        self._load(self.config)
         effects = self.interrupts.reset()
         devices: tuple[Resettable, ...] = (self.timer, self.serial, *self.transports)
         for device in devices:

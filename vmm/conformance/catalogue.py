@@ -27,7 +27,8 @@ PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One obligation: `level` is the keyword, `section` of virtio 1.3, `on` a group of transports.
+    """One obligation: `level` is the keyword, "text" where the specification says it without one, `section` of virtio
+    1.3, `on` a group of transports.
 
     `untestable` is the reason why no driver could find out, or empty."""
 
@@ -42,6 +43,11 @@ class Statement:
     def part(self) -> str:
         """What it is about."""
         return PARTS[self.id[0]]
+
+    @property
+    def sentence(self) -> str:
+        """What the device must, must not, may, …"""
+        return self.text if self.level == "text" else f"{self.level} {self.text}"
 
     def transports(self) -> list[TransportRow]:
         """The transports that it applies to, in the order of the table."""

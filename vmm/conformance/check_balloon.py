@@ -28,15 +28,15 @@ BYTE_ORDERS: Final[tuple[spec.ByteOrder, ...]] = ("<", ">")
 
 @check("D1")
 def without_must_tell_host(rigs: Rigs) -> None:
-    """Did not accept MUST_TELL_HOST: the device either refuses FEATURES_OK or works without it."""
+    """Did not accept MUST_TELL_HOST: the device either refuses FEATURES_OK or takes and returns requests."""
     rig = rigs()
     try:
         rig.start(without=MUST_TELL_HOST)
     except FeaturesRefused:
         return
     pfns = rig.filled()
-    rig.inflate(*pfns)
-    holds("the page is given up", rig.are_given(pfns))
+    equal("the number of inflate requests used", len(rig.inflate(*pfns)), 1)
+    equal("the number of deflate requests used", len(rig.driver.deflate(pfns)), 1)
 
 
 @check("D2")
@@ -80,12 +80,14 @@ def unknown_tags_are_ignored(rigs: Rigs) -> None:
 
 @check("D5")
 def any_order_will_do(rigs: Rigs) -> None:
-    """Sent the same statistics in four orders."""
+    """Sent the same statistics, four of them and all that there are, in four orders."""
     rig = rigs.started()
-    pairs = list(ENTRIES.items())
-    for order in (pairs, pairs[::-1], pairs[2:] + pairs[:2], [pairs[1], pairs[0], *pairs[2:]]):
-        rig.hear(dict(order))
-        equal("the statistics", rig.statistics(), ENTRIES)
+    everything = {stat.name: 1000 + tag for tag, stat in spec.BALLOON_STATS.items()}
+    for entries in (ENTRIES, everything):
+        pairs = list(entries.items())
+        for order in (pairs, pairs[::-1], pairs[2:] + pairs[:2], [pairs[1], pairs[0], *pairs[2:]]):
+            rig.hear(dict(order))
+            equal("the statistics", rig.statistics(), entries)
 
 
 @check("D13")
@@ -121,21 +123,28 @@ def _ranges(pfns: Iterable[int]) -> list[tuple[int, int]]:
 
 @check("D6")
 def stop_while_hints_are_of_no_use(rigs: Rigs) -> None:
-    """Read the command id before any round, and after the host stopped one and lost interest."""
+    """Read the command id before any round, after the host stopped one and lost interest, and after a reset in the
+    middle of one."""
     rig = rigs.started(HINTS)
     equal("the command id before any round", rig.driver.hint_cmd_id, STOP)
     rig.start_hinting()
     holds("a round has an id of its own", rig.driver.hint_cmd_id not in (STOP, DONE))
     rig.stop_hinting()
     equal("the command id after the host stopped the round", rig.driver.hint_cmd_id, STOP)
+    rig.start_hinting()
+    rig.start()
+    equal("the command id after a reset", rig.driver.hint_cmd_id, STOP)
 
 
 @check("D7")
 def ids_are_not_used_again(rigs: Rigs) -> None:
-    """Let the host begin twenty rounds, in which the driver never sends STOP: every id is another."""
+    """Let the host begin twenty rounds, with resets of the device between, in which the driver never sends STOP: every
+    id is another."""
     rig = rigs.started(HINTS)
     seen = []
-    for _ in range(20):
+    for number in range(20):
+        if number % 5 == 4:
+            rig.start()
         rig.start_hinting()
         seen.append(rig.driver.hint_cmd_id)
         rig.driver.send_id(seen[-1])
@@ -146,19 +155,25 @@ def ids_are_not_used_again(rigs: Rigs) -> None:
 
 @check("D8")
 def pages_of_another_id_are_ignored(rigs: Rigs) -> None:
-    """Hinted pages under no id, under a wrong one, under that of the round before, and behind STOP: all keep what they
-    hold."""
-    rig = _hinting(rigs)
-    old = rig.driver.hint_cmd_id
-    pfns = rig.filled(4)
+    """Hinted pages under no id, under a wrong one, under that of the round before, behind STOP, and the same again with
+    the current id sent before: all keep what they hold."""
+    rig = rigs.started(HINTS)
+    pfns = rig.filled(8)  # before any round begins: nothing has been written since
+    pages = iter(pfns)
     rig.start_hinting()
-    rig.driver.hint(_ranges(pfns[:1]))
-    for cmd_id, pfn in ((old, pfns[1]), (0x5555, pfns[2])):
-        rig.driver.send_id(cmd_id)
-        rig.driver.hint(_ranges([pfn]))
-    rig.driver.send_id(rig.driver.hint_cmd_id)
-    rig.driver.send_id(STOP)
-    rig.driver.hint(_ranges(pfns[3:]))
+    old = rig.driver.hint_cmd_id
+    rig.start_hinting()
+    current = rig.driver.hint_cmd_id
+    rig.driver.hint(_ranges([next(pages)]))
+    for before in ([], [current]):
+        for cmd_id in (old, 0x5555):
+            for each in (*before, cmd_id):
+                rig.driver.send_id(each)
+            rig.driver.hint(_ranges([next(pages)]))
+    for ids in ([STOP], [current, STOP], [current, STOP, old]):
+        for each in ids:
+            rig.driver.send_id(each)
+        rig.driver.hint(_ranges([next(pages)]))
     holds("every page keeps what it holds", rig.are_kept(pfns))
 
 
@@ -178,18 +193,26 @@ def only_unmodified_pages_are_modified(rigs: Rigs) -> None:
 
 @check("D10")
 def nothing_changes_after_done(rigs: Rigs) -> None:
-    """Ended a round with DONE, wrote to what had been hinted, hinted more under the old id, and let time pass."""
-    rig = rigs.started(HINTS)
-    pfns = rig.filled(2)
-    rig.start_hinting()
-    cmd_id = rig.driver.hint_round(_ranges(pfns[:1]))
-    equal("the command id", rig.driver.hint_cmd_id, DONE)
-    rig.memory.write(pfns[0] * PAGE_BYTES, b"mine again")
-    before = [rig.page(pfn) for pfn in pfns]
-    rig.driver.send_id(cmd_id)
-    rig.driver.hint(_ranges(pfns))
-    rig.advance(10**9)
-    equal("the pages afterwards", [rig.page(pfn) for pfn in pfns], before)
+    """Ended a round by the driver's STOP, and one by the host in the middle, hinted more under the same id, with the id
+    sent again and without, and let time pass."""
+    for by_host in (False, True):
+        for again in (False, True):
+            rig = rigs.started(HINTS)
+            pfns = rig.filled(3)
+            rig.start_hinting()
+            cmd_id = rig.driver.hint_cmd_id
+            rig.driver.send_id(cmd_id)
+            rig.driver.hint(_ranges(pfns[:1]))
+            rig.done_hinting() if by_host else rig.driver.send_id(STOP)
+            equal("the command id", rig.driver.hint_cmd_id, DONE)
+            rig.memory.write(pfns[0] * PAGE_BYTES, b"mine again")
+            before = {pfn: rig.page(pfn) for pfn in pfns}
+            if again:
+                rig.driver.send_id(cmd_id)
+            rig.driver.hint(_ranges(pfns))
+            rig.advance(10**9)
+            for pfn, content in before.items():
+                equal(f"page {pfn:#x} afterwards", rig.page(pfn), content)
 
 
 @check("D11")
@@ -229,8 +252,9 @@ def poison_is_a_hint(rigs: Rigs) -> None:
 
 @check("D14")
 def poisoned_pages_keep_their_poison(rigs: Rigs) -> None:
-    """Reported pages filled with poison_val, for the values 0, AAAAAAAAh and one of four different bytes."""
-    for value in (0, 0xAAAA_AAAA, 0x0403_0201):
+    """Reported pages filled with poison_val, for the values 0, AAAAAAAAh, one of four different bytes, and those with
+    one bit in one byte."""
+    for value in (0, 0xAAAA_AAAA, 0x0403_0201, 1, 1 << 15, 1 << 16, 1 << 31):
         rig = rigs("page-poison=on,free-page-reporting=on")
         rig.prepare()
         rig.driver.poison_val = value

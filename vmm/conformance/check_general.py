@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+
 from devices.virtio import spec
 from devices.virtio.spec import Status
+from vmm.conformance.pci_structures import SHARED_MEMORY
 from vmm.conformance.registry import check
-from vmm.conformance.rig import Rig, Rigs, equal, holds
+from vmm.conformance.rig import Rig, Rigs, applies, equal, holds
 from vmm.testing import FeaturesRefused
 from vmm.testing.balloon import ACTUAL, DEFLATEQ, HINT_CMD_ID, INFLATEQ, NUM_PAGES, POISON_VAL, STATSQ, pfn_bytes
-from vmm.testing.driver import IN_ORDER, RING_RESET, VERSION_1
+from vmm.testing.driver import VERSION_1
+from vmm.testing.mmio import MmioTransport
+from vmm.testing.virtio_pci import virtio_capabilities
 
 REQUIRES = {
     spec.VIRTIO_F_RING_RESET: (),
@@ -80,17 +85,20 @@ def an_error_is_notified(rigs: Rigs) -> None:
 
 @check("G5")
 def features_come_with_their_requirements(rigs: Rigs) -> None:
-    """Read the features of a device that offers everything and looked for what each requires."""
-    offered = rigs(EVERY_PROPERTY).offered
-    for bit, needed in REQUIRES.items():
-        for other in needed:
-            if offered >> bit & 1:
-                holds(f"with feature {bit} feature {other} is offered", offered >> other & 1)
+    """Read the features of a device that offers everything, the usual, and the usual with one more or less, and looked
+    for what each requires."""
+    for properties in (EVERY_PROPERTY, "", "packed=on", "in_order=on", "queue_reset=off", "notification-data=on"):
+        offered = rigs(properties).offered
+        for bit, needed in REQUIRES.items():
+            for other in needed:
+                if offered >> bit & 1:
+                    holds(f"with feature {bit} feature {other} is offered", offered >> other & 1)
 
 
 @check("G6")
 def valid_subsets_are_accepted(rigs: Rigs) -> None:
-    """Negotiated all features, none but VERSION_1, and all but each single one."""
+    """Negotiated all features, none but VERSION_1, all but each one and each two, and each one and each two alone; and
+    went all the way to DRIVER_OK without each one."""
     rig = rigs(EVERY_PROPERTY)
     offered = rig.offered & rig.driver.supported
     single = [1 << bit for bit in range(64) if offered >> bit & 1 and 1 << bit != VERSION_1]
@@ -98,6 +106,11 @@ def valid_subsets_are_accepted(rigs: Rigs) -> None:
         rig.driver.start(wanted)
         equal("the features read back", rig.transport.read_driver_features(), wanted)
         holds("FEATURES_OK stays set", Status.FEATURES_OK in rig.driver.status)
+    for one, other in combinations_with_replacement(single, 2):
+        for wanted in (offered & ~(one | other), VERSION_1 | one | other):
+            rig.driver.reset()
+            rig.driver.acknowledge()
+            rig.driver.negotiate(wanted)
 
 
 @check("G7")
@@ -161,17 +174,22 @@ def _after_a_reset(rig: Rig) -> None:
 
 @check("G11")
 def silence_after_a_reset(rigs: Rigs) -> None:
-    """Reset a device with work waiting and a statistics buffer held, then kicked, changed the target and asked."""
+    """Reset a device with work waiting and a statistics buffer held, then kicked, changed the target and asked; then
+    initialised it again, with nothing in the new queues."""
     rig = rigs.started()
     rig.driver.post_stats({"stat-free-memory": 1})
     rig.driver.take_interrupts()
     _after_a_reset(rig)
     equal("the interrupts after the reset", tuple(rig.driver.take_interrupts()), ({}, 0))
+    rig.driver.start(rig.offered & rig.driver.supported)
+    rig.request_stats()
+    equal("the interrupts for what was there before the reset", tuple(rig.driver.take_interrupts()), ({}, 0))
 
 
 @check("G12")
 def queues_are_left_alone_after_a_reset(rigs: Rigs) -> None:
-    """The same, comparing all of RAM before and after."""
+    """The same, comparing all of RAM before and after; once initialised again the device uses nothing but what it is
+    given."""
     rig = rigs.started()
     rig.driver.post_stats({"stat-free-memory": 1})
     rig.driver.offer(INFLATEQ, readable=[pfn_bytes(rig.filled())])
@@ -185,6 +203,11 @@ def queues_are_left_alone_after_a_reset(rigs: Rigs) -> None:
         rig.advance(10**9)
 
     equal("the addresses changed after the reset", rig.changed_by(provoke), [])
+    rig.start()
+    rig.request_stats()
+    equal("the number of statistics buffers that came back of none", len(rig.driver.collect(STATSQ)), 0)
+    equal("the number of requests that came back of none", len(rig.driver.collect(INFLATEQ)), 0)
+    equal("the number of requests that came back of one", len(rig.inflate(*rig.filled())), 1)
 
 
 @check("G13")
@@ -257,8 +280,14 @@ def addresses_are_physical(rigs: Rigs) -> None:
 
 @check("G24")
 def order_platform(rigs: Rigs) -> None:
-    """Read the features: ORDER_PLATFORM is not offered, so that nothing follows from not accepting it."""
-    holds("ORDER_PLATFORM is not offered", not rigs().offered >> spec.VIRTIO_F_ORDER_PLATFORM & 1)
+    """Did not accept ORDER_PLATFORM: the device either refuses FEATURES_OK or works."""
+    rig = rigs()
+    applies("VIRTIO_F_ORDER_PLATFORM is not offered", rig.offered >> spec.VIRTIO_F_ORDER_PLATFORM & 1)
+    try:
+        rig.start(without=1 << spec.VIRTIO_F_ORDER_PLATFORM)
+    except FeaturesRefused:
+        return
+    equal("the number of buffers used", len(rig.inflate(*rig.filled())), 1)
 
 
 @check("G25")
@@ -267,82 +296,55 @@ def no_virtual_functions(rigs: Rigs) -> None:
     holds("SR_IOV is not offered", not rigs().offered >> spec.VIRTIO_F_SR_IOV & 1)
 
 
-# -- §2.6.1 resetting one queue, §6 IN_ORDER ---------------------------------------------------------------------------
+@check("G26")
+def legacy_drivers_are_recognised(rigs: Rigs) -> None:
+    """Drove the device on a big-endian processor: a driver with VERSION_1 finds all little-endian and FEATURES_OK kept,
+    one over the legacy interface needs no FEATURES_OK and finds its own byte order."""
+    rig = rigs.started(processor=">")
+    equal("whether VERSION_1 was acknowledged", bool(rig.driver.features & VERSION_1), not rig.driver.is_legacy)
+    equal("whether FEATURES_OK is shown", Status.FEATURES_OK in rig.driver.status, not rig.driver.is_legacy)
+    pfns = rig.filled(2)
+    equal("the number of buffers used", len(rig.inflate(*pfns)), 1)
+    holds("the pages are given up", rig.are_given(pfns))
 
 
-def _resetting(rigs: Rigs) -> Rig:
-    rig = rigs.started("queue_reset=on")
-    holds("RING_RESET was negotiated", rig.driver.features & RING_RESET)
-    return rig
+@check("G27")
+def no_shared_memory(rigs: Rigs) -> None:
+    """Looked for shared memory regions of every id: there is none that could control or carry anything."""
+    rig = rigs()
+    if isinstance(rig.transport, MmioTransport):
+        for region in range(256 if rig.transport.VERSION > 1 else 0):
+            rig.mmio.write("SHMSel", region)
+            length = rig.mmio.read("SHMLenLow"), rig.mmio.read("SHMLenHigh")
+            equal(f"the length of region {region}", length, (0xFFFF_FFFF, 0xFFFF_FFFF))
+    else:
+        regions = [each for each in virtio_capabilities(rig.function) if each.cfg_type == SHARED_MEMORY]
+        equal("the number of shared memory regions", len(regions), 0)
 
 
-def _held_stats(rig: Rig) -> None:
-    """A statistics buffer that the device keeps until it wants another."""
-    rig.driver.post_stats({"stat-free-memory": 1})
-    rig.driver.take_interrupts()
+@check("G28")
+def configuration_may_come_first(rigs: Rigs) -> None:
+    """Wrote `actual` before reading the features: it reads back, and the initialisation goes on as if nothing was."""
+    rig = rigs()
+    rig.driver.reset()
+    rig.driver.acknowledge()
+    rig.driver.actual = 0x01020304
+    equal("actual", rig.driver.actual, 0x01020304)
+    rig.driver.negotiate(rig.offered & rig.driver.supported)
+    rig.driver.set_up_queues()
+    rig.driver.driver_ok()
+    equal("the number of buffers used", len(rig.inflate(*rig.filled())), 1)
 
 
-@check("G15")
-def a_reset_queue_carries_nothing_out(rigs: Rigs) -> None:
-    """Made a request available, reset the queue before notifying, then notified: no page is touched."""
-    rig = _resetting(rigs)
-    pfns = rig.filled()
-    rig.driver.offer(INFLATEQ, readable=[pfn_bytes(pfns)])
-    rig.driver.queues[INFLATEQ].publish()
-    rig.transport.reset_queue(INFLATEQ)
-    equal("the addresses changed", rig.changed_by(lambda: rig.transport.notify(INFLATEQ)), [])
-    holds("the page is kept", rig.are_kept(pfns))
-
-
-@check("G16")
-def a_reset_queue_is_silent(rigs: Rigs) -> None:
-    """Reset statsq while the device held its buffer, and asked for statistics: there is no notification."""
-    rig = _resetting(rigs)
-    _held_stats(rig)
-    rig.transport.reset_queue(STATSQ)
-    rig.request_stats()
-    rig.advance(10**9)
-    equal("the interrupts", tuple(rig.driver.take_interrupts()), ({}, 0))
-
-
-@check("G17")
-def a_reset_queue_begins_anew(rigs: Rigs) -> None:
-    """Used a queue, reset it and set it up again at another place: it begins at 0, and other queues go on."""
-    rig = _resetting(rigs)
-    _held_stats(rig)
-    for _ in range(2):
-        for _ in range(3):
-            rig.inflate(*rig.filled())
-        rig.transport.reset_queue(INFLATEQ)
-        queue = rig.driver.set_up_queue(INFLATEQ, 16)
-        equal("the new queue's entries in flight", queue.in_flight, ())
+@check("G29")
+def use_may_come_first(rigs: Rigs) -> None:
+    """Kicked a request before DRIVER_OK, then set it and sent another: both come back, each with its notification."""
+    rig = rigs()
+    rig.prepare()
+    for is_ready in (False, True):
+        if is_ready:
+            rig.driver.driver_ok()
         pfns = rig.filled()
-        equal("the number of buffers used after it", len(rig.inflate(*pfns)), 1)
+        equal("the number of buffers used", len(rig.inflate(*pfns)), 1)
         holds("the page is given up", rig.are_given(pfns))
-    rig.request_stats()
-    equal("the number of statistics buffers that came back", len(rig.driver.collect(STATSQ)), 1)
-
-
-@check("G18")
-def a_changed_queue_is_observed(rigs: Rigs) -> None:
-    """Gave a queue another size at each of its resets, and went round it more than once."""
-    rig = _resetting(rigs)
-    for size in (8, 32, 2):
-        rig.transport.reset_queue(INFLATEQ)
-        rig.driver.set_up_queue(INFLATEQ, size)
-        for _ in range(size + 1):
-            pfns = rig.filled()
-            equal(f"the number of buffers used in a queue of {size}", len(rig.inflate(*pfns)), 1)
-            holds("the page is given up", rig.are_given(pfns))
-
-
-@check("G23")
-def buffers_are_used_in_order(rigs: Rigs) -> None:
-    """Sent batches of one to seven buffers over both kinds of ring: they come back in the order they were offered."""
-    for properties in ("in_order=on", "in_order=on,packed=on"):
-        rig = rigs.started(properties)
-        holds("IN_ORDER was negotiated", rig.driver.features & IN_ORDER)
-        for count in range(1, 8):
-            offered = [rig.driver.offer(INFLATEQ, readable=[pfn_bytes(rig.filled())]) for _ in range(count)]
-            rig.driver.kick(INFLATEQ)
-            equal("the order of used buffers", [used.head for used in rig.driver.collect(INFLATEQ)], offered)
+        equal("the number of notifications", rig.interrupts_for(INFLATEQ), 1)

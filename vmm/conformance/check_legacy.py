@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from devices.virtio import spec
 from vmm.conformance.registry import check
-from vmm.conformance.rig import Rigs, equal, holds
+from vmm.conformance.rig import Rig, Rigs, equal, holds
 from vmm.testing.balloon import ACTUAL, DEFLATEQ, MUST_TELL_HOST, NUM_PAGES, STATSQ, pfn_bytes
+from vmm.testing.legacy_pci import LegacyPciTransport
+
+
+def _read_config(rig: Rig, offset: int, size: int) -> int:
+    """One access of `size` bytes to the configuration, which the driver library makes byte by byte over PCI."""
+    if isinstance(rig.transport, LegacyPciTransport):
+        return rig.bus.port_read(rig.transport.config_port + offset, size)
+    return rig.bus.mmio_read(rig.mmio.base + spec.VIRTIO_MMIO_CONFIG + offset, size)
+
+
+def _write_config(rig: Rig, offset: int, size: int, value: int) -> None:
+    """As `_read_config`."""
+    if isinstance(rig.transport, LegacyPciTransport):
+        rig.bus.port_write(rig.transport.config_port + offset, size, value)
+    else:
+        rig.bus.mmio_write(rig.mmio.base + spec.VIRTIO_MMIO_CONFIG + offset, size, value)
+
+
+def _actuals_told(rig: Rig) -> list[str]:
+    return [event.text for event in rig.bus.events if event.kind == "actual"]
 
 
 @check("L1")
@@ -31,12 +52,19 @@ def use_before_notification(rigs: Rigs) -> None:
 
 @check("L3")
 def configuration_is_little_endian(rigs: Rigs) -> None:
-    """Read a target and an `actual` byte by byte, for drivers of both byte orders."""
+    """Wrote `actual` and read it and a target, in accesses of one, two and four bytes, for drivers of both byte
+    orders."""
     for rig in (rigs.started(), rigs.started(processor=">")):
         rig.set_target(0x304)
         rig.driver.write_config(ACTUAL, 4, 0xA1B2C3D4)
         read = [rig.transport.read_config(NUM_PAGES + offset, 1) for offset in range(8)]
         equal("the configuration's bytes", bytes(read), bytes.fromhex("04 03 00 00 d4 c3 b2 a1"))
+        for size in (2, 4):
+            values = [_read_config(rig, NUM_PAGES + offset, size) for offset in range(0, 8, size)]
+            read_back = b"".join(value.to_bytes(size, "little") for value in values)
+            equal(f"the configuration read {size} bytes at a time", read_back, bytes(read))
+        _write_config(rig, ACTUAL, 4, 0x01020304)
+        equal("`actual` written by one access", rig.balloon.actual_pages, 0x01020304)
 
 
 @check("L4")
@@ -53,24 +81,26 @@ def used_length(rigs: Rigs) -> None:
 
 @check("L5")
 def a_part_of_actual_does_not_count(rigs: Rigs) -> None:
-    """Wrote the first three bytes of `actual` and looked at what the host knows."""
-    rig = rigs.started()
-    rig.bus.events.clear()
-    for offset in range(3):
-        rig.transport.write_config(ACTUAL + offset, 1, 0x11 * (offset + 1))
-        told = [event.text for event in rig.bus.events if event.kind == "actual"]
-        equal(f"what the host was told after {offset + 1} bytes", told, [])
+    """Wrote the first three bytes of `actual`, one after the other, and its first half, and looked at what the host
+    knows."""
+    for size in (1, 2):
+        rig = rigs.started()
+        rig.bus.events.clear()
+        for offset in range(0, 4 - size, size):
+            _write_config(rig, ACTUAL + offset, size, 0x11 * (offset + 1))
+            equal(f"what the host was told after {offset + size} bytes", _actuals_told(rig), [])
 
 
 @check("L6")
 def actual_counts_when_whole(rigs: Rigs) -> None:
-    """Wrote all four bytes of `actual`, one after the other."""
-    rig = rigs.started()
-    rig.bus.events.clear()
-    for offset, byte in enumerate((0x44, 0x33, 0x22, 0x11)):
-        rig.transport.write_config(ACTUAL + offset, 1, byte)
-    equal("the number of pages that the host was told of", rig.balloon.actual_pages, 0x11223344)
-    equal("how often it was told", sum(event.kind == "actual" for event in rig.bus.events), 1)
+    """Wrote all four bytes of `actual`, one after the other, its two halves, and the whole."""
+    for size in (1, 2, 4):
+        rig = rigs.started()
+        rig.bus.events.clear()
+        for offset in range(0, 4, size):
+            _write_config(rig, ACTUAL + offset, size, 0x11223344 >> 8 * offset & (1 << 8 * size) - 1)
+        equal("the number of pages that the host was told of", rig.balloon.actual_pages, 0x11223344)
+        equal("how often it was told", len(_actuals_told(rig)), 1)
 
 
 @check("L7")

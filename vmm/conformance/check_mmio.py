@@ -5,6 +5,7 @@ from __future__ import annotations
 from devices.virtio import spec
 from vmm.conformance.registry import check
 from vmm.conformance.rig import Rig, Rigs, equal, holds
+from vmm.conformance.transports import MMIO_BASE
 from vmm.testing.balloon import INFLATEQ, STATSQ, pfn_bytes
 from vmm.testing.driver import RING_RESET
 
@@ -14,13 +15,13 @@ VRING, CONFIG = spec.VIRTIO_MMIO_INT_VRING, spec.VIRTIO_MMIO_INT_CONFIG
 @check("M1")
 def magic(rigs: Rigs) -> None:
     """Read the register."""
-    equal("MagicValue", rigs().mmio.read("MagicValue"), 0x7472_6976)
+    equal("MagicValue", rigs().bus.mmio_read(MMIO_BASE, 4), 0x7472_6976)
 
 
 @check("M2")
 def version(rigs: Rigs) -> None:
     """Read the register."""
-    equal("Version", rigs().mmio.read("Version"), 2)
+    equal("Version", rigs().bus.mmio_read(MMIO_BASE + 4, 4), 2)
 
 
 def _events(rig: Rig) -> tuple[int, bool]:

@@ -84,14 +84,19 @@ def writable_buffers_are_not_read(rigs: Rigs) -> None:
 
 @check("P5")
 def unavailable_descriptors_are_left(rigs: Rigs) -> None:
-    """Wrote whole descriptors with the marks of the other wrap counter, and notified: nothing of them is used."""
-    rig = _packed(rigs)
-    raw = _raw(rig)
-    pfns = rig.filled(3)
-    for number, pfn in enumerate(pfns):
-        raw.descriptor(raw.buffer(pfn_bytes([pfn])), 4, 0, number, available=False)
-    equal("the addresses changed", rig.changed_by(raw.kick), [])
-    holds("the pages are kept", rig.are_kept(pfns))
+    """Wrote whole descriptors with the marks of the other wrap counter, one and three of them, at the beginning of the
+    ring and behind others, and notified: nothing of them is used."""
+    for used_before in (0, 5):
+        for count in (1, 3):
+            rig = _packed(rigs)
+            for _ in range(used_before):
+                rig.inflate(*rig.filled())
+            raw = _raw(rig)
+            pfns = rig.filled(count)
+            for number, pfn in enumerate(pfns):
+                raw.descriptor(raw.buffer(pfn_bytes([pfn])), 4, 0, number, available=False)
+            equal("the addresses changed", rig.changed_by(raw.kick), [])
+            holds("the pages are kept", rig.are_kept(pfns))
 
 
 @check("P6")

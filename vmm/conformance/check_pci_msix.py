@@ -88,7 +88,7 @@ def any_event_unmapped(rigs: Rigs) -> None:
 @check("C57")
 def vectors_read_back(rigs: Rigs) -> None:
     """Gave every event a vector of its own and read all of them back."""
-    rig = rigs.started()
+    rig = rigs()
     count = rig.transport.num_queues
     rig.pci.write_common("config_msix_vector", 0)
     for queue in range(count):

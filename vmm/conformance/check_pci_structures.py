@@ -18,7 +18,7 @@ from vmm.conformance.pci_structures import (
     structures,
 )
 from vmm.conformance.registry import check
-from vmm.conformance.rig import Rig, Rigs, equal, holds
+from vmm.conformance.rig import Rig, Rigs, applies, equal, holds
 from vmm.testing.balloon import INFLATEQ, pfn_bytes
 from vmm.testing.pci import COMMAND_INTX_DISABLE, STATUS, STATUS_INTERRUPT
 from vmm.testing.virtio_pci import Capability
@@ -191,10 +191,17 @@ def device_alignment(rigs: Rigs) -> None:
         equal("the offset modulo 4", capability.offset % 4, 0)
 
 
+def _having(rigs: Rigs, cfg_type: int, what: str) -> Rig:
+    """A rig whose device has structures of a type: else the statement does not apply."""
+    rig = rigs()
+    applies(f"the balloon has no {what}", structures(rig, cfg_type))
+    return rig
+
+
 @check("C43")
 def shared_memory_inside(rigs: Rigs) -> None:
-    """Looked for shared memory capabilities and compared each with its BAR: the balloon has none."""
-    rig = rigs()
+    """Compared the end of each shared memory region with the size of its BAR."""
+    rig = _having(rigs, SHARED_MEMORY, "shared memory region")
     sizes = {bar.number: bar.size for bar in rig.pci.function.bars()}
     for capability in structures(rig, SHARED_MEMORY):
         holds("the region lies in its BAR", capability.offset + capability.length <= sizes.get(capability.bar, 0))
@@ -202,9 +209,14 @@ def shared_memory_inside(rigs: Rigs) -> None:
 
 @check("C44")
 def shared_memory_ids(rigs: Rigs) -> None:
-    """Looked for shared memory capabilities with the same id: the balloon has none."""
-    ids = [capability.id for capability in structures(rigs(), SHARED_MEMORY)]
+    """Looked for shared memory regions with the same id."""
+    ids = [
+        capability.id for capability in structures(_having(rigs, SHARED_MEMORY, "shared memory region"), SHARED_MEMORY)
+    ]
     equal("the number of different ids", len(set(ids)), len(ids))
+
+
+VENDOR_DATA = "vendor data capability"
 
 
 def _vendor_ids(rig: Rig) -> list[int]:
@@ -214,21 +226,22 @@ def _vendor_ids(rig: Rig) -> list[int]:
 @check("C45")
 def vendor_data(rigs: Rigs) -> None:
     """Went through the vendor data capabilities of the list: a driver that knows none of them works."""
-    rig = rigs.started()
-    _vendor_ids(rig)
+    rig = _having(rigs, VENDOR, VENDOR_DATA)
+    rig.start()
     equal("the number of buffers used", len(rig.inflate(*rig.filled())), 1)
 
 
 @check("C46")
 def vendor_data_is_not_virtios(rigs: Rigs) -> None:
     """Read vendor_id of every vendor data capability."""
-    holds("no vendor_id is 1AF4h", spec.VIRTIO_PCI_VENDOR_ID not in _vendor_ids(rigs()))
+    vendors = _vendor_ids(_having(rigs, VENDOR, VENDOR_DATA))
+    holds("no vendor_id is 1AF4h", spec.VIRTIO_PCI_VENDOR_ID not in vendors)
 
 
 @check("C47")
 def vendor_data_length(rigs: Rigs) -> None:
     """Read cap_len of every vendor data capability."""
-    for capability in structures(rigs(), VENDOR):
+    for capability in structures(_having(rigs, VENDOR, VENDOR_DATA), VENDOR):
         equal("cap_len modulo 4", capability.cap_len % 4, 0)
 
 

@@ -10,10 +10,13 @@ from vmm.conformance import (
     check_legacy,
     check_mmio,
     check_packed,
+    check_packed_events,
     check_pci,
     check_pci_msix,
     check_pci_structures,
+    check_queues,
     check_split,
+    check_split_events,
 )
 from vmm.conformance.registry import CHECKS, Check, how
 
@@ -25,9 +28,12 @@ __all__ = [
     "check_legacy",
     "check_mmio",
     "check_packed",
+    "check_packed_events",
     "check_pci",
     "check_pci_msix",
     "check_pci_structures",
+    "check_queues",
     "check_split",
+    "check_split_events",
     "how",
 ]

@@ -1,7 +1,8 @@
 """The process that one mutation is tried in: `python -m vmm.conformance.mutant NAME`.
 
 The module is changed while it is imported, before anything else of the device side is.  Exit status 10 if the statement
-noticed, 11 if it did not; the standard output says what it said.
+noticed, 11 if it did not; the standard output says what it said.  Where the device's code breaks down the statement has
+not noticed: a mistake has to be one that the device survives.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ def main(name: str) -> int:
 
     (statement,), (row,) = select([mutation.statement]), select_transports([mutation.transport])
     result = try_one(statement, row)
-    print(result.detail or f"{statement.id} passes all the same")
-    return CAUGHT if result.verdict == "failed" else NOT_CAUGHT
+    if result.verdict != "failed":
+        print(f"{statement.id} {'passes' if result.verdict == 'passed' else result.verdict} all the same")
+        return NOT_CAUGHT
+    print(f"the device's code breaks down: {result.detail}" if result.crashed else result.detail)
+    return NOT_CAUGHT if result.crashed else CAUGHT
 
 
 if __name__ == "__main__":

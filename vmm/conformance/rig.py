@@ -7,6 +7,8 @@ checked.  Contents of RAM are read without the mapping, so that looking brings n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +17,14 @@ from devices.virtio.spec import ByteOrder
 from vmm.boards.pc import PcBoard
 from vmm.config import make_config
 from vmm.conformance.transports import TransportRow
+from vmm.models import MODERN_ONLY
 from vmm.testing import BalloonDriver, BenchBus, PageAllocator, RawQueue
 from vmm.testing.balloon import INFLATEQ, STATSQ, Stats, pfn_bytes
 from vmm.testing.bench import BusBench
 from vmm.testing.legacy_pci import LegacyPciTransport
 from vmm.testing.mmio import MmioTransport
+from vmm.testing.pci import Function
+from vmm.testing.protocols import Transport
 from vmm.testing.ring import Used
 from vmm.testing.virtio_pci import PciTransport
 
@@ -31,6 +36,14 @@ FILLED = 0x5A
 
 class Violation(AssertionError):
     """The device breaks the statement; the message says what it did."""
+
+
+class DoesNotApply(Exception):
+    """The statement is about something that the device does not have; the message says what."""
+
+
+class NotBuilt(Exception):
+    """There is no board to try anything on."""
 
 
 def equal(what: str, got: object, wanted: object) -> None:
@@ -45,28 +58,48 @@ def holds(what: str, condition: object) -> None:
         raise Violation(f"not so: {what}")
 
 
+def applies(reason: str, condition: object) -> None:
+    """DoesNotApply, for the reason, unless it is so."""
+    if not condition:
+        raise DoesNotApply(reason)
+
+
 def _show(value: object) -> str:
     if isinstance(value, bytes) and len(value) > 16:
         return f"{value[:16].hex(' ')} … ({len(value)} bytes)"
+    if isinstance(value, list) and len(value) > 16:
+        return f"[{', '.join(map(_show, value[:16]))}, … ({len(value)} values)]"
     return repr(value)
 
 
 class Rig:
     """A board whose balloon has `properties` besides those of the transport, in the spelling of `-device`, and whose
-    driver runs on a processor of that byte order."""
+    driver runs on a processor of that byte order.  The driver looks for its device when it is first asked for."""
 
     def __init__(self, row: TransportRow, properties: str = "", processor: ByteOrder = "<") -> None:
         self.row = row
-        device = ",".join(filter(None, (row.device, properties)))
-        self.board = PcBoard(make_config("hello", memory=MEMORY, devices=(device,)))
+        config = make_config("hello", memory=MEMORY, devices=(_device(row.device, properties),))
+        self.board = PcBoard(config)
         self.memory = self.board.memory
         self.bus = BenchBus(self.memory, self.board.ports, self.board.mmio)
         self.pages = PageAllocator(*DRIVER_PAGES)
-        self.transport = row.connect(self.bus, self.pages)
-        self.driver = BalloonDriver(self.transport, processor=processor)
-        function, self.balloon = self.board.need_balloon()
-        self.balloon.driver_order = processor
-        self._bench = BusBench(self.bus, self.transport, function)
+        self._slot = config.devices[0].slot
+        self._function, self.balloon = self.board.need_balloon()
+        self.balloon.driver_order = self._processor = processor
+
+    @cached_property
+    def transport(self) -> Transport:
+        """The driver's end of the transport."""
+        return self.row.connect(self.bus, self.pages)
+
+    @cached_property
+    def driver(self) -> BalloonDriver:
+        """The driver, which has not touched the device yet."""
+        return BalloonDriver(self.transport, processor=self._processor)
+
+    @cached_property
+    def _bench(self) -> BusBench[Any]:
+        return BusBench(self.bus, self.transport, self._function)
 
     def close(self) -> None:
         self.memory.close()
@@ -93,6 +126,11 @@ class Rig:
         if not isinstance(self.transport, PciTransport | LegacyPciTransport):
             raise TypeError(f"{self.row.name} is no PCI transport")
         return self.transport
+
+    @property
+    def function(self) -> Function:
+        """The function in the balloon's slot of the PCI bus, whoever it says it is."""
+        return Function(self.bus, self._slot)
 
     @property
     def offered(self) -> int:
@@ -140,6 +178,10 @@ class Rig:
     def stop_hinting(self) -> None:
         """The host wants no hints any more."""
         self._bench.host(self.balloon.stop_hinting(self._bench.now_ns))
+
+    def done_hinting(self) -> None:
+        """The host needs the hinted pages no longer."""
+        self._bench.host(self.balloon.done_hinting(self._bench.now_ns))
 
     def statistics(self) -> dict[str, int]:
         """What the host knows of the guest's memory, by QEMU's names."""
@@ -196,6 +238,13 @@ class Rig:
         return self.memory.peek(gpa, size)
 
 
+def _device(device: str, properties: str) -> str:
+    """`device` with the `properties` that it can have: a legacy one has no bits for some features."""
+    is_legacy = "disable-modern=on" in device or "force-legacy=on" in device
+    words = [word for word in properties.split(",") if not is_legacy or word.partition("=")[0] not in MODERN_ONLY]
+    return ",".join(filter(None, (device, *words)))
+
+
 class Rigs:
     """Builds the rigs of one check over one transport, and takes them down again."""
 
@@ -204,8 +253,11 @@ class Rigs:
         self._made: list[Rig] = []
 
     def __call__(self, properties: str = "", *, processor: ByteOrder = "<") -> Rig:
-        """A rig whose driver has not touched the device."""
-        rig = Rig(self.row, properties, processor)
+        """A rig whose driver has not touched the device.  NotBuilt if the board cannot be made."""
+        try:
+            rig = Rig(self.row, properties, processor)
+        except Exception as error:
+            raise NotBuilt(f"the board cannot be built: {type(error).__name__}: {error}") from error
         self._made.append(rig)
         return rig
 

@@ -2,11 +2,14 @@
 
 Owns what a verdict is.  A check that raises `Violation` (or the driver library's `DeviceViolation`) found the device
 breaking the statement; any other exception is a failure too, since a device that conforms gives no cause for one.
+Where it was not the driver's side that raised it, the code of the device has broken down: the result says so, since any
+other statement would have found that as well.
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -14,16 +17,20 @@ from typing import Literal
 from devices.errors import ConfigError
 from vmm.conformance import checks
 from vmm.conformance.catalogue import Statement, statements
-from vmm.conformance.rig import Rigs
+from vmm.conformance.rig import DoesNotApply, NotBuilt, Rigs
 from vmm.conformance.transports import TRANSPORTS, TransportRow
 from vmm.models import did_you_mean
 
-Verdict = Literal["passed", "failed", "cannot be tested"]
+Verdict = Literal["passed", "failed", "cannot be tested", "does not apply"]
+
+_DRIVERS_SIDE = ("vmm.testing.", "vmm.conformance.")
+_MISTAKES = (AttributeError, NameError, TypeError, NotBuilt)  # in code, wherever they come up
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One statement over one transport: `detail` says what the device did wrong, or why nobody could find out."""
+    """One statement over one transport: `detail` says what the device did wrong, why nobody could find out, or why
+    there is nothing to find out.  `crashed`: the device did not answer wrongly, its code broke down."""
 
     statement: Statement
     transport: str
@@ -31,6 +38,7 @@ class Result:
     detail: str
     how: str
     seconds: float
+    crashed: bool = False
 
 
 def select(ids: Iterable[str]) -> list[Statement]:
@@ -71,15 +79,23 @@ def try_one(statement: Statement, row: TransportRow) -> Result:
         return Result(statement, row.name, "cannot be tested", statement.untestable, "", 0.0)
     check = checks.CHECKS[statement.id]
     start = time.perf_counter()
-    rigs = Rigs(row)
+    verdict: Verdict = "passed"
+    detail, crashed, rigs = "", False, Rigs(row)
     try:
         check(rigs)
-        problem = ""
+    except DoesNotApply as reason:
+        verdict, detail = "does not apply", str(reason)
     except AssertionError as violation:
-        problem = str(violation)
+        verdict, detail = "failed", str(violation)
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+        verdict, detail = "failed", f"{type(error).__name__}: {error}"
+        crashed = isinstance(error, _MISTAKES) or not _is_of_the_drivers_side(error)
     finally:
         rigs.close()
-    verdict: Verdict = "failed" if problem else "passed"
-    return Result(statement, row.name, verdict, problem, checks.how(check), time.perf_counter() - start)
+    return Result(statement, row.name, verdict, detail, checks.how(check), time.perf_counter() - start, crashed)
+
+
+def _is_of_the_drivers_side(error: Exception) -> bool:
+    """Whether the driver library or a check raised it, and not what they had called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).startswith(_DRIVERS_SIDE)

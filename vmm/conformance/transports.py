@@ -3,7 +3,10 @@
 Owns which device a user would ask for, which of its interfaces the driver takes, and which statements' groups the way
 belongs to.  Groups:
 
-all         every transport
+all         every transport, with a split ring
+balloon     every transport, and with a packed ring too where it can have one
+balloon-modern  those of them that are modern
+transitional  both interfaces of a transitional PCI function
 modern      the interface of virtio 1.0 and later, whatever carries it
 legacy      the interface before it
 pci         a PCI function
@@ -55,7 +58,12 @@ def _mmio(kind: type[MmioTransport]) -> Connect:
 
 
 def _row(name: str, device: str, connect: Connect, *groups: str) -> TransportRow:
-    return TransportRow(name, device, connect, frozenset(("all", *groups)))
+    modern = ("balloon-modern",) if "modern" in groups else ()
+    return TransportRow(name, device, connect, frozenset(("all", "balloon", *modern, *groups)))
+
+
+def _packed(name: str, device: str, connect: Connect) -> TransportRow:
+    return TransportRow(name, f"{device},packed=on", connect, frozenset(("balloon", "balloon-modern")))
 
 
 _PCI, _MMIO = "virtio-balloon-pci", "virtio-balloon-device"
@@ -64,10 +72,12 @@ _TRANSITIONAL, _LEGACY = f"{_PCI},disable-legacy=off", f"{_PCI},disable-legacy=o
 TRANSPORTS = (
     _row("pci", _PCI, _modern("msix"), "modern", "pci", "pci-modern", "pci-virtio", "msix"),
     _row("pci-intx", _PCI, _modern("intx"), "modern", "pci", "pci-modern", "pci-virtio"),
-    _row("transitional", _TRANSITIONAL, _modern("msix"), "modern", "pci", "pci-virtio", "msix"),
-    _row("transitional-legacy", _TRANSITIONAL, _legacy("msix"), "legacy", "pci"),
+    _row("transitional", _TRANSITIONAL, _modern("msix"), "modern", "pci", "pci-virtio", "msix", "transitional"),
+    _row("transitional-legacy", _TRANSITIONAL, _legacy("msix"), "legacy", "pci", "transitional"),
     _row("legacy", _LEGACY, _legacy("msix"), "legacy", "pci"),
     _row("legacy-intx", _LEGACY, _legacy("intx"), "legacy", "pci"),
     _row("mmio", _MMIO, _mmio(MmioTransport), "modern", "mmio", "mmio-v2"),
     _row("mmio-legacy", f"{_MMIO},force-legacy=on", _mmio(LegacyMmioTransport), "legacy", "mmio"),
+    _packed("pci-packed", _PCI, _modern("msix")),
+    _packed("mmio-packed", _MMIO, _mmio(MmioTransport)),
 )

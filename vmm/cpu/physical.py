@@ -31,7 +31,10 @@ class PhysicalMemory:
         shadow_memory: shadow.ShadowMemory,
         on_write: Callable[[int, int], None],
     ) -> None:
-        self._ram = [(region.gpa, region.end, memoryview(region.mapping)) for region in memory.regions]
+        self._ram = [
+            (region.gpa, region.end, memoryview(region.mapping)[region.gpa - region.base :][: region.size])
+            for region in memory.regions
+        ]
         self._shadow = shadow_memory
         self._readable = [
             *((start, end, view.toreadonly()) for start, end, view in self._ram),

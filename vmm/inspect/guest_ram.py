@@ -1,8 +1,10 @@
 """The RAM of a running VMM, mapped into this process: the same pages, nothing copied, nobody stopped.
 
 The VMM's RAM is a memory file whose offsets are guest-physical addresses, so its memory map tells everything: which
-file, and which parts of it are RAM.  The mapping made here is read-only; looking cannot change the guest.  It can
-change what the guest costs, though: reading a hole through `view` makes the host fill it.  `peek` does not.
+file, and which parts of it are RAM.  Of a file in huge pages whole ones are mapped; there its name tells which parts
+are RAM.  The mapping made here is read-only; looking cannot change the guest.  It can change what the guest costs,
+though: reading a hole through `view` makes the host fill it, and where no huge page is left for that the kernel ends
+the process that looks (SIGBUS).  `peek` does not.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from devices import hostcalls
 from devices.errors import ConfigError, OutsideRam
+from devices.host_memory import layout_in
 from vmm.inspect import ptrace_import
+
+_MAP_NORESERVE = 0x4000  # Linux; the mmap module names it only from Python 3.13 on
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class GuestRam:
         self.fd: int | None = fd
         self._release = weakref.finalize(self, os.close, fd)
         self._arrays: dict[RamRegion, NDArray[np.uint8]] = {}
+        self._mappings: dict[RamRegion, mmap.mmap] = {}
+        self._page_bytes = os.fstat(fd).st_blksize  # a huge page's size, of a file in huge pages
 
     @classmethod
     def attach(cls, pid: int, *, name: str = "guest-ram", inode: int | None = None) -> GuestRam:
@@ -55,12 +62,11 @@ class GuestRam:
 
         ConfigError when there is no such process, when it has no such RAM or several of them, or when the host does not
         allow it."""
-        names = (f"/memfd:{name}", f"/memfd:{name} (deleted)")
-        found = [mapping for mapping in ptrace_import.mappings_of(pid) if mapping.pathname in names]
+        found = memory_file_mappings(ptrace_import.mappings_of(pid), name)
         chosen = _choose(pid, sorted({mapping.inode for mapping in found}), inode, name)
         mine = sorted((mapping for mapping in found if mapping.inode == chosen), key=lambda mapping: mapping.offset)
-        regions = tuple(RamRegion(mapping.offset, mapping.end - mapping.start, mapping.start) for mapping in mine)
-        return cls(pid, chosen, regions, _open_memory_file(pid, chosen, mine))
+        regions = tuple(region for mapping in mine for region in _regions_in(mapping, name))
+        return cls(pid, chosen, regions, open_memory_file(pid, chosen, mine))
 
     def view(self, gpa: int, length: int) -> NDArray[np.uint8]:
         """A read-only uint8 array of shape (length,) that aliases the guest's RAM and changes under the reader's eyes.
@@ -87,13 +93,22 @@ class GuestRam:
             raise OutsideRam(gpa, length)
         return hostcalls.read_file(self.fd, gpa, length)
 
+    def mapping(self, region: RamRegion) -> mmap.mmap:
+        """The read-only mapping of one of `regions`, from its `base` on.  OutsideRam after `close`."""
+        self._array(region)
+        return self._mappings[region]
+
+    def base(self, region: RamRegion) -> int:
+        """The guest-physical address at which the mapping of a region begins."""
+        return region.gpa // self._page_bytes * self._page_bytes
+
     def backed_bytes(self) -> int:
         """How much host memory really stands behind the guest's RAM now."""
         return hostcalls.allocated_bytes(self.fd) if self.fd is not None else 0
 
     def close(self) -> None:
         """Let go; a second time is no error.  Views that are still alive keep their region mapped until they go."""
-        self.regions, self._arrays, self.fd = (), {}, None
+        self.regions, self._arrays, self._mappings, self.fd = (), {}, {}, None
         self._release()
 
     def __enter__(self) -> Self:
@@ -105,11 +120,38 @@ class GuestRam:
     def _array(self, region: RamRegion) -> NDArray[np.uint8]:
         array = self._arrays.get(region)
         if array is None and self.fd is not None:
-            mapping = mmap.mmap(self.fd, region.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=region.gpa)
-            array = self._arrays[region] = np.frombuffer(mapping, np.uint8)
+            start, end = self.base(region), -(-region.end // self._page_bytes) * self._page_bytes
+            end = min(end, os.fstat(self.fd).st_size)
+            flags = mmap.MAP_SHARED | _MAP_NORESERVE  # no huge page is set aside for looking
+            mapping = mmap.mmap(self.fd, end - start, flags, mmap.PROT_READ, offset=start)
+            self._mappings[region] = mapping
+            array = np.frombuffer(mapping, np.uint8)[region.gpa - start :][: region.size]
+            self._arrays[region] = array
         if array is None:
             raise OutsideRam(region.gpa, region.size)
         return array
+
+
+def memory_file_mappings(mappings: list[Any], name: str) -> list[Any]:
+    """Those of a process's mappings that are of a memory file called `name`, which may tell its layout besides."""
+    names = [(mapping, _file_name(mapping.pathname)) for mapping in mappings]
+    return [mapping for mapping, file_name in names if file_name == name or layout_in(file_name, name)]
+
+
+def _file_name(pathname: str | None) -> str:
+    """The name that a memory file was given, or nothing."""
+    path = (pathname or "").removesuffix(" (deleted)")
+    return path.removeprefix("/memfd:") if path.startswith("/memfd:") else ""
+
+
+def _regions_in(mapping: Any, name: str) -> list[RamRegion]:
+    """The regions of RAM that a mapping of the VMM's has: all of it, unless the file's name says more."""
+    layout = layout_in(_file_name(mapping.pathname), name)
+    length = mapping.end - mapping.start
+    if not layout:
+        return [RamRegion(mapping.offset, length, mapping.start)]
+    inside = ((gpa, size) for gpa, size in layout if 0 <= gpa - mapping.offset < length)
+    return [RamRegion(gpa, size, mapping.start + gpa - mapping.offset) for gpa, size in inside]
 
 
 def _choose(pid: int, inodes: list[int], wanted: int | None, name: str) -> int:
@@ -122,7 +164,7 @@ def _choose(pid: int, inodes: list[int], wanted: int | None, name: str) -> int:
     return inodes[0] if wanted is None else wanted
 
 
-def _open_memory_file(pid: int, inode: int, mappings: list[Any]) -> int:
+def open_memory_file(pid: int, inode: int, mappings: list[Any]) -> int:
     """Open the VMM's memory file for reading: through a descriptor it has open, or through one of its mappings if it
     has closed that (which the host allows to few)."""
     candidates = [f"/proc/{pid}/fd/{number}" for number in _listed(pid)]

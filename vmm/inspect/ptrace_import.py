@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pwd
 import warnings
 from typing import Any
 
@@ -44,11 +45,60 @@ def mappings_of(pid: int) -> list[Any]:
     return mappings
 
 
+def status_of(pid: int, tid: int | None = None) -> dict[str, str]:
+    """The fields of /proc/PID/status, or of one thread's.  OSError where there is none."""
+    path = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def peek_user(tid: int, offset: int) -> int:
+    """A word of a thread's `struct user`.  PtraceError where the kernel refuses."""
+    word: int = load("binding.func").ptrace_peekuser(tid, offset)
+    return word
+
+
 def refusal(pid: int, what: str, error: BaseException) -> ConfigError:
-    """The sentence for a process that is gone or that the host protects."""
-    if not os.path.isdir(f"/proc/{pid}"):
+    """The sentence for a process that is gone or that the host protects: why, and what helps."""
+    try:
+        status = status_of(pid)
+    except OSError:
+        status = {}
+    if not status or status.get("State", "")[:1] in ("Z", "X"):
         return ConfigError(f"there is no process {pid}")
+    tracer = int(status.get("TracerPid", "0"))
+    if tracer not in (0, os.getpid()):
+        return ConfigError(f"process {pid} is already traced by process {tracer}: end that one first, then {what} it")
+    owner = int(status.get("Uid", "0").split()[0])
+    if os.geteuid() not in (0, owner):
+        return ConfigError(f"process {pid} belongs to {_user(owner)}: only that user and root can {what} it")
+    if scope := _YAMA.get(_yama_scope()):
+        return ConfigError(f"the host's Yama does not let this user {what} process {pid}: {scope} ({YAMA})")
     return ConfigError(
-        f"the host does not let this user {what} process {pid}: run as its owner or as root, "
-        f"and see /proc/sys/kernel/yama/ptrace_scope ({error})"
+        f"the host does not let this user {what} process {pid}: run as its owner or as root, and see {YAMA} ({error})"
     )
+
+
+YAMA = "/proc/sys/kernel/yama/ptrace_scope"
+_YAMA = {
+    "1": "run as root, or let root write 0 there",
+    "2": "run as root",
+    "3": "nobody can until the host is started anew",
+}
+
+
+def _yama_scope() -> str:
+    """What binds this user; there may be no Yama, and only its last level binds root."""
+    try:
+        with open(YAMA, encoding="ascii") as file:
+            scope = file.read().strip()
+    except OSError:
+        return ""
+    return scope if os.geteuid() or scope == "3" else ""
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"

@@ -60,7 +60,7 @@ class DirectTransport:
         self.deliver(self.device.write_status(value, self.now_ns))
 
     def read_device_features(self) -> int:
-        return self.device.device_features
+        return self.device.modern_features
 
     def read_driver_features(self) -> int:
         return self.device.driver_features

@@ -119,7 +119,7 @@ class WatchedBalloon(_Balloon):
         if cleared:
             self._add("G4", f"{value:#04x} was written over the device status {self.status:#04x}")
         if value & ~self.status & _FEATURES_OK and not self.legacy:
-            self._judge_accepted(self.device_features)
+            self._judge_accepted(self.modern_features)
         return self._leave(super().write_status(value, now_ns))
 
     def write_queue(self, index: int, field: str, value: int, now_ns: int) -> Notifications:

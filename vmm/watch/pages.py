@@ -281,9 +281,9 @@ def _runs(pfns: Pfns) -> list[tuple[int, int]]:
 def _obstacle(memory: GuestMemory) -> str:
     """Why the use of a page cannot be seen on this host, or ""."""
     if memory.fd is None:
-        return "guest RAM is no memory file on this host"
-    if hostcalls.PAGE_BYTES != PAGE_BYTES:
-        return f"this host's pages have {hostcalls.PAGE_BYTES} bytes"
+        return "guest RAM is no memory file"
+    if memory.host_page_bytes != PAGE_BYTES:
+        return f"the host's pages behind guest RAM have {memory.host_page_bytes} bytes"
     try:
         setting = _HUGE_PAGES.read_text()
     except OSError:  # a kernel without huge pages

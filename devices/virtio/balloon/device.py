@@ -28,6 +28,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from devices.effects import NOTHING, Effects
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.state import COUNTER, PART, Many, Table, refuse, uint
@@ -36,6 +39,7 @@ from devices.virtio.balloon.features import DEFAULT_FEATURES, SUPPORTED_FEATURES
 from devices.virtio.balloon.imitation import Handler, imitated
 from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.pages import PFN, BalloonPages, PageSet, PfnReader, little_endian
+from devices.virtio.balloon.partial import InflatedPages, PartialPages
 from devices.virtio.balloon.reporting import FreePages, free_pages
 from devices.virtio.balloon.sliced import SLICED_FROM, SlicedBatch
 from devices.virtio.balloon.statsq import StatsDevice
@@ -112,7 +116,8 @@ class Balloon(StatsDevice):
         # More entries than RAM has pages repeat themselves: a batch that has more is no list of pages.
         self._payload_limit = _PFN_BYTES * max(self._ram_pages, _MIN_PFN_LIMIT)
         self._reader = PfnReader(memory)
-        self._pages = BalloonPages(memory)
+        self._pages = BalloonPages(memory, "balloon-pages")
+        self._partial = None if memory.large is None else PartialPages(memory, memory.large, self._pages)
         self._handlers: Mapping[str, Handler] = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
@@ -123,7 +128,12 @@ class Balloon(StatsDevice):
         if policy.payload != OUR_PAYLOAD:
             self._handlers = imitated(self, policy.payload, self._handlers)
         # What the slices of each queue's batches do with their pages.
-        self._page_handlers = {"inflateq": self._put_in, "deflateq": self._take_out, "reporting_vq": self._discard}
+        self._page_handlers = {
+            "inflateq": self._put_in,
+            "deflateq": self._take_out,
+            "free_page_vq": self._discard_hinted_slice,
+            "reporting_vq": self._discard,
+        }
         self._page_queues = [queue for queue in self.queues if queue.name in self._page_handlers]
         self._sliced = [SlicedBatch(memory, self._reader, self._payload_limit) for _ in self._page_queues]
 
@@ -143,6 +153,15 @@ class Balloon(StatsDevice):
     def balloon_pages(self) -> int:
         """Pages in the balloon, as inflate and deflate requests made it; a reset empties it."""
         return self._pages.count
+
+    @property
+    def held_pages(self) -> int:
+        """Pages in the balloon that the host has not got back, since its own pages are larger and the neighbours are
+        still the driver's; 0 where the host's pages have 4096 bytes."""
+        return 0 if self._partial is None else self._partial.held_pages
+
+    def given_away(self) -> NDArray[np.bool_]:
+        return self._pages.inside
 
     def set_target(self, pages: int, now_ns: int) -> Notifications:
         """Ask for `pages` in the balloon, at most all of RAM.  It survives a reset."""
@@ -175,6 +194,9 @@ class Balloon(StatsDevice):
 
     def _put_in(self, pages: PageSet) -> Notifications:
         self.inflated_pages += self._pages.move(pages, inside=True)
+        if self._partial is not None:
+            in_use = not self.has_feature(spec.VIRTIO_BALLOON_F_MUST_TELL_HOST)
+            return self._discard(self._partial.inflated(pages, in_use=in_use))
         return self._discard(pages) if pages.pages else NO_NOTIFICATIONS
 
     def _take_out(self, pages: PageSet) -> Notifications:
@@ -208,7 +230,7 @@ class Balloon(StatsDevice):
             told |= self.event("ignored-bytes", text)
         return told
 
-    def _discard(self, pages: PageSet | FreePages) -> Notifications:
+    def _discard(self, pages: PageSet | FreePages | InflatedPages) -> Notifications:
         try:
             self.discarded_bytes += pages.discard(self.memory)
             return NO_NOTIFICATIONS
@@ -226,7 +248,7 @@ class Balloon(StatsDevice):
 
     def _take_reports(self, queue: Queue, chains: Chains, now_ns: int) -> Notifications:
         """§5.5.6.7: discard, then acknowledge.  Nothing was stored: the used length is 0."""
-        free = free_pages(chains)
+        free = free_pages(chains, self.memory.host_page_bytes)
         self.spend(free.pages)
         self.reported_pages += free.pages
         told = NO_NOTIFICATIONS
@@ -253,6 +275,11 @@ class Balloon(StatsDevice):
         self.work_is_left()
         return self._sliced[self._page_queues.index(queue)]
 
+    def _drop_rest(self, queue_name: str) -> None:
+        for queue, batch in zip(self._page_queues, self._sliced, strict=True):
+            if queue.name == queue_name:
+                batch.drop_rest()
+
     def carry_on(self, now_ns: int) -> Notifications:
         """One slice for each queue that has a batch in slices."""
         told = NO_NOTIFICATIONS
@@ -275,7 +302,7 @@ class Balloon(StatsDevice):
         told |= self._wrong_entries(queue, batch.bad, 0)
         batch.clear()
         queue.paused = False
-        return told | self.complete(queue, chains)
+        return told | self.complete(queue, chains) | self._slices_done(queue)
 
     # -- the device's life -----------------------------------------------------------------------------------------
 
@@ -325,6 +352,8 @@ class Balloon(StatsDevice):
                 self.check_in_flight(queue, batch["chains"], saved, f"{where}.sliced[{number}].chains")
                 if saved["carry_on_ns"] is None:
                     raise refuse(f"{where}.carry_on_ns", "a time, since a batch is worked off in slices", None)
+            elif queue.name == "free_page_vq" and saved["hinting"]["ending"]:
+                raise refuse(f"{where}.hinting.ending", "false where no hints are worked off", True)
 
     def restore_state(self, saved: Any) -> None:
         super().restore_state(saved)

@@ -53,13 +53,14 @@ class Hints(NamedTuple):
 
 class FreePageHinting(Stateful):
     """`cmd_id` is what the configuration space shows; `acknowledges` says that it becomes DONE when the driver has
-    ended the round; `hinted_pages` and `discarded_pages` count this round's."""
+    ended the round; `hinted_pages` and `discarded_pages` count this round's; `ending` says that the driver has ended it
+    in a batch that is still worked off."""
 
     STATE: ClassVar[Table] = {
         "cmd_id": uint(32),
         "_next_id": Int(FIRST_ID, (1 << 32) - 1),
         "_unstopped": Int(0, IDS),
-        **dict.fromkeys(("_answered", "acknowledges"), FLAG),
+        **dict.fromkeys(("_answered", "acknowledges", "ending"), FLAG),
         **dict.fromkeys(("hinted_pages", "discarded_pages"), COUNTER),
         "_tracking": PART,
     }
@@ -89,7 +90,7 @@ class FreePageHinting(Stateful):
         self.cmd_id = self._next_id
         self._next_id = self._next_id + 1 if self._next_id < (1 << 32) - 1 else FIRST_ID
         self._unstopped += 1
-        self._answered = False
+        self._answered = self.ending = False
         self.acknowledges = acknowledge
         self.hinted_pages = self.discarded_pages = 0
         return self._tracking.start()
@@ -97,23 +98,23 @@ class FreePageHinting(Stateful):
     def end(self, cmd_id: int) -> bool:
         """Show STOP or DONE; whether that changed anything."""
         changed, self.cmd_id = self.cmd_id != cmd_id, cmd_id
-        self._answered = False
+        self._answered = self.ending = False
         self._tracking.stop()
         return changed
 
     def queue_lost(self) -> None:
         """The queue was reset: whatever comes over the new one needs the id once more."""
-        self._answered = False
+        self._answered = self.ending = False
 
     def driver_lost(self) -> None:
         """The driver is gone, and what it hinted is its own again."""
         self.cmd_id = STOP
-        self._answered = False
+        self._answered = self.ending = False
         self._tracking.stop()
 
     def settings(self) -> tuple[object, ...]:
         """What decides how it goes on."""
-        return self.cmd_id, self._next_id, self._unstopped, self._answered, self.acknowledges
+        return self.cmd_id, self._next_id, self._unstopped, self._answered, self.acknowledges, self.ending
 
     # -- what the driver says ----------------------------------------------------------------------------------------
 
@@ -123,12 +124,17 @@ class FreePageHinting(Stateful):
         The caller discards, and then tells by `discarded` how much it was and ends the round if it has ended."""
         accepted, ignored_bytes, ended = self._accepted(chains, order)
         hints = chains.writable
-        hinted = whole_pages(chains.addr[hints & accepted], chains.length[hints & accepted], 0)
+        unit = self._memory.host_page_bytes
+        hinted = whole_pages(chains.addr[hints & accepted], chains.length[hints & accepted], 0, unit)
         stale = hints & ~accepted
-        stale_pages = whole_pages(chains.addr[stale], chains.length[stale], 0).pages if stale.any() else 0
-        free = hinted.only(*self._tracking.unwritten(np.asarray(hinted.starts), np.asarray(hinted.counts)))
+        stale_pages = whole_pages(chains.addr[stale], chains.length[stale], 0, unit).pages if stale.any() else 0
+        free = self.still_free(hinted)
         self.hinted_pages += hinted.pages
         return Hints(hinted, free, stale_pages, ignored_bytes + hinted.ignored_bytes, ended)
+
+    def still_free(self, hinted: FreePages) -> FreePages:
+        """Those of hinted pages that may be discarded now; none outside a round."""
+        return hinted.only(*self._tracking.unwritten(np.asarray(hinted.starts), np.asarray(hinted.counts)))
 
     def _accepted(self, chains: Chains, order: spec.ByteOrder) -> tuple[Flags, int, bool]:
         """For each buffer whether the id said before it is the current one; bytes that are no id; whether a STOP ended

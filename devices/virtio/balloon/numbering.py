@@ -10,7 +10,8 @@ Owns the queues' names, features and smallest sizes, their order, and the diagno
 
 The three are the same for a device that offers everything to a driver that takes everything.  Otherwise a driver that
 counts differently shows itself: with the same features both name their queues in the same order, so if every number it
-uses is a queue here, they are the same queues.  Hence it is enough to look at the numbers that are none.
+uses is a queue here, they are the same queues.  Hence it is enough to look at the numbers that are none: those that it
+kicks or sets up, and those whose size it reads and does not find, since most drivers stop there.
 """
 
 from __future__ import annotations
@@ -70,13 +71,16 @@ def ordered(queues: Sequence[Queue], numbering: Numbering, negotiated: int | Non
     return sorted(queues, key=lambda queue: rank[queue.name])
 
 
-def diagnosis(index: int, numbering: Numbering, offered: int, negotiated: int) -> str:
-    """What a driver may have meant with number `index`, which is no queue here; "" if no numbering has it."""
-    meant = [
-        f"with queue-numbering={other} it is {found[index]}"
-        for other in NUMBERINGS
-        if other != numbering and index < len(found := names(other, offered, negotiated)) and found[index]
-    ]
+def diagnosis(index: int, numbering: Numbering, offered: int, negotiated: int, *, verb: str = "uses") -> str:
+    """What a driver may have meant with number `index`, which is no queue here, and what to set for it; "" if no
+    numbering has it."""
+    meant: dict[str, list[str]] = {}
+    for other in NUMBERINGS:
+        known = names(other, offered, negotiated)
+        if other != numbering and index < len(known) and known[index]:
+            meant.setdefault(known[index], []).append(other)
     if not meant:
         return ""
-    return f"the driver uses queue {index}, which does not exist with queue-numbering={numbering}; " + ", ".join(meant)
+    advice = [f"queue-numbering={' or '.join(others)} if it means {name}" for name, others in meant.items()]
+    missing = f"the driver {verb} queue {index}, which does not exist with queue-numbering={numbering}"
+    return f"{missing}; set {', '.join(advice)}"

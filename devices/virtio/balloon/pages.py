@@ -12,12 +12,14 @@ has just pushed this code out of the caches, and each numpy operation then costs
 from __future__ import annotations
 
 import mmap
+import os
 from struct import Struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from devices import hostcalls
 from devices.memory import PAGE_SHIFT, GuestMemory, Run
 from devices.state import State, refuse, require_fields, require_list
 from devices.virtio import spec
@@ -149,16 +151,23 @@ def _runs(pfns: Pfns, bad: int) -> PageSet:
 class BalloonPages:
     """The pages in the balloon: one byte for each page up to the end of RAM, without memory behind it until used.
 
-    `count` is how many there are."""
+    `count` is how many there are.  With a `name` they are in a memory file of that name, if the host has such files:
+    somebody who looks at this process from outside can read it without making memory of its holes."""
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, name: str = "") -> None:
         self._size = memory.regions[-1].end >> PAGE_SHIFT
+        self._host_unit = max(memory.host_page_bytes >> PAGE_SHIFT, 1)
+        self._name = name
         self.clear()
 
     def clear(self) -> None:
         """Take all pages out."""
-        self._bytes = mmap.mmap(-1, self._size)
-        self._inside = np.frombuffer(self._bytes, np.bool_)
+        length = -(-self._size // self._host_unit) * self._host_unit
+        fd = hostcalls.create_memory_file(self._name, length) if self._name else None
+        self._bytes = mmap.mmap(-1 if fd is None else fd, length)
+        if fd is not None:
+            os.close(fd)  # the mapping has a descriptor of its own
+        self._inside = np.frombuffer(self._bytes, np.bool_)[: self._size]
         self.count = 0
 
     @property
@@ -167,6 +176,10 @@ class BalloonPages:
         view = self._inside.view()
         view.setflags(write=False)
         return view
+
+    def rows(self, unit: int) -> NDArray[np.bool_]:
+        """`inside` in rows of `unit` pages, up to the end of the host's page in which RAM ends."""
+        return np.frombuffer(self._bytes, np.bool_).reshape(-1, unit)
 
     def move(self, pages: PageSet, inside: bool) -> int:
         """Put pages in, or take them out; returns how many were not already where they shall be."""
@@ -183,9 +196,9 @@ class BalloonPages:
 
     def take(self, from_pfn: int) -> tuple[PageSet, int]:
         """Take some of the lowest pages out; returns them, and below which page frame number none is left.  There must
-        be some, and none below `from_pfn`."""
+        be some, and none below `from_pfn`.  No page of the host's is cut in two that is wholly in and begins a run."""
         start = from_pfn + int(self._inside[from_pfn:].argmax())
-        run = self._inside[start : start + _LONGEST_TAKEN_RUN]
+        run = self._inside[start : start + max(_LONGEST_TAKEN_RUN, self._host_unit)]
         length = len(run) if run.all() else int(run.argmin())
         if length >= TAKEN_TOGETHER_PAGES:
             pages, end = PageSet(length, 0, start), start + length

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from devices import hostcalls
 from devices.memory import PAGE_BYTES, PAGE_SHIFT, U64, GuestMemory, Run
 from devices.virtio.chains import Chains
 
@@ -60,20 +59,20 @@ class FreePages(NamedTuple):
         return list(map(Run, map(int, self.starts), map(int, self.counts)))
 
 
-def free_pages(chains: Chains) -> FreePages:
+def free_pages(chains: Chains, host_page_bytes: int = PAGE_BYTES) -> FreePages:
     """The pages that all chains of a batch report.  Every buffer is inside RAM: no sum of address and length wraps."""
     if chains.descriptors <= FEW_RANGES:
-        return _few_whole_pages(chains.buffers())
+        return _few_whole_pages(chains.buffers(), host_page_bytes)
     if chains.writable.all():
-        return whole_pages(chains.addr, chains.length, 0)
+        return whole_pages(chains.addr, chains.length, 0, host_page_bytes)
     addr, length = chains.addr[chains.writable], chains.length[chains.writable]
-    return whole_pages(addr, length, int(chains.length[~chains.writable].sum()))
+    return whole_pages(addr, length, int(chains.length[~chains.writable].sum()), host_page_bytes)
 
 
-def whole_pages(addr: U64, length: U64, ignored_bytes: int) -> FreePages:
+def whole_pages(addr: U64, length: U64, ignored_bytes: int, host_page_bytes: int = PAGE_BYTES) -> FreePages:
     """The whole pages inside ranges of RAM, two arrays of shape (n,); `ignored_bytes` were left out before."""
     total = int(length.sum()) + ignored_bytes
-    unit = np.uint64(max(PAGE_BYTES, hostcalls.PAGE_BYTES))
+    unit = np.uint64(max(PAGE_BYTES, host_page_bytes))
     starts = (addr + (unit - _ONE)) // unit * unit
     ends = (addr + length) // unit * unit
     whole = ends > starts
@@ -83,9 +82,8 @@ def whole_pages(addr: U64, length: U64, ignored_bytes: int) -> FreePages:
     return FreePages(int(counts.sum()), ignored, starts, counts)
 
 
-def _few_whole_pages(buffers: list[tuple[int, int, bool]]) -> FreePages:
-    """`whole_pages` of the device-writable ones of (gpa, bytes, writable)."""
-    unit = max(PAGE_BYTES, hostcalls.PAGE_BYTES)
+def _few_whole_pages(buffers: list[tuple[int, int, bool]], unit: int) -> FreePages:
+    """`whole_pages` of `unit` bytes in the device-writable ones of (gpa, bytes, writable)."""
     ranges, ignored_bytes = [], 0
     for gpa, size, writable in buffers:
         start, end = -(-gpa // unit) * unit, (gpa + size) // unit * unit

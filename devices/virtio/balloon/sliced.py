@@ -69,6 +69,12 @@ class SlicedBatch(Stateful):
         for first, count in runs:
             self._pages.move(PageSet(count, 0, first), inside=True)
 
+    def drop_rest(self) -> None:
+        """Hand out no more pages."""
+        self._payload, self._read_bytes = b"", 0
+        if self._pages.count:
+            self._pages.clear()
+
     @property
     def is_done(self) -> bool:
         """Whether every page was handed out: the chains may go back."""

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from devices.state import COUNTER, FLAG, TEXT, TIME_NS, Many, Maybe, Record, Stateful, Table, Tuple, uint
 from devices.virtio.balloon.stats_formats import FINAL, MAX_ENTRIES, Report, StatsFormat, report_of
 
-Reason = Literal["ok", "not negotiated", "never posted", "stale"]
+Reason = Literal["ok", "not negotiated", "never posted", "malformed", "stale"]
 
 STALE_AFTER_INTERVALS = 3
 
@@ -25,8 +25,9 @@ STALE_AFTER_INTERVALS = 3
 class Statistics:
     """What is known of the guest's memory.
 
-    `reason` is "ok", or why there is nothing or nothing fresh: "not negotiated", "never posted", "stale" (older than
-    three polling intervals, or from a driver that has reset the device since).  `age_ns` is None if nothing was ever
+    `reason` is "ok", or why there is nothing or nothing fresh: "not negotiated", "never posted", "malformed" (certainly
+    laid out otherwise than this device reads it; it says nothing), "stale" (older than three polling intervals, or
+    from a driver that has reset the device since).  `age_ns` is None if nothing was ever
     reported.  `values` maps names (QEMU's if it has one) to numbers, `raw` is every (tag, value) in the order sent."""
 
     reason: Reason
@@ -46,7 +47,7 @@ class StatsConversation(Stateful):
     STATE: ClassVar[Table] = {
         **dict.fromkeys(("interval_ns", "next_poll_ns", "_last_ns"), TIME_NS),
         "reports": COUNTER,
-        "_last": Maybe(Record(report_of, raw=_RAW, ignored_bytes=COUNTER, format=TEXT)),
+        "_last": Maybe(Record(report_of, raw=_RAW, ignored_bytes=COUNTER, format=TEXT, misfit=TEXT)),
         **dict.fromkeys(("wanted", "under_way", "_outdated"), FLAG),
     }
 
@@ -79,6 +80,11 @@ class StatsConversation(Stateful):
         self.reports += 1
         self._last, self._last_ns, self._outdated = report, now_ns, False
 
+    @property
+    def misfit(self) -> str:
+        """That of this driver's last report; "" where there is neither."""
+        return self._last.misfit if self._last is not None and not self._outdated else ""
+
     def should_ask(self, now_ns: int) -> bool:
         """Whether a held buffer is to be returned now."""
         return self.wanted or (self.interval_ns > 0 and self.next_poll_ns <= now_ns)
@@ -99,5 +105,5 @@ class StatsConversation(Stateful):
             return Statistics("never posted" if exists else "not negotiated")
         age_ns = now_ns - self._last_ns
         too_old = 0 < self.interval_ns * STALE_AFTER_INTERVALS < age_ns
-        reason: Reason = "stale" if self._outdated or too_old else "ok"
+        reason: Reason = "stale" if self._outdated or too_old else "malformed" if self._last.misfit else "ok"
         return Statistics(reason, age_ns, dict(self._last.values), self._last.raw)

@@ -14,7 +14,7 @@ from devices.virtio import spec
 from devices.virtio.balloon.hinted import HintedDevice
 from devices.virtio.balloon.numbering import Numbering
 from devices.virtio.balloon.stats import Statistics, StatsConversation
-from devices.virtio.balloon.stats_formats import FORMATS, MAX_ENTRIES, parse
+from devices.virtio.balloon.stats_formats import FORMATS, MAX_ENTRIES, UNKNOWN, Report, misfit, parse
 from devices.virtio.chains import CHAINS, Chains
 from devices.virtio.device import NO_NOTIFICATIONS, Notifications, Queue
 from devices.virtio.policy import RESET, Policy
@@ -96,11 +96,31 @@ class StatsDevice(HintedDevice):
 
     def _read_stats(self, buffer: Chains, now_ns: int) -> Notifications:
         layout = self._stats.layout
+        orders = {each.name: self.driver_order if each.native else self.order for each in FORMATS.values()}
         payload = buffer.gather_readable(self.memory, MAX_ENTRIES * layout.entry_bytes)
-        report = parse(payload, buffer.readable_bytes()[0], layout, self.order)
+        sent_bytes = buffer.readable_bytes()[0]
+        report = parse(payload, sent_bytes, layout, orders[layout.name])
+        if other := misfit(payload, sent_bytes, report, orders):
+            report = report._replace(raw=(), values={}, misfit=other)
         self.ignored_bytes += report.ignored_bytes
+        is_news = report.misfit not in ("", self._stats.misfit)
         self._stats.received(report, now_ns)
-        return self.event("stats", f"the driver reported {len(report.raw)} statistics")
+        told = self.event("stats", f"the driver reported {len(report.raw)} statistics")
+        if is_news:
+            told |= self.event("stats-malformed", self._describe_misfit(report))
+        elif report.raw and report.ignored_bytes and not report.misfit:
+            text = f"statsq: {report.ignored_bytes} bytes are no whole entry, or too many"
+            told |= self.event("ignored-bytes", text)
+        return told
+
+    def _describe_misfit(self, report: Report) -> str:
+        layout = self._stats.layout
+        if report.misfit == UNKNOWN:
+            return f"the driver's statistics are no whole entries of {layout.entry_bytes} bytes, and no tag is known"
+        return (
+            f"the driver's statistics are laid out as with stats-format={report.misfit}, and this device has "
+            f"stats-format={layout.name}"
+        )
 
     def _ask_for_stats(self, now_ns: int) -> Notifications:
         """Return the held buffer if statistics are wanted now."""

@@ -180,7 +180,7 @@ class VirtioMmio(Stateful):
     def device_features(self) -> int:
         """The 32 bits that DeviceFeaturesSel shows; none beyond the 64 that are defined."""
         return (
-            self.device.device_features >> 32 * self.device_features_sel & _BITS if self.device_features_sel < 2 else 0
+            self.device.modern_features >> 32 * self.device_features_sel & _BITS if self.device_features_sel < 2 else 0
         )
 
     def write_driver_features(self, value: int, now_ns: int) -> Effects:
@@ -228,9 +228,15 @@ class VirtioMmio(Stateful):
         queue = self._queue()
         return queue.max_size if queue is not None and self.device.has_queue(queue) else 0
 
+    def read_queue_size_max(self, now_ns: int) -> int:
+        size = self.queue_size_max
+        if not size:
+            self.device.queue_looked_for(self.queue_sel)
+        return size
+
     def _write_queue(self, field: str, value: int, now_ns: int) -> Effects:
-        if self._queue() is None or not self._claimed():
-            return NOTHING
+        if not self._claimed() or (self._queue() is None and field != "enabled"):
+            return NOTHING  # what a driver wants of a queue that is not there the device may have a word on
         return self.signal(self.device.write_queue(self.queue_sel, field, value, now_ns))
 
     def write_queue_size(self, value: int, now_ns: int) -> Effects:

@@ -70,9 +70,10 @@ class VirtioMmioLegacy(VirtioMmio):
 
     def write_queue_pfn(self, value: int, now_ns: int) -> Effects:
         """§4.2.4: the queue begins with page `value`; 0 takes it out of use."""
-        if self._queue() is None or not self._claimed():
+        if not self._claimed():
             return NOTHING
-        gpa, align = value * self.guest_page_size, self.queue_aligns[self.queue_sel]
+        gpa = value * self.guest_page_size
+        align = self.queue_aligns[self.queue_sel] if self._queue() is not None else spec.VIRTIO_LEGACY_QUEUE_ALIGN
         return self.signal(self.device.place_queue(self.queue_sel, gpa, align, now_ns))
 
 

@@ -141,6 +141,12 @@ class LegacyRegisters(Stateful):
         queue = self._queue()
         return queue.size if queue is not None and self._device.has_queue(queue) else 0
 
+    def read_queue_size(self, now_ns: int) -> int:
+        size = self.queue_size
+        if not size:
+            self._device.queue_looked_for(self.queue_select)
+        return size
+
     @property
     def queue_msix_vector(self) -> int:
         return self._function.queue_vectors[self.queue_select] if self._queue() else spec.VIRTIO_MSI_NO_VECTOR

@@ -149,7 +149,7 @@ class VirtioPciModern(VirtioPciFunction):
 
     @property
     def device_feature(self) -> int:
-        return _feature_word(self.device.device_features, self.device_feature_select)
+        return _feature_word(self.device.modern_features, self.device_feature_select)
 
     @property
     def driver_feature(self) -> int:
@@ -193,6 +193,13 @@ class VirtioPciModern(VirtioPciFunction):
         """§4.1.4.3.1: 0 where the queue is not there for the driver."""
         queue = self._queue()
         return queue.size if queue is not None and self.device.has_queue(queue) else 0
+
+    def read_queue_size(self, now_ns: int) -> int:
+        """A driver that finds none stops here, most of them: the device hears what it looked for."""
+        size = self.queue_size
+        if not size:
+            self.device.queue_looked_for(self.queue_select)
+        return size
 
     def write_queue_size(self, value: int, now_ns: int) -> Effects:
         return self._write_queue("size", value, now_ns)

@@ -151,8 +151,10 @@ void virtio_set_up_queue(struct virtio_device *device, struct virtqueue *queue, 
     /* Step 7 (§4.2.3.2): select the queue; a size of 0 would mean that it does not exist. */
     write_register(device, QUEUE_SEL, index);
     u32 largest = read_register(device, QUEUE_SIZE_MAX);
-    if (!largest)
+    if (!largest) {
+        add_status(device, VIRTIO_FAILED);
         panic("the device has no queue %u", (u32)index);
+    }
     u16 size = (u16)(largest < VIRTQUEUE_MAX_SIZE ? largest : VIRTQUEUE_MAX_SIZE);
     write_register(device, QUEUE_SIZE, size);
     virtqueue_create(queue, index, size);

@@ -6,7 +6,7 @@ enum { MAX_CAPABILITIES = 48, NEXT = 1, CAPABILITY_POINTER_MASK = 0xfc };
 int pci_find(u16 vendor, u16 device, pci_function *function)
 {
     u32 wanted = (u32)device << 16 | vendor;
-    for (u32 candidate = 0; candidate < 256; candidate++) {
+    for (u32 candidate = 0; candidate < PCI_FUNCTIONS; candidate++) {
         if (pci_read32((pci_function)candidate, PCI_VENDOR_ID) == wanted) {
             *function = (pci_function)candidate;
             return 1;

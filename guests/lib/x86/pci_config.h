@@ -4,6 +4,8 @@
 #include "../types.h"
 
 enum {
+    PCI_FUNCTIONS = 256, /* of bus 0 */
+
     PCI_VENDOR_ID = 0x00,
     PCI_DEVICE_ID = 0x02,
     PCI_COMMAND = 0x04,
@@ -12,6 +14,7 @@ enum {
     PCI_CLASS = 0x08, /* 32 bits: class, subclass, interface, revision */
     PCI_HEADER_TYPE = 0x0e,
     PCI_BAR0 = 0x10,
+    PCI_SUBSYSTEM_ID = 0x2e,
     PCI_CAPABILITIES = 0x34,
     PCI_INTERRUPT_LINE = 0x3c,
     PCI_INTERRUPT_PIN = 0x3d, /* 0 none, 1 to 4 INTA to INTD */

@@ -97,11 +97,42 @@ static void use_line(struct virtio_device *device)
     pic_handle(input, acknowledge_line);
 }
 
+static int has_modern_interface(pci_function function)
+{
+    u8 capability = 0;
+    while ((capability = pci_capability(function, PCI_CAPABILITY_VENDOR, capability))) {
+        if (pci_read8(function, capability + CAP_CFG_TYPE) == CFG_TYPE_COMMON)
+            return 1;
+    }
+    return 0;
+}
+
+/* A transitional device says of what kind it is by its subsystem (§4.1.2.3), and its modern interface is like any other.
+ * A legacy device looks the same, but for that interface. */
+static int find_transitional(u16 virtio_id, pci_function *function)
+{
+    for (u32 candidate = 0; candidate < PCI_FUNCTIONS; candidate++) {
+        *function = (pci_function)candidate;
+        u32 ids = pci_read32(*function, PCI_VENDOR_ID);
+        u16 device = (u16)(ids >> 16);
+        if ((u16)ids != VIRTIO_VENDOR || device < VIRTIO_TRANSITIONAL_DEVICE || device >= VIRTIO_MODERN_DEVICE)
+            continue;
+        if (pci_read16(*function, PCI_SUBSYSTEM_ID) != virtio_id)
+            continue;
+        if (has_modern_interface(*function))
+            return 1;
+        panic("the virtio device at 00:%02x.%u is a legacy one, and this guest knows the modern interface only",
+              (u32)(*function >> 3), (u32)(*function & 7));
+    }
+    return 0;
+}
+
 int virtio_find(struct virtio_device *device, u16 virtio_id, int intx)
 {
     u8 capability;
     *device = (struct virtio_device){0};
-    if (!pci_find(VIRTIO_VENDOR, VIRTIO_MODERN_DEVICE + virtio_id, &device->function))
+    if (!pci_find(VIRTIO_VENDOR, VIRTIO_MODERN_DEVICE + virtio_id, &device->function)
+        && !find_transitional(virtio_id, &device->function))
         return 0;
     u64 common = find_structure(device->function, CFG_TYPE_COMMON, &capability);
     device->common = (volatile struct virtio_pci_common *)common;
@@ -249,8 +280,10 @@ void virtio_set_up_queue(struct virtio_device *device, struct virtqueue *queue, 
     /* Step 7 (§4.1.5.1.3): select the queue; a size of 0 would mean that it does not exist. */
     common->queue_select = index;
     u16 largest = common->queue_size;
-    if (!largest)
+    if (!largest) {
+        add_status(device, VIRTIO_FAILED);
         panic("the device has no queue %u", (u32)index);
+    }
 
     /* Choose a size (a power of two, at most what the device offers), and make its three parts. */
     u16 size = largest < VIRTQUEUE_MAX_SIZE ? largest : VIRTQUEUE_MAX_SIZE;

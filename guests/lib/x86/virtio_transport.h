@@ -6,6 +6,7 @@
 
 enum {
     VIRTIO_VENDOR = 0x1af4,
+    VIRTIO_TRANSITIONAL_DEVICE = 0x1000, /* and from here on */
     VIRTIO_MODERN_DEVICE = 0x1040, /* plus the virtio device id */
     VIRTIO_NO_VECTOR = 0xffff,
 };

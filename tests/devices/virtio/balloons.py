@@ -9,7 +9,7 @@ from unittest import mock
 
 from devices.memory import GuestMemory
 from devices.virtio import spec
-from devices.virtio.balloon import Balloon, device, pages, sliced
+from devices.virtio.balloon import Balloon, device, hinted, pages, sliced
 from devices.virtio.device import Notifications
 from tests.devices.virtio.rings import BUFFERS, NEXT, RawRing
 
@@ -32,6 +32,7 @@ def tiny_slices(from_entries: int = 2) -> Iterator[None]:
     """Batches of more entries than that, or reports of more pages, are worked off in slices of a few pages."""
     with (
         mock.patch.object(device, "SLICED_FROM", from_entries),
+        mock.patch.object(hinted, "SLICED_FROM", from_entries),
         mock.patch.object(device, "_SLICED_FROM_BYTES", 4 * from_entries),
         mock.patch.object(sliced, "_PIECE_BYTES", 4 * 3),
         mock.patch.object(sliced, "SLICE_WORK", 8),

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from devices import hostcalls
 from devices.memory import PAGE_BYTES, GuestMemory
 from devices.virtio import reference
 from devices.virtio.balloon import reporting
@@ -158,8 +157,8 @@ def test_reports_are_understood_alike(
     made = Reports(seed, odd)
     chains = [made.chain(head) for head in range(count)]
     expected, ignored = reference.reported_of(chains, host_page)
-    with mock.patch.object(hostcalls, "PAGE_BYTES", host_page), mock.patch.object(reporting, "FEW_RANGES", few):
-        found = free_pages(as_arrays(chains))
+    with mock.patch.object(reporting, "FEW_RANGES", few):
+        found = free_pages(as_arrays(chains), host_page)
     runs = found.runs()
     event("nothing" if not runs else "one run" if len(runs) == 1 else "many runs")
     assert [pfn for start, pages in runs for pfn in range(start, start + pages)] == expected

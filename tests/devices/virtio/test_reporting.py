@@ -108,9 +108,9 @@ def test_discards_of_a_batch_happen_before_any_of_it_is_acknowledged(
 
 
 def test_pages_of_the_host_that_are_larger_are_given_back_whole_or_not_at_all(
-    driven: Driven, runs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    driven: Driven, runs: list[tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(hostcalls, "PAGE_BYTES", 4 * PAGE_BYTES)
+    driven.memory.host_page_bytes = 4 * PAGE_BYTES
     told = report(driven, pages(FREE + 1, 9), pages(FREE + 32, 3), pages(FREE + 40, 4))
     assert runs == [(FREE + 4, 4), (FREE + 40, 4)]
     assert driven.counters() == {

@@ -44,6 +44,7 @@ class RecordingDevice:
         self.queue_count = queues
         self.calls: list[tuple[object, ...]] = []
         self.notified_data: list[int | None] = []
+        self.looked_for: list[int] = []
         self.answer: Notifications = NO_NOTIFICATIONS
         self.deadline_ns: int | None = None
         self.dma_enabled = True
@@ -59,8 +60,12 @@ class RecordingDevice:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RecordingDevice):
             return False
-        heard: dict[str, object] = {"calls": [], "notified_data": []}
+        heard: dict[str, object] = {"calls": [], "notified_data": [], "looked_for": []}
         return {**vars(self), **heard} == {**vars(other), **heard}
+
+    @property
+    def modern_features(self) -> int:
+        return self.device_features
 
     def _record(self, *call: object) -> Notifications:
         self.calls.append(call)
@@ -82,6 +87,9 @@ class RecordingDevice:
 
     def has_queue(self, queue: RecordingQueue) -> bool:
         return queue.exists
+
+    def queue_looked_for(self, index: int) -> None:
+        self.looked_for.append(index)
 
     def notify(self, index: int, now_ns: int, data: int | None = None) -> Notifications:
         self.notified_data.append(data)

@@ -114,6 +114,7 @@ def test_4_1_4_3_1_a_queue_that_the_device_does_not_have_now_shows_the_size_0(ri
     assert rig.get("queue_size") == 0
     rig.set("queue_select", 2)
     assert rig.get("queue_size") == 256
+    assert rig.device.looked_for == [1], "it hears what the driver did not find"
 
 
 @pytest.mark.parametrize("field", ["queue_desc", "queue_driver", "queue_device"])
