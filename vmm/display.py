@@ -8,8 +8,10 @@ unfiltered: control characters are shown as escapes.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +63,11 @@ class Silent:
 
     def on_target(self, now_ns: int) -> None:
         """The host set a new target."""
+
+    def tell(self, text: str) -> None:
+        """The host's side has a line of its own to say, whoever watches."""
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
     def waiting(self, now_ns: int) -> None:
         """The run is held back so that it can be watched; guest time is shown as `now_ns`."""
@@ -384,6 +391,9 @@ class PlainDisplay(Silent):
 
     def on_target(self, now_ns: int) -> None:
         self._print(f"{format_time(now_ns)}  {target_line(read_gauges(self._machine))}")
+
+    def tell(self, text: str) -> None:
+        self._print(f"{format_time(self._machine.now_ns)}  {text}")
 
     def end(self, report: Mapping[str, Any]) -> None:
         for line in self._lines.flush():

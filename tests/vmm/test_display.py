@@ -458,8 +458,10 @@ def test_a_live_run_scrolls_its_lines_and_ends_with_the_summary(monkeypatch: pyt
     display.on_stats(1_000_000_000)
     display.on_target(1_000_000_000)
     display.waiting(1_200_000_000)
+    display.tell("2.0 MiB have come")
     display.end(fake_report())
     text = out.text()
+    assert "1.500000 s  2.0 MiB have come" in text
     assert "| [bold]not markup[/bold]" in text
     assert "0.000005 s  balloon0: something happened" in text
     assert "the host's new target: 32 MiB left to the guest (balloon 32 MiB)" in text

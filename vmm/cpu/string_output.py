@@ -54,7 +54,8 @@ class StringOutput:
     def _count(self, source: int) -> int:
         """How many bytes behind this one lie in the same page, are asked for, and are due before the CPU stops."""
         in_page = _PAGE_BYTES - 1 - source % _PAGE_BYTES
-        return min(self._state.register(_RCX) - 1, in_page, self._clock.limit - self._clock.executed)
+        until_stop = int(self._clock.limit) - int(self._clock.executed)
+        return min(self._state.register(_RCX) - 1, in_page, until_stop)
 
     def _is_plain(self) -> bool:
         """64-bit code, where DS begins at 0, upwards, and not a step at a time."""
