@@ -187,15 +187,16 @@ def both_sizes(ram_bytes: int, balloon_bytes: int) -> str:
 
 
 def image_note(payload: Payload | None, parameter: str = "") -> str:
-    """What should be said about the guest's file: that it was taken for machine code, or that a kernel will be silent,
-    since its command line names no console; "" otherwise."""
+    """What should be said about the guest's file: that it was taken for machine code, what speaks against it, or that
+    a kernel will be silent, since its command line names no console; "" otherwise."""
     if payload is None:
         return ""
     if payload.kind == "flat":
         return f"{payload.name} is no kernel or ELF file: run as a flat image at {payload.entry:x}h"
+    notes = [payload.doubt] if payload.doubt else []
     if payload.kind.startswith(KERNELS) and not any(word.startswith(CONSOLES) for word in parameter.split()):
-        return f"no console in the kernel's command line {parameter!r}: Linux says nothing without console=ttyS0"
-    return ""
+        notes.append(f"no console in the kernel's command line {parameter!r}: Linux says nothing without console=ttyS0")
+    return "; ".join(notes)
 
 
 def stats_lines(gauges: Gauges) -> list[str]:

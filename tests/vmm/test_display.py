@@ -352,6 +352,12 @@ def test_a_kernel_that_will_be_silent_is_told_so(kind: str, parameter: str, is_t
     )
 
 
+def test_what_speaks_against_a_kernel_s_file_is_said_at_once() -> None:
+    payload = Payload("vmlinuz", "Linux bzImage", 0x1000000, (), doubt="the file may be damaged")
+    assert image_note(payload, "console=ttyS0") == "the file may be damaged"
+    assert image_note(payload).startswith("the file may be damaged; no console in ")
+
+
 def test_other_guests_need_no_console_on_their_command_line() -> None:
     assert image_note(Payload("mine", "ELF64", 0x10000, ())) == ""
 

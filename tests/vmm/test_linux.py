@@ -194,6 +194,34 @@ def test_one_whose_checksum_does_not_is_booted_and_doubted(
     )
 
 
+@pytest.mark.parametrize(
+    ("version", "is_doubted"),
+    [
+        (b"6.1.0-50-cloud-amd64 (debian-kernel@lists.debian.org)", True),
+        (b"6.14.11 (me@here)", True),
+        (b"5.20.1", True),
+        (b"6.15.0-rc1 (me@here)", False),
+        (b"6.15", False),
+        (b"6.100.2", False),
+        (b"7.0.1", False),
+        (b"vendor", True),
+        (b"6.1555 and no version", True),
+    ],
+)
+def test_a_version_that_is_built_without_a_checksum_is_not_doubted(
+    memory: GuestMemory, version: bytes, is_doubted: bool
+) -> None:
+    image = bytearray(bzimage(version=version))
+    image[-1] ^= 0x10
+    assert bool(load(memory, bytes(image)).doubt) is is_doubted
+
+
+def test_a_version_that_is_said_to_be_outside_the_file_is_none(memory: GuestMemory) -> None:
+    image = bytearray(bzimage())
+    image[0x20E:0x210] = b"\xff\xff"
+    assert "its checksum does not match" in load(memory, bytes(image)).doubt
+
+
 GOOD_ELF = vmlinux()
 
 

@@ -24,7 +24,7 @@ from elftools.elf.elffile import ELFFile
 from devices.errors import ConfigError
 from devices.memory import PAGE_BYTES, GuestMemory
 from vmm.loader import pvh
-from vmm.loader.checksum import DOUBT, checksum_matches
+from vmm.loader.checksum import doubt
 from vmm.loader.decompress import GZIP_MAGIC, Damaged, decompress
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Protocol, Segment, place
 
@@ -202,7 +202,7 @@ def _read_bzimage(image: Image) -> Bzimage:
     initrd_max, cmdline_bytes = struct.unpack_from("<I8xI", data, 0x22C)
     header_end = MAGIC_OFFSET + data[0x201]
     setup = Setup(data[HEADER_OFFSET:header_end], initrd_max, cmdline_bytes)
-    return Bzimage(setup, data[start:end], init_bytes, "" if checksum_matches(data[:image_end]) else DOUBT)
+    return Bzimage(setup, data[start:end], init_bytes, doubt(data[:image_end]))
 
 
 def _inflate(payload: bytes, limit_bytes: int) -> bytes:
