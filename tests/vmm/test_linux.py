@@ -223,6 +223,7 @@ def test_a_version_that_is_said_to_be_outside_the_file_is_none(memory: GuestMemo
 
 
 GOOD_ELF = vmlinux()
+HEADER_DAMAGED = "has a damaged setup header: it announces"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,12 @@ GOOD_ELF = vmlinux()
     [
         (bzimage()[:0x250], "is truncated: its setup header is not all in the file."),
         (bzimage()[:-20], "is truncated: its setup header announces more than the file holds."),
-        (bzimage(b""), "is truncated: its setup header announces more than the file holds."),
+        (bzimage(b""), f"{HEADER_DAMAGED} 0 bytes of compressed data, and 16777216 bytes of memory to start in."),
+        (bzimage(b"ab"), f"{HEADER_DAMAGED} 2 bytes of compressed data, and 16777216 bytes of memory to start in."),
+        (
+            bzimage(bytes(500), init_bytes=0),
+            f"{HEADER_DAMAGED} 500 bytes of compressed data, and 0 bytes of memory to start in.",
+        ),
         (bzimage(protocol=0x20B), "has boot protocol 2.11; 2.12 (Linux 3.8) is the oldest that can be booted."),
         (bzimage(xloadflags=0x7E), "is a 32-bit kernel; only 64-bit kernels can be booted."),
         (bzimage(b"what is this?"), "is compressed in an unknown way; LZ4, gzip, xz and zstd are known."),
