@@ -68,6 +68,7 @@ def boot_debian(options: BootOptions) -> int:
             shell_ready=READY if typed else None,
             debug_sinks=() if returned is None else (returned.receive,),
             snapshots=options.snapshots,
+            on_display=None if returned is None else returned.tell_with,
         )
         _tell(f"Linux's command line is: {linux.command_line}")
         status = run(request)
