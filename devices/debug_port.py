@@ -31,6 +31,10 @@ class DebugPort(Stateful):
             self.output.append(value & 0xFF)
         return NOTHING
 
+    def collect(self, data: bytes) -> None:
+        """All of `data`, as if it had been written byte by byte."""
+        self.output += data
+
     def take_output(self) -> bytes:
         """Everything written since the last call."""
         data = bytes(self.output)

@@ -69,6 +69,7 @@ def boot_debian(options: BootOptions) -> int:
             debug_sinks=() if returned is None else (returned.receive,),
             control=options.control,
             snapshots=options.snapshots,
+            on_display=None if returned is None else returned.tell_with,
         )
         _tell(f"Linux's command line is: {linux.command_line}")
         status = run(request)

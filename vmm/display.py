@@ -8,8 +8,10 @@ unfiltered: control characters are shown as escapes.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +63,11 @@ class Silent:
 
     def on_target(self, now_ns: int) -> None:
         """The host set a new target."""
+
+    def tell(self, text: str) -> None:
+        """The host's side has a line of its own to say, whoever watches."""
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
     def waiting(self, now_ns: int) -> None:
         """The run is held back so that it can be watched; guest time is shown as `now_ns`."""
@@ -180,15 +187,16 @@ def both_sizes(ram_bytes: int, balloon_bytes: int) -> str:
 
 
 def image_note(payload: Payload | None, parameter: str = "") -> str:
-    """What should be said about the guest's file: that it was taken for machine code, or that a kernel will be silent,
-    since its command line names no console; "" otherwise."""
+    """What should be said about the guest's file: that it was taken for machine code, what speaks against it, or that
+    a kernel will be silent, since its command line names no console; "" otherwise."""
     if payload is None:
         return ""
     if payload.kind == "flat":
         return f"{payload.name} is no kernel or ELF file: run as a flat image at {payload.entry:x}h"
+    notes = [payload.doubt] if payload.doubt else []
     if payload.kind.startswith(KERNELS) and not any(word.startswith(CONSOLES) for word in parameter.split()):
-        return f"no console in the kernel's command line {parameter!r}: Linux says nothing without console=ttyS0"
-    return ""
+        notes.append(f"no console in the kernel's command line {parameter!r}: Linux says nothing without console=ttyS0")
+    return "; ".join(notes)
 
 
 def stats_lines(gauges: Gauges) -> list[str]:
@@ -384,6 +392,9 @@ class PlainDisplay(Silent):
 
     def on_target(self, now_ns: int) -> None:
         self._print(f"{format_time(now_ns)}  {target_line(read_gauges(self._machine))}")
+
+    def tell(self, text: str) -> None:
+        self._print(f"{format_time(self._machine.now_ns)}  {text}")
 
     def end(self, report: Mapping[str, Any]) -> None:
         for line in self._lines.flush():

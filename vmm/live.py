@@ -77,6 +77,9 @@ class LiveDisplay(Silent):
     def on_target(self, now_ns: int) -> None:
         self._say(now_ns, Text(target_line(read_gauges(self._machine)), "yellow"))
 
+    def tell(self, text: str) -> None:
+        self._say(self._machine.now_ns, Text(text, "yellow"))
+
     def waiting(self, now_ns: int) -> None:
         self._draw(now_ns)
 

@@ -24,7 +24,6 @@ from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, pars
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
 from vmm.keyboard import KeyboardGuard
-from vmm.loader import FIRMWARE_END
 from vmm.outcome import Outcome, describe_triple_fault, panic_before_reset, panic_that_stays, with_doubt
 from vmm.pc_platform import PcPlatform
 from vmm.platform import BoardPlatform
@@ -379,9 +378,7 @@ class Machine(Stateful):
 
     def _finish_stopped(self, stop: Stop) -> None:
         if stop.kind is StopKind.PANICKED:
-            # a kernel that reports it itself is whole enough for that; for one that died early the firmware does
-            died_early = self._doubt and self.registers()["idtr_base"] < FIRMWARE_END
-            self._finish_panicked(with_doubt("the guest reported a panic", self._doubt if died_early else ""))
+            self._finish_panicked("the guest reported a panic")
         elif stop.kind is StopKind.QUIT:
             self._finish(stop.kind.value, stop.code, f"the guest ended with exit code {stop.code}")
         elif stop.kind is StopKind.POWERED_OFF:
@@ -394,7 +391,8 @@ class Machine(Stateful):
             self._finish(stop.kind.value, status, f"{detail} before its program had ended" if status else detail)
 
     def _finish_panicked(self, detail: str) -> None:
-        self._finish(StopKind.PANICKED.value, 3, detail)
+        """A damaged kernel may have come far before it met the damage, so its file is doubted whenever that was."""
+        self._finish(StopKind.PANICKED.value, 3, with_doubt(detail, self._doubt))
 
     @property
     def _doubt(self) -> str:

@@ -1,9 +1,10 @@
 """How a run ended, in words that stay the same.
 
 A Linux that panics tells the machine only where its pvpanic driver is loaded.  Without it a panic looks like a reboot
-(`panic=-1`) or like a guest that idles until its time is over, which must not pass for success.  What is left is what
-the kernel says on the console, and that can be relied on: a panic prints at every log level, a reboot that was asked
-for prints a line of its own after it, and after a kernel that stays down no program prints any more.
+(`panic=-1`) or like a guest that idles until its time is over (`panic=0`, `panic=30`), which must not pass for success.
+What is left is what the kernel says on the console: a panic prints at every log level but 0, a reboot that was asked
+for prints a line of its own after it, and after a kernel that stays down no program prints any more.  Where the level
+is 0 (`loglevel=0`) or there is no console, a panic that resets the machine cannot be told from any other reset.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ class Outcome:
 
 
 _PANIC = b"Kernel panic - not syncing: "
-_STAYS = b"---[ end " + _PANIC
 _ANNOUNCED = (b"reboot: Restarting system", b"sysrq: Resetting")
-_KERNEL_LINE = re.compile(rb"\[ *\d+\.\d+\]|\s*$")
+_TIME = rb"\[ *\d+\.\d+\]"  # the kernel begins its lines with it, unless printk.time=0
+_KERNEL_LINE = re.compile(_TIME + rb"|\s*$|\[[ \d.]*$")  # the last may have come in part
+_DOWN = re.compile(_TIME + rb"(\[[^]]*\])? " + _PANIC + rb"|---\[ end " + _PANIC)
+_COUNTS_DOWN = re.compile(rb"(" + _TIME + rb"(\[[^]]*\])? )?Rebooting in \d+ seconds\.\.$")
 
 
 def panic_before_reset(console: bytes) -> str:
@@ -36,13 +39,22 @@ def panic_before_reset(console: bytes) -> str:
 
 
 def panic_that_stays(console: bytes) -> str:
-    """What Linux said of the panic after which it does nothing any more; "" where `console` goes on otherwise.
+    """What Linux said of the panic after which it does nothing any more, or counts the seconds until it resets the
+    machine; "" where `console` goes on otherwise.
 
-    Interrupts still come then, and what a driver has to say to one begins with the kernel's time."""
-    _, found, text = console.rpartition(_STAYS)
-    if not found or not all(_KERNEL_LINE.match(line) for line in text.splitlines()[1:]):
-        return ""
-    return _reason(_PANIC + text).removesuffix(" ]---")
+    A panic is told at length, and at its end Linux says that it stays down or when it reboots.  Interrupts still come,
+    and what a driver has to say to one begins with the kernel's time, as do the panic's lines: what a program writes
+    does not.  Without those times only the end counts."""
+    reason, down = "", False
+    for line in console.splitlines():
+        _, found, text = line.partition(_PANIC)
+        if found:
+            reason, down = _reason(_PANIC + text).removesuffix(" ]---"), _DOWN.search(line) is not None
+        elif reason and _COUNTS_DOWN.match(line):
+            down = True
+        elif not _KERNEL_LINE.match(line):
+            down = False
+    return reason if down else ""
 
 
 def _reason(text: bytes) -> str:

@@ -17,6 +17,7 @@ class PcPlatform(BoardPlatform):
 
     def __init__(self, board: PcBoard, clock: Clock) -> None:
         self._pc = board
+        self.collectors = board.collectors
         super().__init__(board, clock)
 
     # -- for the CPU, while it runs ------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ class Request:
     `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"; with "stdio" the serial
     console has the standard input too.  `shell_ready` makes this terminal the guest's: it is what the guest sends to
     the debug port when it wants input, nothing if it wants it already.  `debug_sinks` get that port's output as well.
-    `snapshots` are in the order of their times."""
+    `snapshots` are in the order of their times.  `on_display` gets the way to tell the user a line
+    while the run is shown."""
 
     config: MachineConfig
     serial: str = ""
@@ -66,6 +67,7 @@ class Request:
     control: ControlOptions = NOT_DRIVEN
     snapshots: tuple[PlannedSnapshot, ...] = ()
     make: Callable[[], Machine] | None = None
+    on_display: Callable[[Callable[[str], None]], None] | None = None
 
 
 def run(request: Request) -> int:
@@ -82,6 +84,8 @@ def run(request: Request) -> int:
         machine = stack.enter_context(_make_machine(request))
         display = _display(request, machine)
         stack.callback(display.close)
+        if request.on_display is not None:
+            request.on_display(display.tell)
         machine.observers += [display] if sink is None else [sink, display]
         if debug_sink is not None:
             machine.debug_sinks.append(debug_sink.on_console)

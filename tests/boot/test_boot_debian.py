@@ -3,6 +3,7 @@ needs a network."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -57,6 +58,19 @@ def test_a_script_gets_files_gives_files_back_and_its_exit_status_is_the_run_s(
     report = json.loads(done.stdout)
     assert (done.returncode, report["outcome"], report["exit_code"]) == (7, "quit", 7), done.stderr
     assert (returned / "answer").read_text(encoding="utf-8") == "42\n"
+
+
+def test_files_of_some_mebibytes_come_back_in_seconds(environment: dict[str, str], tmp_path: Path) -> None:
+    """A byte at a time they would need longer than this test is patient."""
+    returned, script = tmp_path / "returned", tmp_path / "script"
+    script.write_text(
+        "#!/bin/sh\ndd if=/dev/urandom of=/out/big bs=64k count=192 2>/dev/null\nmd5sum </out/big\n", encoding="utf-8"
+    )
+    done = vmm(environment, "--run", str(script), "--out", str(returned), "--json")
+    assert done.returncode == 0, done.stderr
+    data = (returned / "big").read_bytes()
+    assert len(data) == 12 << 20
+    assert hashlib.md5(data, usedforsecurity=False).hexdigest() in json.loads(done.stdout)["console"]
 
 
 def test_a_folder_arrives_as_it_is_and_comes_back(environment: dict[str, str], tmp_path: Path) -> None:

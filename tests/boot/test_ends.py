@@ -46,6 +46,16 @@ def test_the_outcome_is_what_the_guest_did(
             assert WORDS in guest.console
 
 
+def test_a_kernel_that_counts_down_to_its_reboot_is_no_success_when_the_time_is_over(tmp_path: Path) -> None:
+    """It counts in a loop, so the time is no longer than it must be."""
+    with Linux(tmp_path, debian.initramfs(MOUNT + CRASH), "panic=30", memory="160M", duration="4s") as guest:
+        outcome = guest.run_to_the_end()
+
+        assert (outcome.kind, outcome.exit_code) == ("guest-panicked", 3), guest.tail()
+        assert "panicked: sysrq triggered crash; 4 s of guest time are over" in outcome.detail
+        assert "Rebooting in 30 seconds.." in guest.console
+
+
 @pytest.mark.parametrize(
     ("script", "kind", "exit_code"),
     [

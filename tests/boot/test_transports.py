@@ -117,9 +117,6 @@ def check_target_and_statistics(guest: Linux) -> None:
     if guest.machine.stats.reason != "ok":  # a legacy driver's first report says nothing
         balloon.request_stats()
         guest.machine.run("100ms")
-    if guest.machine.stats.reason != "ok":  # a legacy driver's first report says nothing
-        balloon.request_stats()
-        guest.machine.run("100ms")
     assert ask_for_stats(guest)["stat-total-memory"] == meminfo(guest)["MemTotal"] < RAM_BYTES - 32 * MIB
     reach(guest, 0)
     assert balloon.deflated_pages == 32 << 8

@@ -154,6 +154,7 @@ class LogPlatform:
     vectors: list[int] = field(default_factory=list)
     inputs: dict[int, int] = field(default_factory=dict)
     on_write: dict[int, Callable[[int], None]] = field(default_factory=dict)
+    collectors: dict[int, Callable[[bytes], object]] = field(default_factory=dict)
     cpu: UnicornCpu | None = None
     tsc_line: tuple[int, int] | None = None
 

@@ -21,6 +21,14 @@ def test_what_is_written_is_output_in_its_order() -> None:
     assert port.take_output() == b""
 
 
+def test_what_is_collected_is_output_as_if_it_had_been_written() -> None:
+    port = DebugPort()
+    port.write(0, 1, 0x61, 0)
+    port.collect(b"bc")
+    port.write(0, 1, 0x64, 0)
+    assert port.take_output() == b"abcd"
+
+
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_the_port_is_a_byte_wide(size: int) -> None:
     port = DebugPort()

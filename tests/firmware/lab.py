@@ -6,7 +6,7 @@ It is not `vmm.machine`: what the host offers can be left out or broken here, by
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -82,6 +82,8 @@ class Lab:
     """Whether fw_cfg has its DMA interface."""
     power_on_pattern: bytes = b"\0"
     """What low RAM holds when the processor starts."""
+
+    collectors: Mapping[int, Callable[[bytes], object]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self.memory = GuestMemory(self.layout)

@@ -26,7 +26,7 @@ class FakeMachine:
         self.actual_pages = 24 * PAGES_A_MIB
         self.reported_bytes = 0
         self.backed = backed_bytes
-        self.board = SimpleNamespace(payload=SimpleNamespace(name="fake", kind="ELF64", entry=0x10000))
+        self.board = SimpleNamespace(payload=SimpleNamespace(name="fake", kind="ELF64", entry=0x10000, doubt=""))
         self.memory = SimpleNamespace(backed_bytes=self._backed_bytes)
         self.statistics = SimpleNamespace(
             reason="ok",

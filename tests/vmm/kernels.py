@@ -12,6 +12,7 @@ import lz4.block
 KERNEL_GPA = 0x100_0000
 ENTRY_CODE = b"\xf4"  # hlt
 PE_HEADER = 0x40
+VERSION = 0x400  # where the setup part has the kernel's version
 
 Part = tuple[int, bytes, int]  # physical address, bytes in the file, bytes in memory
 
@@ -52,6 +53,7 @@ def bzimage(
     initrd_max: int = 0x7FFFFFFF,
     cmdline_bytes: int = 2047,
     setup_sectors: int = 4,
+    version: bytes = b"",
 ) -> bytes:
     """A bzImage around `payload`, a compressed vmlinux as it lies in the file; its checksum is the last in it."""
     payload = gzip.compress(vmlinux()) if payload is None else payload
@@ -68,6 +70,9 @@ def bzimage(
     struct.pack_into("<IBBHI", setup, 0x230, 0x200000, 1, 21, xloadflags, cmdline_bytes)
     struct.pack_into("<II", setup, 0x248, len(before), len(payload))
     struct.pack_into("<QI", setup, 0x258, KERNEL_GPA, init_bytes)
+    if version:
+        struct.pack_into(f"<{len(version)}sx", setup, VERSION, version)
+        struct.pack_into("<H", setup, 0x20E, VERSION - 0x200)
     setup[:2] = b"MZ"
     struct.pack_into("<I", setup, 0x3C, PE_HEADER)
     struct.pack_into("<4sH18xH", setup, PE_HEADER, b"PE\0\0", 0x8664, 0x20B)

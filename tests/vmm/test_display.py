@@ -352,6 +352,12 @@ def test_a_kernel_that_will_be_silent_is_told_so(kind: str, parameter: str, is_t
     )
 
 
+def test_what_speaks_against_a_kernel_s_file_is_said_at_once() -> None:
+    payload = Payload("vmlinuz", "Linux bzImage", 0x1000000, (), doubt="the file may be damaged")
+    assert image_note(payload, "console=ttyS0") == "the file may be damaged"
+    assert image_note(payload).startswith("the file may be damaged; no console in ")
+
+
 def test_other_guests_need_no_console_on_their_command_line() -> None:
     assert image_note(Payload("mine", "ELF64", 0x10000, ())) == ""
 
@@ -458,8 +464,10 @@ def test_a_live_run_scrolls_its_lines_and_ends_with_the_summary(monkeypatch: pyt
     display.on_stats(1_000_000_000)
     display.on_target(1_000_000_000)
     display.waiting(1_200_000_000)
+    display.tell("2.0 MiB have come")
     display.end(fake_report())
     text = out.text()
+    assert "1.500000 s  2.0 MiB have come" in text
     assert "| [bold]not markup[/bold]" in text
     assert "0.000005 s  balloon0: something happened" in text
     assert "the host's new target: 32 MiB left to the guest (balloon 32 MiB)" in text

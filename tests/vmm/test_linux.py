@@ -194,7 +194,36 @@ def test_one_whose_checksum_does_not_is_booted_and_doubted(
     )
 
 
+@pytest.mark.parametrize(
+    ("version", "is_doubted"),
+    [
+        (b"6.1.0-50-cloud-amd64 (debian-kernel@lists.debian.org)", True),
+        (b"6.14.11 (me@here)", True),
+        (b"5.20.1", True),
+        (b"6.15.0-rc1 (me@here)", False),
+        (b"6.15", False),
+        (b"6.100.2", False),
+        (b"7.0.1", False),
+        (b"vendor", True),
+        (b"6.1555 and no version", True),
+    ],
+)
+def test_a_version_that_is_built_without_a_checksum_is_not_doubted(
+    memory: GuestMemory, version: bytes, is_doubted: bool
+) -> None:
+    image = bytearray(bzimage(version=version))
+    image[-1] ^= 0x10
+    assert bool(load(memory, bytes(image)).doubt) is is_doubted
+
+
+def test_a_version_that_is_said_to_be_outside_the_file_is_none(memory: GuestMemory) -> None:
+    image = bytearray(bzimage())
+    image[0x20E:0x210] = b"\xff\xff"
+    assert "its checksum does not match" in load(memory, bytes(image)).doubt
+
+
 GOOD_ELF = vmlinux()
+HEADER_DAMAGED = "has a damaged setup header: it announces"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +231,12 @@ GOOD_ELF = vmlinux()
     [
         (bzimage()[:0x250], "is truncated: its setup header is not all in the file."),
         (bzimage()[:-20], "is truncated: its setup header announces more than the file holds."),
-        (bzimage(b""), "is truncated: its setup header announces more than the file holds."),
+        (bzimage(b""), f"{HEADER_DAMAGED} 0 bytes of compressed data, and 16777216 bytes of memory to start in."),
+        (bzimage(b"ab"), f"{HEADER_DAMAGED} 2 bytes of compressed data, and 16777216 bytes of memory to start in."),
+        (
+            bzimage(bytes(500), init_bytes=0),
+            f"{HEADER_DAMAGED} 500 bytes of compressed data, and 0 bytes of memory to start in.",
+        ),
         (bzimage(protocol=0x20B), "has boot protocol 2.11; 2.12 (Linux 3.8) is the oldest that can be booted."),
         (bzimage(xloadflags=0x7E), "is a 32-bit kernel; only 64-bit kernels can be booted."),
         (bzimage(b"what is this?"), "is compressed in an unknown way; LZ4, gzip, xz and zstd are known."),

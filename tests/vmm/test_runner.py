@@ -104,3 +104,14 @@ def test_no_line_of_a_run_is_earlier_than_the_one_before_it(capfd: pytest.Captur
     assert run(Request(make_config("stats", targets="32M@0.1s", duration="0.2s"))) == 0
     stamps = [float(line.split()[0]) for line in capfd.readouterr().out.splitlines() if re.match(r"[0-9.]+ s  ", line)]
     assert len(stamps) > 10 and stamps == sorted(stamps)
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_what_the_host_side_tells_while_the_run_is_shown_is_a_line(
+    json: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    request = Request(make_config("hello"), json=json, on_display=lambda tell: tell("2.0 MiB have come"))
+    assert run(request) == 0
+    shown = capfd.readouterr()
+    assert re.search(r"^2.0 MiB have come$" if json else r"^[0-9.]+ s  2.0 MiB have come$", shown.err + shown.out, re.M)
+    assert ("MiB have come" in shown.out) is not json

@@ -78,7 +78,7 @@ SILENT_PORTS = frozenset(
     for base, length in ((PIC_MASTER, PIC_PORTS), (PIC_SLAVE, PIC_PORTS), (ELCR, ELCR_PORTS))
     for port in range(base - 3, base + length)
 )
-PVPANIC = 0x505
+DEBUG_PORT, PVPANIC = 0x402, 0x505
 FW_CFG, FW_CFG_DMA = 0x510, 0x514
 
 # Interrupt lines.  Lines 0 to 15 are the inputs of the 8259 pair; PIRQ 0 to 3 are A to D.
@@ -234,6 +234,7 @@ class PcBoard(Board):
         self.fw_cfg = FwCfg(self._fw_cfg_files(layout), _fw_cfg_items(config), dma=has_fw_cfg_dma(config))
         self.fw_cfg_dma = FwCfgDma(self.fw_cfg, self.memory)
         self.debug_port = DebugPort()
+        self.collectors = {DEBUG_PORT: self.debug_port.collect}
         self.pm_events = PmEvents()
         self.keyboard, self.port_92 = KeyboardController(), SystemControlA()
         self.isa_bridge = IsaBridge()
@@ -276,7 +277,7 @@ class PcBoard(Board):
             (self.ports, PIC_SLAVE, PIC_PORTS, pic.handler(1), "8259 slave"),
             (self.ports, 0xF4, 4, IsaDebugExit(), "isa-debug-exit"),
             (self.ports, COM1, COM1_PORTS, self.serial, "COM1"),
-            (self.ports, 0x402, 1, self.debug_port, "debug port"),
+            (self.ports, DEBUG_PORT, 1, self.debug_port, "debug port"),
             (self.ports, ELCR, ELCR_PORTS, pic.elcr, "8259 edge/level control"),
             (self.ports, PVPANIC, 1, Pvpanic(), "pvpanic"),
             (self.ports, FW_CFG, fw_cfg.PORTS, self.fw_cfg, "fw_cfg"),

@@ -20,6 +20,7 @@ from vmm.cpu import binding, cpuid
 from vmm.cpu.layout import CR0_PE, SEG_P, SEG_TYPE_SHIFT, TR, CpuState
 from vmm.cpu.paging import PageFault, walk
 from vmm.cpu.physical import PhysicalMemory
+from vmm.cpu.string_output import StringOutput
 from vmm.cpu.x86 import X86Platform
 
 _CPUID_REGISTERS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
@@ -38,12 +39,14 @@ class Instructions:
         physical: PhysicalMemory,
         platform: X86Platform,
         refuse: Callable[[int], None],
+        string_output: StringOutput,
     ) -> None:
         self._engine = engine
         self._state = state
         self._physical = physical
         self._platform = platform
         self._refuse = refuse
+        self._string_output = string_output
         self._host_cpuid = host_cpuid()
 
     def cpuid(self, _engine: int, _data: int) -> int:
@@ -77,6 +80,9 @@ class Instructions:
         if self._engine.read_register(x86.UC_X86_REG_CS) & 3 and not self._may_use(port, size):
             return
         self._platform.port_write(port, size, value)
+        collect = self._platform.collectors.get(port)
+        if collect is not None and size == 1:
+            collect(self._string_output.take_rest())
 
     def _may_use(self, port: int, size: int) -> bool:
         """SDM volume 1, 19.5: by IOPL, or by the bit map in the TSS."""

@@ -63,6 +63,13 @@ class PhysicalMemory:
                 return value
         return (1 << 8 * size) - 1
 
+    def read_ram(self, gpa: int, count: int) -> bytes:
+        """`count` bytes of RAM; b"" where they do not all lie in it."""
+        for start, end, view in self._ram:
+            if start <= gpa and gpa + count <= end:
+                return bytes(view[gpa - start : gpa - start + count])
+        return b""
+
     def write(self, gpa: int, size: int, value: int) -> None:
         for start, end, view in self._ram:
             if start <= gpa and gpa + size <= end:

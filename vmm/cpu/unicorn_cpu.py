@@ -35,6 +35,7 @@ from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, interrupts_o
 from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
 from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
 from vmm.cpu.shadow import ShadowMemory
+from vmm.cpu.string_output import StringOutput
 from vmm.cpu.tlb import find_tlb
 from vmm.cpu.x86 import X86Platform
 
@@ -369,7 +370,8 @@ class UnicornCpu:
             binding.HOOK_INVALID_INSTRUCTION,
             binding.InvalidInstructionCallback(guard(self._on_invalid_instruction, True)),
         )
-        instructions = Instructions(engine, self._state, self._physical, self._platform, self._refuse_port)
+        strings = StringOutput(engine, self._state, self._physical, self._clock)
+        instructions = Instructions(engine, self._state, self._physical, self._platform, self._refuse_port, strings)
         by_instruction = {
             binding.INSTRUCTION_IN: binding.InCallback(guard(instructions.port_in, 0)),
             binding.INSTRUCTION_OUT: binding.OutCallback(guard(instructions.port_out, None)),

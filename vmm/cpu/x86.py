@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from devices.effects import Shadow
@@ -14,6 +14,12 @@ class X86Platform(Platform, Protocol):
 
     def port_read(self, port: int, size: int) -> int: ...
     def port_write(self, port: int, size: int, value: int) -> None: ...
+
+    @property
+    def collectors(self) -> Mapping[int, Callable[[bytes], object]]:
+        """By port, what takes many bytes as if each had been written there by `port_write`: for ports where a byte is
+        kept and nothing else comes of it."""
+        ...
 
     def tsc(self) -> int:
         """The time-stamp counter that RDTSC and RDTSCP shall see."""

@@ -40,7 +40,8 @@ class Apt:
     def __init__(self, folder: Path) -> None:
         missing = [name for name in PROGRAMS if which(name) is None]
         if missing:
-            raise AptError(f"This system has no {' and no '.join(missing)}.")
+            names = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+            raise AptError(f"This system lacks {names}.")
         self._folder = folder
         self._complaint = ""
         for part in ("lists/partial", "cache/archives/partial"):

@@ -64,7 +64,7 @@ class Payload:
 
     `information` is the address of what its `protocol` hands over: a Multiboot kernel's boot information, the zero page
     of Linux, the start info of PVH; 0 for any other guest.  `doubt` is what speaks against the file without being
-    reason enough to refuse it, for the end of a sentence about a guest that died."""
+    reason enough to refuse it, as a line, and as the end of a sentence about a guest that died."""
 
     name: str
     kind: str

@@ -24,7 +24,7 @@ from elftools.elf.elffile import ELFFile
 from devices.errors import ConfigError
 from devices.memory import PAGE_BYTES, GuestMemory
 from vmm.loader import pvh
-from vmm.loader.checksum import DOUBT, checksum_matches
+from vmm.loader.checksum import doubt
 from vmm.loader.decompress import GZIP_MAGIC, Damaged, decompress
 from vmm.loader.image import EXECUTE, READ, WRITE, BootData, Image, Module, Payload, Protocol, Segment, place
 
@@ -196,13 +196,18 @@ def _read_bzimage(image: Image) -> Bzimage:
     payload_offset, payload_length = struct.unpack_from("<II", data, 0x248)
     start, end = setup_bytes + payload_offset, setup_bytes + payload_offset + payload_length
     image_end = setup_bytes + 16 * system_paragraphs
-    if payload_length < _SIZE_BYTES or len(data) < max(end, image_end):
+    if len(data) < max(end, image_end):
         raise ConfigError(f"The kernel {name!r} is truncated: its setup header announces more than the file holds.")
     (init_bytes,) = struct.unpack_from("<I", data, 0x260)
+    if payload_length < _SIZE_BYTES or init_bytes < payload_length:
+        raise ConfigError(
+            f"The kernel {name!r} has a damaged setup header: it announces {payload_length} bytes of compressed data, "
+            f"and {init_bytes} bytes of memory to start in."
+        )
     initrd_max, cmdline_bytes = struct.unpack_from("<I8xI", data, 0x22C)
     header_end = MAGIC_OFFSET + data[0x201]
     setup = Setup(data[HEADER_OFFSET:header_end], initrd_max, cmdline_bytes)
-    return Bzimage(setup, data[start:end], init_bytes, "" if checksum_matches(data[:image_end]) else DOUBT)
+    return Bzimage(setup, data[start:end], init_bytes, doubt(data[:image_end]))
 
 
 def _inflate(payload: bytes, limit_bytes: int) -> bytes:

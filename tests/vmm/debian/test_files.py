@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import tarfile
 from pathlib import Path
@@ -101,10 +102,55 @@ def test_a_file_where_a_folder_was_is_one_sentence(tmp_path: Path) -> None:
         receive(tmp_path / "new", MARK, archive(member("a", b"file"), member("a/b", b"below it")))
 
 
-@pytest.mark.parametrize("cut", [0, 100, 700])
-def test_an_archive_that_is_cut_off_is_told(cut: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [0, 100, 700, 1536, 1700, 3000, 4096])
+def test_of_an_archive_that_is_cut_off_nothing_is_kept(cut: int, tmp_path: Path) -> None:
+    sent = archive(member("first", b"x" * 1000), member("sub/second", b"x" * 2000))[:cut]
+    with pytest.raises(ConfigError, match="did not come whole, and none of them was kept: "):
+        receive(tmp_path / "new", MARK, sent)
+    assert names(tmp_path / "new") == []
+    assert receive(tmp_path / "new", MARK, archive(member("whole"))).startswith("1 file")
+
+
+def test_a_header_that_is_damaged_ends_nothing_quietly(tmp_path: Path) -> None:
+    sent = bytearray(archive(member("first", b"x" * 1000), member("second", b"y")))
+    sent[1536 + 100] ^= 1  # in the second header
     with pytest.raises(ConfigError, match="did not come whole"):
-        receive(tmp_path / "new", MARK, archive(member("file", b"x" * 2000))[:cut])
+        receive(tmp_path / "new", MARK, bytes(sent))
+    assert names(tmp_path / "new") == []
+
+
+def test_an_interruption_while_they_are_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(source: io.BufferedReader, target: io.BufferedWriter) -> None:
+        target.write(source.read(10))
+        assert len(names(tmp_path / "new")) == 2  # the folder for the unfinished, and the file
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vmm.debian.files.copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        receive(tmp_path / "new", MARK, archive(member("file", b"x" * 2000)))
+    assert names(tmp_path / "new") == []
+
+
+def test_a_full_disk_leaves_nothing_in_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: io.BufferedReader, target: io.BufferedWriter) -> None:
+        target.write(source.read(10))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vmm.debian.files.copyfileobj", full)
+    with pytest.raises(ConfigError, match=r"cannot be written to .*: No space left on device"):
+        receive(tmp_path / "new", MARK, archive(member("file", b"x" * 2000)))
+    assert names(tmp_path / "new") == []
+
+
+def test_how_far_they_have_come_is_told_every_second(tmp_path: Path) -> None:
+    told: list[str] = []
+    times = iter([5.0, 5.0, 5.9, 6.0, 6.5, 7.0])
+    with ReturnedFiles(tmp_path / "new", told.append, lambda: next(times)) as files:
+        files.receive(MARK)
+        for _ in range(4):
+            files.receive(bytes(1 << 19))
+    said = "MiB of the guest's files have come"
+    assert told == [f"1.0 {said}", f"2.0 {said}"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +178,14 @@ def test_a_file_with_holes_and_a_name_that_is_none_are_left_out(left_out: dict[s
 def test_an_archive_that_makes_no_sense_is_one_sentence(sent: bytes, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^The guest's files (did not come whole|cannot be written to).*[.]$"):
         receive(tmp_path / "new", MARK, sent)
+    assert names(tmp_path / "new") == []
+
+
+def test_folders_that_lie_too_deep_can_be_removed_again(tmp_path: Path) -> None:
+    deep = [member("/".join("a" * depth), kind=tarfile.DIRTYPE) for depth in range(1, 1200)]
+    with pytest.raises(ConfigError, match="did not come whole"):
+        receive(tmp_path / "new", MARK, archive(*deep))
+    assert names(tmp_path / "new") == []
 
 
 def test_a_guest_that_sends_nothing_is_told(tmp_path: Path) -> None:
@@ -150,6 +204,7 @@ def test_too_many_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("vmm.debian.files.MOST_MEMBERS", 3)
     with pytest.raises(ConfigError, match="more than 3 files"):
         receive(tmp_path / "new", MARK, archive(*(member(f"file{number}") for number in range(9))))
+    assert names(tmp_path / "new") == []
 
 
 def test_a_place_with_something_in_it_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_without_apt_it_says_how_to_bring_a_kernel(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     said = refusal()
-    assert said.startswith("This system has no apt-get and no apt-cache and no dpkg-deb; ")
+    assert said.startswith("This system lacks apt-get, apt-cache and dpkg-deb; ")
     assert said.endswith(HOW_ELSE)
 
 
