@@ -46,7 +46,8 @@ class Flood:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._raw.socket.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it may have been let go
+            self._raw.socket.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
         self._raw.close()
