@@ -103,6 +103,20 @@ def test_it_fits(tmp_path: Path, size: tuple[int, int], names: tuple[str, ...]) 
         drive(tmp_path, look, size=size)
 
 
+def test_a_terminal_that_changes_its_size_is_filled_anew(tmp_path: Path) -> None:
+    async def look(user: User) -> None:
+        await user.sees("▶ first", "▶ second", "target: RAM left")
+        await user.pilot.resize_terminal(60, 20)
+        await user.sees("machine 1 of 2")
+        await user.until(lambda: (len(user.lines), max(map(len, user.lines))) == (20, 60))
+        await user.pilot.resize_terminal(110, 30)
+        await user.sees("▶ second")
+        await user.until(lambda: (len(user.lines), max(map(len, user.lines))) == (30, 110))
+
+    with fake_vms(tmp_path, "first", "second"):
+        drive(tmp_path, look, size=(100, 24))
+
+
 def test_80_by_24_has_room_for_everything(tmp_path: Path) -> None:
     async def look(user: User) -> None:
         await user.sees("target: balloon", "host memory", "statistics: ok", "swap in", "queues", "inflateq", "events")
