@@ -32,25 +32,15 @@ from vmm.running.listing import PS_HELP, ps_command
 from vmm.running.sizing import BALLOON_EPILOG, BALLOON_HELP, balloon_command
 from vmm.running.statistics import STATS_EPILOG, STATS_HELP, stats_command
 from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
+from vmm.top.command import TOP_EPILOG, TOP_HELP, top_command
 
 if TYPE_CHECKING:
     from guests import GuestRow
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 NARROWEST_COLUMN = 32  # of text beside names, for the longest feature; on a narrower terminal it goes on below them
-COMMANDS = (
-    "boot",
-    "ps",
-    "balloon",
-    "stats",
-    "ctl",
-    "guests",
-    "devices",
-    "initramfs",
-    "conformance",
-    "inspect",
-    "watch",
-)
+RUNNING = ("ps", "balloon", "stats", "ctl", "top")  # about machines that run
+COMMANDS = ("boot", *RUNNING, "guests", "devices", "initramfs", "conformance", "inspect", "watch")
 NOT_COMMANDS = {  # what other programs call them
     "run": "boot",
     "start": "boot",
@@ -156,6 +146,7 @@ app.command("ps", help=PS_HELP)(ps_command)
 app.command("balloon", help=BALLOON_HELP, epilog=BALLOON_EPILOG)(balloon_command)
 app.command("stats", help=STATS_HELP, epilog=STATS_EPILOG)(stats_command)
 app.command("ctl", help=CTL_HELP, epilog=CTL_EPILOG)(ctl_command)
+app.command("top", help=TOP_HELP, epilog=TOP_EPILOG)(top_command)
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
 app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)
 app.command("inspect", help=INSPECT_HELP, epilog=INSPECT_EPILOG)(inspect_command)

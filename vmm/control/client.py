@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import time
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,7 @@ from vmm.control import registry
 ANSWER_S = 10.0
 LOOK_S = 2.0
 """How long a machine that is only looked at may take to answer."""
+MOST_EVENTS = 100
 _PEER = struct.Struct("3i")
 
 
@@ -28,15 +30,22 @@ class Refused(Exception):
         self.desc = desc
 
 
+class NoAnswer(ConfigError):
+    """The machine did not answer in time; it may still, and may be asked again."""
+
+
 class Client:
     """A conversation with the machine called `name`, which serves at `path`; a context manager.
 
-    ConfigError, one sentence, when nobody is there, or no answer comes within `answer_s`."""
+    ConfigError, one sentence, when nobody is there, NoAnswer when no answer comes within `answer_s`.  `events` are the
+    newest that came while an answer was waited for."""
 
     def __init__(self, name: str, path: Path, answer_s: float = ANSWER_S) -> None:
         self.name = name
         self._answer_s = answer_s
         self._unread = b""
+        self._asked = 0
+        self.events: deque[dict[str, Any]] = deque(maxlen=MOST_EVENTS)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(answer_s)
         try:
@@ -59,12 +68,18 @@ class Client:
     def ask_with(self, command: str, arguments: dict[str, Any]) -> Any:
         """The same, with arguments by QMP's own names."""
         end_s = time.monotonic() + self._answer_s
+        self._asked += 1
+        request = {"execute": command, "arguments": arguments, "id": self._asked}
         try:
-            self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+            self._socket.sendall(json.dumps(request).encode())
         except OSError as error:
             raise self._gone() from error
         while True:
             message = self._next_message(end_s)
+            if "event" in message:
+                self.events.append(message)
+            if message.get("id") != self._asked:  # or else it answers what was given up
+                continue
             if "return" in message:
                 return message["return"]
             if "error" in message:
@@ -78,7 +93,7 @@ class Client:
                 self._socket.settimeout(max(left_s, 0.001))
                 data = self._socket.recv(1 << 16)
             except TimeoutError as error:
-                raise ConfigError(f"{self.name} (process {self.pid}) does not answer; it may be stopped.") from error
+                raise NoAnswer(f"{self.name} (process {self.pid}) does not answer; it may be stopped.") from error
             except OSError as error:
                 raise self._gone() from error
             if not data:
@@ -90,6 +105,10 @@ class Client:
 
     def _gone(self) -> ConfigError:
         return ConfigError(f"{self.name} has ended.")
+
+    def fileno(self) -> int:
+        """For select: it can be read when something has come."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
