@@ -22,6 +22,7 @@ from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
+from vmm.cpu.debug import DebugStop
 from vmm.keyboard import KeyboardGuard
 from vmm.outcome import Outcome, describe_triple_fault
 from vmm.pc_platform import PcPlatform
@@ -71,7 +72,7 @@ class Machine(Stateful):
     give the RAM.  After `run` has returned an `Outcome` the machine is over; it can still be looked at.
 
     `attendants` are called between two runs of the CPU and waited with while nothing runs; `paused_s` is how many
-    seconds of the host's time the machine has spent paused.
+    seconds of the host's time the machine has spent paused, `debug_stop` why the processor's debugger has paused it.
     """
 
     STATE: ClassVar[Table] = {
@@ -92,6 +93,7 @@ class Machine(Stateful):
         self.debug_sinks: list[Callable[[bytes], None]] = []
         self.attendants: Attending | None = None
         self.is_paused = False
+        self.debug_stop: DebugStop | None = None
         self.paused_s = 0.0
         self._console, self._debug_output = Transcript(), Transcript()
         self.outcome: Outcome | None = None
@@ -249,6 +251,9 @@ class Machine(Stateful):
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
             self._finish("triple-fault", 4, describe_triple_fault(exit_))
+        elif exit_.reason is ExitReason.DEBUGGER:
+            self.debug_stop = exit_.stop
+            self.pause()
 
     def _stay_paused(self, attendants: Attending) -> None:
         """Wait for whoever ends the pause, or the run."""
@@ -268,6 +273,7 @@ class Machine(Stateful):
         """Let it go on."""
         if self.is_paused:
             self.is_paused = False
+            self.debug_stop = None
             self._clock.resume()
             self._tell("resumed", "the machine goes on")
 
