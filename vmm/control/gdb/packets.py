@@ -38,6 +38,11 @@ class PacketReader:
         self._data: bytearray | None = None  # of the packet that has begun
         self._checksum: bytearray | None = None  # the digits of it that have come
 
+    @property
+    def pending_bytes(self) -> int:
+        """How much is kept of a packet that has not ended."""
+        return len(self._data or b"")
+
     def feed(self, data: bytes) -> Iterator[bytes | Mark]:
         """The items that end in `data`, in their order."""
         for byte in data:

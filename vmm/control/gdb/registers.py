@@ -172,10 +172,11 @@ def written(values: Mapping[str, int], register: Register, data: bytes) -> dict[
     """What becomes of the processor's `values` when `register` is given the bytes `data`: those that change.
 
     In real mode a segment register takes its base along.  NotWritableError for another value of what cannot be changed:
-    a segment register in protected mode, where its descriptor would have to follow, and the x87's addresses."""
+    a segment register in protected mode, where its descriptor would have to follow, and the x87's addresses.
+    ValueError for too few bytes, or too many."""
     name, value = register.name, int.from_bytes(data, "little")
     if len(data) != register.bits // 8:
-        raise NotWritableError(name)
+        raise ValueError(data)
     if value == _value(values, name):
         return {}
     if name in _ALWAYS_ZERO or (name in _SEGMENTS and (values["cr0"] & _CR0_PE or value > 0xFFFF)):
