@@ -37,7 +37,8 @@ class Clock(ctypes.Structure):
         ("irq", c_uint32),
         ("eflags_offset", c_uint32),
         ("hflags_offset", c_uint32),
-        ("stopped", c_uint64),
+        ("stopped", c_uint32),
+        ("stopped_size", c_uint32),
         ("stop", c_void_p),
         ("translate", c_void_p),
         ("code_pages", c_void_p),
@@ -52,7 +53,6 @@ class Clock(ctypes.Structure):
         ("tsc_offset", c_uint64),
         ("rdtsc", c_void_p),
         ("rdtscp", c_void_p),
-        ("stopped_size", c_uint64),
         ("stopped_pc", c_uint64),
         ("wants_stop", c_uint64),
     )
