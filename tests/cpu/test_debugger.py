@@ -172,8 +172,18 @@ def test_a_place_that_the_debugger_sets_ends_the_block_it_was_in() -> None:
     with lab(LOOP.format(mode=64)) as bench:
         to(bench, "middle")
         debugger_of(bench).set_registers({"rip": bench.labels["again"], "rcx": 1})
+        before = bench.cpu.blocks
         finish(bench)
         assert bench.reports[0] == 1 + 3 and len(bench.reports) == 2
+        assert bench.cpu.blocks == before + 2  # the loop's, and the one of HLT
+
+
+def test_going_on_passes_a_breakpoint_that_a_step_has_led_to() -> None:
+    with lab(LOOP.format(mode=64)) as bench:
+        to(bench, "middle")
+        debugger_of(bench).breakpoints = {bench.labels["again"]}
+        assert walk(bench, 6)[-1] == "again"  # the first instruction of a block
+        assert len(list(stops(bench))) == 3
 
 
 # -- watchpoints ---------------------------------------------------------------------------------------------------
@@ -225,6 +235,20 @@ def test_a_repeated_store_is_seen_where_it_happens() -> None:
         debugger_of(bench).watchpoints = {Watchpoint(DATA_GVA + 1000, 1, Access.WRITE)}
         left = [bench.cpu.registers()["rcx"] for _ in stops(bench)]
         assert left == [4096 - 1001]
+        assert finish(bench) == expected
+
+
+def test_a_store_that_is_repeated_outside_of_unicorn_is_seen_too() -> None:
+    """On a page without code, where several iterations are done at once."""
+    source = "movl $0x40000000, %edi\n movl $4096, %ecx\n movb $1, %al\n rep stosb\n hlt"
+    with lab(source) as bench:
+        bench.map_page(0x40000000, 0x200000, 3 | 1 << 63)
+        expected = finish(bench)
+    with lab(source) as bench:
+        bench.map_page(0x40000000, 0x200000, 3 | 1 << 63)
+        to(bench, "program")
+        debugger_of(bench).watchpoints = {Watchpoint(0x40000000 + 1000, 1, Access.WRITE)}
+        assert [bench.cpu.registers()["rcx"] for _ in stops(bench)] == [4096 - 1001]
         assert finish(bench) == expected
 
 
@@ -384,6 +408,54 @@ def test_the_guests_own_single_steps_go_on_under_a_debuggers() -> None:
     assert len(expected[1]) == 2 * 5
     with lab(source, gates={1: "handler"}) as bench:
         assert sum(1 for _ in stops(bench, step=True)) > 20
+        assert finish(bench) == expected
+
+
+def test_a_program_that_is_entered_with_the_trap_flag_is_trapped_at_once() -> None:
+    """SYSRET looks at the new flag, and so does a step over it."""
+    source = """
+        movl $0xc0000081, %ecx
+        xorl %eax, %eax
+        movl $0x00130008, %edx
+        wrmsr
+        movl $user, %ecx
+        movl $0x102, %r11d
+        sysretq
+    user: nop
+        nop
+        ud2
+    handler:
+        incl %ebx
+        movq (%rsp), %rax
+        outb %al, $0x80
+        iretq
+    done: hlt
+    """
+    gates = {1: "handler", 6: "done"}
+    expected = undisturbed(source, gates=gates)
+    assert len(expected[1]) == 3
+    with lab(source, gates=gates) as bench:
+        assert sum(1 for _ in stops(bench, step=True)) > 20
+        assert finish(bench) == expected
+
+
+def test_steps_leave_no_trace_in_the_debug_registers() -> None:
+    source = "nop\n movq %dr6, %rax\n outw %ax, $0x80\n hlt"
+    with lab(source) as bench:
+        assert sum(1 for _ in stops(bench, step=True)) > 3
+        assert bench.reports == undisturbed(source)[1]
+
+
+@MODES
+def test_steps_and_breakpoints_at_the_same_places(mode: int) -> None:
+    source = LOOP.format(mode=mode)
+    expected = undisturbed(source, mode)
+    with lab(source, mode) as bench:
+        debugger_of(bench).breakpoints = {bench.labels["again"], bench.labels["middle"]}
+        for stop in stops(bench, 1):
+            assert place(bench) == stop.address
+            debugger_of(bench).step()
+            bench.run()
         assert finish(bench) == expected
 
 

@@ -188,9 +188,6 @@ class Debugger:
         if clock.stopped != STOPPED_BEFORE_INSTRUCTION:
             return seen
         pc = int(clock.stopped_pc)
-        self._engine.save()
-        self._set_pc(pc)  # Unicorn has put the linear address there
-        self._engine.restore()
         self._open = _Open(pc, int(clock.previous_pc + clock.previous_size))
         return seen or DebugStop(StopKind.BREAKPOINT, pc)
 
@@ -250,7 +247,6 @@ class Debugger:
         """The bytes of the block that begins here.  None if an exception came instead, which is delivered then."""
         clock = self._clock
         executed, previous = clock.executed, (clock.previous_pc, clock.previous_size)
-        pc = self._pc()
         clock.previous_size = 0  # so that this block lies in no other, and can be stopped
         self._is_stepping = True
         try:
@@ -260,9 +256,6 @@ class Debugger:
             clock.previous_pc, clock.previous_size = previous
         if clock.executed != executed:
             return None
-        self._engine.save()
-        self._set_pc(pc)
-        self._engine.restore()
         return int(clock.stopped_size)
 
     # -- places --------------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class GdbSession:
         self._points: dict[tuple[int, int, int], None] = {}  # (kind, address, length) as gdb has set them
         self._is_waiting = False  # gdb has let the machine run, and hears next why it stopped
         self._is_attached = True
+        self._has_paused = not machine.is_paused  # or has let it go on since: then a gdb that is lost leaves it running
         machine.pause()
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
@@ -77,8 +78,8 @@ class GdbSession:
                 self._take_packet(item)
 
     def ended(self) -> None:
-        """gdb is gone: as if it had detached."""
-        self._leave()
+        """gdb is gone: as if it had detached, but what was paused before it came stays so."""
+        self._leave(goes_on=self._has_paused)
 
     def _take_mark(self, mark: Mark) -> None:
         if mark is Mark.INTERRUPT and self._is_waiting:
@@ -124,16 +125,17 @@ class GdbSession:
         return b"T%02x%sthread:%s;" % (signal, _watch_words(stop), _THREAD)
 
     def _run(self) -> None:
-        self._is_waiting = True
+        self._is_waiting = self._has_paused = True
         self._machine.resume()
 
-    def _leave(self) -> None:
-        """Let the machine go on without gdb."""
+    def _leave(self, *, goes_on: bool = True) -> None:
+        """The machine is without gdb again."""
         if self._is_attached:
             self._is_attached = self._is_waiting = False
             self._debugger.detach()
             self._finished()
-            self._machine.resume()
+            if goes_on:
+                self._machine.resume()
 
     # -- packets -------------------------------------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ def _second(socket: Path) -> list[str]:
 
 def test_a_gdb_that_is_killed_leaves_a_guest_that_runs(tmp_path: Path) -> None:
     with vmm_for_gdb(tmp_path, GUEST, *VIRTUAL) as vmm:
-        vmm.gdb("hbreak *0x10000", f"shell kill -{signal.SIGKILL} $PPID")
+        vmm.gdb("hbreak *0x10000", "continue", f"shell kill -{signal.SIGKILL} $PPID")
         assert vmm.status() == 0
 
 

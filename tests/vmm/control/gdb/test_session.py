@@ -377,6 +377,19 @@ def test_a_gdb_that_is_gone_has_detached_and_another_can_come(gdb: Bench) -> Non
     assert parse(wire.take()) == [b"W00"]  # the breakpoint has gone with its gdb
 
 
+def test_a_machine_that_begins_paused_stays_so_when_somebody_looks_in_and_is_gone() -> None:
+    with vmm.boot("hello") as machine:
+        machine.pause()
+        gdb = Bench(machine)
+        gdb.ask(b"g")
+        gdb.session.ended()
+        assert machine.is_paused
+        gdb.session = gdb.connect(gdb.wire)
+        gdb.go(b"s")
+        gdb.session.ended()
+        assert not machine.is_paused
+
+
 def test_a_second_gdb_is_let_go_and_the_first_does_not_notice(gdb: Bench) -> None:
     second = Wire()
     session = gdb.connect(second)
