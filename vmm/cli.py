@@ -48,7 +48,7 @@ EXIT_STATUSES = (
     ("4", "triple fault: the vector, CS:RIP and the registers are told"),
     ("5", "a device was left needing a reset when the guest ended"),
     ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),
-    ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, or nobody reads the output any more"),
+    ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, killed from gdb, or nobody reads the output any more"),
 )
 
 BOOT_HELP = """Boot a guest and watch its balloon.
