@@ -15,7 +15,8 @@ Blocks and time.  A block is counted when it begins.  Stopped within one, the re
 step by step, uncounted and with no interrupt, until the block ends where it would have ended, and then the guest runs
 on as if nothing had been.  A step into a new block has its length found out first (by a run that is stopped before its
 first instruction), so that it is counted once.  In the middle of a step the count is what it would have been in the
-block, and so is the time that a device sees.
+block, and so is the time that a device sees.  A state that is saved within a block does not tell that the rest is open:
+restored, it counts that rest as a block of its own.
 """
 
 from __future__ import annotations
