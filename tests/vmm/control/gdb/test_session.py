@@ -310,14 +310,15 @@ def test_points_have_a_greatest_number(gdb: Bench) -> None:
     assert gdb.ask(b"z1,0,1") == b"OK" and gdb.ask(b"Z1,5000,1") == b"OK"
 
 
-def test_a_pause_by_somebody_else_is_told_as_an_interrupt(gdb: Bench) -> None:
-    gdb.send(b"c")
-    gdb.wire.take()
-    gdb.machine.run(until="10us")
-    gdb.machine.pause()
-    gdb.machine.run()
-    assert parse(gdb.wire.take()) == [b"T02thread:1;"]
-    assert gdb.ask(b"qC") == b"QC1"
+def test_a_pause_by_somebody_else_is_told_as_an_interrupt(at_main: Bench) -> None:
+    """Whatever gdb has stopped at before."""
+    at_main.send(b"c")
+    at_main.wire.take()
+    at_main.machine.run(until="10us")
+    at_main.machine.pause()
+    at_main.machine.run()
+    assert parse(at_main.wire.take()) == [b"T02thread:1;"]
+    assert at_main.ask(b"qC") == b"QC1"
 
 
 def test_an_interrupt_pauses_and_is_told_once(gdb: Bench) -> None:
