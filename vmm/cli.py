@@ -57,7 +57,7 @@ EXIT_STATUSES = (
     ("5", "a device was left needing a reset when the guest ended"),
     ("6", "the host had no huge page left for what the balloon gave back (--ram-backing hugepages)"),
     ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),
-    ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, or nobody reads the output any more"),
+    ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, killed from gdb, or nobody reads the output any more"),
 )
 
 BOOT_HELP = """Boot a guest and watch its balloon.

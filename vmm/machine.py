@@ -23,6 +23,7 @@ from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
+from vmm.cpu.debug import DebugStop
 from vmm.keyboard import KeyboardGuard
 from vmm.outcome import Outcome, describe_triple_fault, panic_before_reset, panic_that_stays, with_doubt
 from vmm.pc_platform import PcPlatform
@@ -75,7 +76,8 @@ class Machine(Stateful):
 
     `attendants` are called between two runs of the CPU and waited with while nothing runs; `paused_s` is how many
     seconds of the host's time the machine has spent paused, `stats_unix_s` when the last statistics came, in the host's
-    seconds of the epoch (None: none came here).
+    seconds of the epoch (None: none came here), `debug_stop` why the processor's debugger has
+    paused it.
     """
 
     STATE: ClassVar[Table] = {
@@ -96,6 +98,7 @@ class Machine(Stateful):
         self.debug_sinks: list[Callable[[bytes], None]] = []
         self.attendants: Attending | None = None
         self.is_paused = False
+        self.debug_stop: DebugStop | None = None
         self.paused_s = 0.0
         self.stats_unix_s: float | None = None
         self._console, self._debug_output = Transcript(), Transcript()
@@ -296,6 +299,9 @@ class Machine(Stateful):
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
             self._finish("triple-fault", 4, describe_triple_fault(exit_, self._doubt))
+        elif exit_.reason is ExitReason.DEBUGGER:
+            self.debug_stop = exit_.stop
+            self.pause()
 
     def _stay_paused(self, attendants: Attending) -> None:
         """Wait for whoever ends the pause, or the run."""
@@ -315,6 +321,7 @@ class Machine(Stateful):
         """Let it go on."""
         if self.is_paused:
             self.is_paused = False
+            self.debug_stop = None
             self._clock.resume()
             self._tell("resumed", "the machine goes on")
 

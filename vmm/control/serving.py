@@ -19,6 +19,7 @@ from vmm.control.options import ControlOptions
 from vmm.control.sockets import Connection, MakeSession, Server, Session
 
 if TYPE_CHECKING:
+    from vmm.control.gdb.server import GdbServer
     from vmm.control.qmp.context import Context
     from vmm.machine import Machine
 
@@ -58,11 +59,17 @@ class Protocols:
         self._machine = machine
         self._server = server
         self._context: Context | None = None
+        self._gdb: GdbServer | None = None
 
     def table(self, options: ControlOptions) -> Iterator[tuple[Address, MakeSession, str]]:
         """What is served where."""
         for address in options.qmp:
             yield address, self.qmp, "QMP"
+        if options.gdb:
+            from vmm.control.gdb.server import GdbServer
+
+            self._gdb = GdbServer(self._machine, self.context().monitor)
+            yield from ((address, self._gdb.make_session, "gdb") for address in options.gdb)
         for address in options.metrics:
             yield address, self.metrics, "The metrics"
 
@@ -93,5 +100,7 @@ class Protocols:
 
     def end(self) -> None:
         """The run is over: whoever listens hears how."""
+        if self._gdb is not None:
+            self._gdb.end()
         if self._context is not None:
             self._context.events.end(self._machine.outcome)

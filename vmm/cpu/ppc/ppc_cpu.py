@@ -162,6 +162,11 @@ class PpcCpu:
         """Whether translated code comes from a page that the range touches."""
         return length > 0 and self._marks.find(b"\1", gpa >> PAGE_SHIFT, (gpa + length - 1 >> PAGE_SHIFT) + 1) >= 0
 
+    @property
+    def debugger(self) -> None:
+        """There is none for this processor."""
+        return None
+
     def close(self) -> None:
         """Give the engine back.  Before the memory it runs in is closed."""
         self._state.memory.release()
