@@ -157,7 +157,16 @@ def boot(options: BootOptions) -> int:
 
     from vmm.runner import Request, run
 
-    return run(Request(config, options.serial, options.report, options.json, options.debugcon, control=options.control))
+    request = Request(
+        config,
+        options.console,
+        options.report,
+        options.json,
+        options.debugcon,
+        shares_console=options.shares_console,
+        control=options.control,
+    )
+    return run(request)
 
 
 def _demonstration(row: GuestRow) -> list[str]:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,10 +26,11 @@ from vmm.control.serving import attended
 from vmm.display import PlainDisplay, Silent
 from vmm.outputs import LineSink, ReportFile, SerialSink, serial_file, serial_path
 from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
-from vmm.terminal import ShellDisplay, console_input
+from vmm.terminal import ConsoleInput, ShellDisplay, console_input, is_interactive, raw_mode
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
+    from vmm.control.monitor.sessions import ConsoleMonitor
     from vmm.machine import Machine
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -42,7 +43,8 @@ class Request:
 
     `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"; with "stdio" the serial
     console has the standard input too.  `shell_ready` makes this terminal the guest's: it is what the guest sends to
-    the debug port when it wants input.  `debug_sinks` get that port's output as well."""
+    the debug port when it wants input.  With `shares_console` the serial console's standard input is the monitor's too.
+    `debug_sinks` get the debug port's output as well."""
 
     config: MachineConfig
     serial: str = ""
@@ -50,6 +52,7 @@ class Request:
     json: bool = False
     debugcon: str = ""
     shell_ready: bytes | None = None
+    shares_console: bool = False
     debug_sinks: tuple[Callable[[bytes], None], ...] = ()
     control: ControlOptions = NOT_DRIVEN
 
@@ -76,7 +79,9 @@ def run(request: Request) -> int:
         machine.debug_sinks += request.debug_sinks
         others: list[Attendant] = []
         if request.serial == "stdio":
-            others.append(stack.enter_context(console_input(machine, request.shell_ready)))
+            others.append(stack.enter_context(_console(request, machine)))
+        elif any(address.kind == "stdio" for address in request.control.monitor) and is_interactive():
+            stack.enter_context(raw_mode(sys.stdin.fileno(), signals=True))  # the monitor edits its lines itself
         with attended(machine, request.control, *others) as attendants:
             _run_to_the_end(machine, display, debug_sink, attendants)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
@@ -90,6 +95,20 @@ def run(request: Request) -> int:
         except OutputGone:
             forget_stdout()
         return int(report["exit_code"])
+
+
+def _console(request: Request, machine: Machine) -> AbstractContextManager[ConsoleInput]:
+    """The guest's console with the standard input, and behind Ctrl-A C the monitor."""
+    shown = GuardedText(sys.stderr if request.json else sys.stdout)
+
+    def make_monitor() -> ConsoleMonitor:
+        from vmm.control.monitor import Monitor
+        from vmm.control.monitor.sessions import ConsoleMonitor
+
+        monitor = Monitor(machine, request.control.name or machine.config.name)
+        return ConsoleMonitor(monitor, shown.write, echoes=is_interactive())
+
+    return console_input(machine, request.shell_ready, make_monitor, is_shared=request.shares_console)
 
 
 def _check_stdio(request: Request) -> None:
