@@ -80,7 +80,7 @@ def run(request: Request) -> int:
         others: list[Attendant] = []
         if request.serial == "stdio":
             others.append(stack.enter_context(_console(request, machine)))
-        elif any(address.kind == "stdio" for address in request.control.monitor) and is_interactive():
+        elif _edits_lines(request):
             stack.enter_context(raw_mode(sys.stdin.fileno(), signals=True))  # the monitor edits its lines itself
         with attended(machine, request.control, *others) as attendants:
             _run_to_the_end(machine, display, debug_sink, attendants)
@@ -109,6 +109,11 @@ def _console(request: Request, machine: Machine) -> AbstractContextManager[Conso
         return ConsoleMonitor(monitor, shown.write, echoes=is_interactive())
 
     return console_input(machine, request.shell_ready, make_monitor, is_shared=request.shares_console)
+
+
+def _edits_lines(request: Request) -> bool:
+    """Whether this terminal is the monitor's."""
+    return any(address.kind == "stdio" for address in request.control.monitor) and is_interactive()
 
 
 def _check_stdio(request: Request) -> None:
@@ -170,8 +175,8 @@ def _display(request: Request, machine: Machine) -> Silent:
     """The display that fits where the output goes.  Raw console bytes and a display never share a stream."""
     if request.json:
         return Silent()
-    if request.shell_ready is not None:
-        return ShellDisplay()
+    if request.shell_ready is not None or request.shares_console or _edits_lines(request):
+        return ShellDisplay()  # lines of ours would stand in the middle of what is typed
     if request.control.on_stdio or "stdio" in (request.serial, request.debugcon):
         return PlainDisplay(machine, GuardedText(sys.stderr), show_console=not request.serial)
     show_console = not request.serial

@@ -289,5 +289,5 @@ class ShellDisplay(Silent):
     """Nothing but the guest's console; at the end a sentence, if it is not what the user brought about."""
 
     def end(self, report: Mapping[str, Any]) -> None:
-        if report["outcome"] not in ("powered-off", "quit", "interrupted"):
+        if report["outcome"] not in ("powered-off", "quit", "host-quit", "interrupted"):
             say(f"vmm: {report['detail']}\n")

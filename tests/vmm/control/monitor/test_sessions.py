@@ -10,15 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pexpect
 import pytest
 
 from vmm import __version__
+from vmm.control.monitor import Monitor
+from vmm.control.monitor.sessions import LINES_A_TURN, MonitorSession
+from vmm.control.sockets import Connection
 
 ROOT = Path(__file__).resolve().parents[4]
 VMM = [sys.executable, "-m", "vmm"]
@@ -141,6 +144,36 @@ def test_a_flood_of_lines_holds_nobody_up(folder: Path, meet: Meet) -> None:
         assert other.ask("x" * 100_000) == f"unknown command: '{'x' * 4095}'\r\n"
 
 
+class Wire:
+    """As much of a connection as a session uses."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.work: Callable[[], None] | None = None
+
+    def send(self, data: bytes) -> None:
+        self.sent += data
+
+    def go_on(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+
+def test_many_lines_at_once_are_carried_out_a_few_in_a_turn(monitor: Monitor) -> None:
+    wire = Wire()
+    session = MonitorSession(cast(Connection, wire), monitor)
+    session.received(b"".join(b"p %d\n" % number for number in range(100)) + b"p 1")
+    turns = 1
+    while wire.work is not None:
+        assert wire.sent.count(PROMPT) <= turns * LINES_A_TURN + 1
+        work, wire.work = wire.work, None
+        work()
+        turns += 1
+    assert turns > 100 // LINES_A_TURN
+    session.received(b"00\n")
+    answers = wire.sent.decode().split("(qemu) ")
+    assert answers == [f"{BANNER}\r\n", *(f"{number:#x}\r\n" for number in range(101)), ""]
+
+
 def test_over_tcp(folder: Path, meet: Meet) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -186,6 +219,24 @@ def test_from_a_pipe(folder: Path) -> None:
         shown, _ = process.communicate(b"info name\ninfo status\nquit\n", PATIENCE_S)
         assert shown.decode() == (f"{BANNER}\n(qemu) fred\n(qemu) VM status: paused (prelaunch)\n(qemu) ")
         assert process.returncode == 0
+
+
+def test_a_name_that_was_taken_is_told_as_it_became(folder: Path) -> None:
+    """Two runs of one name: the second is called otherwise, and so by its monitor."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        boot(folder, "hello", "-S", "-monitor", "stdio", "--name", "fred", **pipes) as first,
+        boot(folder, "hello", "-S", "-monitor", "stdio", "--name", "fred", **pipes) as second,
+    ):
+        names = []
+        for process in (first, second):
+            assert process.stdin is not None
+            process.stdin.write(b"info name\n")
+            process.stdin.flush()
+        for process in (first, second):
+            shown, _ = process.communicate(b"quit\n", PATIENCE_S)
+            names.append(shown.decode().splitlines()[1].removeprefix("(qemu) "))
+        assert sorted(names) == ["fred", "fred-2"]
 
 
 def test_the_end_of_a_pipe_is_not_the_machines(folder: Path) -> None:
