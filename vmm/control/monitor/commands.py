@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm.control.monitor import machine as whole
-from vmm.control.monitor import memory, mtree, pci, registers, virtio
+from vmm.control.monitor import memory, mtree, pci, qtree, registers, virtio
 from vmm.control.monitor.arguments import Argument, Reader
 from vmm.control.monitor.complaints import Complaint, Failure
 from vmm.control.qmp import qom
@@ -109,6 +109,7 @@ INFOS: Final = {
     ),
     "name": Command("show the current VM name", whole.info_name),
     "pci": Command("show PCI info", pci.info_pci),
+    "qtree": Command("show device tree", qtree.info_qtree),
     "registers": Command(
         "show the cpu registers (-a: show register info for all cpus; vcpu: specific vCPU to query)",
         _of_machine(registers.info_registers),

@@ -253,6 +253,37 @@ def test_ports_of_a_transitional_device() -> None:
         assert re.search(r"      BAR0: I/O at 0x(c...) \[0xc...\]\.\n", Monitor(machine).execute("info pci"))
 
 
+def test_the_tree_of_devices(machine: Machine, monitor: Monitor) -> None:
+    before = monitor.execute("info qtree")
+    assert before.startswith(
+        'bus: main-system-bus\n  type System\n  dev: i440FX-pcihost, id ""\n    bus: pci.0\n      type PCI\n'
+        '      dev: virtio-rng-pci, id ""\n'
+    )
+    assert "        bar 4: mem at 0xffffffffffffffff [0x3ffe]\n" in before, "as QEMU shows what is not mapped"
+    machine.run("1s")
+    after = monitor.execute("info qtree")
+    start, end = after.index("      dev: virtio-balloon-pci"), after.index("      dev: PIIX4_PM")
+    balloon = after[start:end].splitlines()
+    assert balloon[0] == '      dev: virtio-balloon-pci, id "balloon0"'
+    assert "        deflate-on-oom = false" in balloon
+    assert '        queue-numbering = "offered"' in balloon
+    assert balloon[-6:] == [
+        "        class Class 00ff, addr 00:03.0, pci id 1af4:1045 (sub 1af4:0045)",
+        "        bar 1: mem at 0xe0000000 [0xe0000fff]",
+        "        bar 4: mem at 0xe0004000 [0xe0007fff]",
+        "        bus: virtio-bus",
+        "          type virtio-pci-bus",
+        '          dev: virtio-balloon-device, id ""',
+    ]
+
+
+def test_the_tree_of_devices_without_pci() -> None:
+    with vmm.boot("stats", memory="64M", arch="ppc", devices=["virtio-balloon-device,id=b"]) as machine:
+        shown = Monitor(machine).execute("info qtree")
+    assert shown.startswith('bus: main-system-bus\n  type System\n  dev: virtio-balloon-device, id "b"\n')
+    assert "pci" not in shown
+
+
 def test_the_tree_of_addresses(machine: Machine, monitor: Monitor) -> None:
     machine.run("1s")
     lines = monitor.execute("info mtree").splitlines()
