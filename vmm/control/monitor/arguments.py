@@ -10,7 +10,7 @@ from typing import Any, Literal
 from vmm.control.monitor.complaints import Complaint
 from vmm.control.monitor.expressions import Registers, evaluate
 
-Kind = Literal["format", "number", "mebibytes", "word", "words", "flags"]
+Kind = Literal["format", "number", "integer", "mebibytes", "word", "words", "flags"]
 _MIB = 1 << 20
 _COUNT = re.compile(r"\d*")
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8, "L": 8}
@@ -19,8 +19,9 @@ _FORMATS = "oduxic"
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """`format` is /NFx, `number` an expression, `mebibytes` one that is no less than 0 and counted in MiB, `word` what
-    ends at a space, `words` all the rest, `flags` any of `letters`, each once and behind a "-"."""
+    """`format` is /NFx, `number` an expression, `integer` one of 32 bits without a sign, `mebibytes` one that is no less
+    than 0 and counted in MiB, `word` what ends at a space, `words` all the rest, `flags` any of `letters`, each once and
+    behind a "-"."""
 
     name: str
     kind: Kind
@@ -68,6 +69,8 @@ class Reader:
         if argument.kind in ("word", "words"):
             return _take_word(argument, text, name)
         value, rest = evaluate(text, self._registers())
+        if argument.kind == "integer" and value >> 32:
+            raise Complaint(f"'{name}' has failed: integer is for 32-bit values")
         if argument.kind == "mebibytes":
             if value < 0:
                 raise Complaint("enter a positive value")

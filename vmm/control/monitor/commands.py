@@ -65,7 +65,7 @@ def _info(context: Context, item: str = "") -> str:
 _FORMAT: Final = Argument("fmt", "format")
 _ADDRESS: Final = (_FORMAT, Argument("addr", "number"))
 _PATH: Final = Argument("path", "word")
-_QUEUE: Final = Argument("queue", "number")
+_QUEUE: Final = Argument("queue", "integer")
 
 COMMANDS: Final = {
     "balloon": Command(
@@ -113,7 +113,7 @@ INFOS: Final = {
     "registers": Command(
         "show the cpu registers (-a: show register info for all cpus; vcpu: specific vCPU to query)",
         _of_machine(registers.info_registers),
-        (Argument("all", "flags", letters="a"), Argument("vcpu", "number", optional=True)),
+        (Argument("all", "flags", letters="a"), Argument("vcpu", "integer", optional=True)),
         "[-a|vcpu]",
     ),
     "stats": Command("show the statistics that the balloon's driver sent last", whole.info_stats),
@@ -125,7 +125,7 @@ INFOS: Final = {
     "virtio-queue-element": Command(
         "Display element of a given virtio queue",
         virtio.info_virtio_queue_element,
-        (_PATH, _QUEUE, Argument("index", "number", optional=True)),
+        (_PATH, _QUEUE, Argument("index", "integer", optional=True)),
         "path queue [index]",
     ),
     "virtio-queue-status": Command(

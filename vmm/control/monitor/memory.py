@@ -38,7 +38,7 @@ def print_(machine: Machine, fmt: Format, value: int) -> str:
     bits = value & _MASK
     if fmt.format == "c":
         return f"{_character(value & 0xFF)}\n"
-    shown = {"o": f"0{bits:o}" if bits else "0", "x": f"{bits:#x}", "u": str(bits)}
+    shown = {"o": f"0{bits:o}" if bits else "0", "x": f"{bits:#x}" if bits else "0", "u": str(bits)}
     return f"{shown.get(fmt.format, value)}\n"
 
 

@@ -54,7 +54,7 @@ def _list(words: Sequence[str]) -> list[str]:
 
 def info_virtio_queue_status(context: Context, path: str, queue: int) -> str:
     """One queue in QEMU's words."""
-    status = queries.x_query_virtio_queue_status(context, path, _number(queue))
+    status = queries.x_query_virtio_queue_status(context, path, queue)
     lines = [f"{path}:", f"  device_name:          {status['name']}"]
     lines += [f"  {f'{label}:':<21} {_plain(status[key])}" for label, key in _QUEUE if key in status]
     lines.append("  VRing:")
@@ -75,7 +75,7 @@ _SIZES = (("num", "num"), ("num_default", "num-default"), ("align", "align"))
 
 def info_virtio_queue_element(context: Context, path: str, queue: int, index: int | None = None) -> str:
     """The chain in the available ring at `index`, or the one that the device takes next."""
-    element = queries.x_query_virtio_queue_element(context, path, _number(queue), index)
+    element = queries.x_query_virtio_queue_element(context, path, queue, index)
     lines = [f"{path}:", f"  device_name: {element['name']}", f"  index:   {element['index']}", "  desc:", "    descs:"]
     descriptors = [f"        addr {each['addr']:#x} len {each['len']}{_flags(each)}" for each in element["descs"]]
     lines.append(",\n".join(descriptors))
@@ -83,11 +83,6 @@ def info_virtio_queue_element(context: Context, path: str, queue: int, index: in
         lines.append(f"  {part}:")
         lines += [f"    {f'{word}:':<6} {element[part][word]}" for word in words]
     return _joined(lines)
-
-
-def _number(queue: int) -> int:
-    """QEMU's parameter has 16 bits without a sign, so that there is no queue -1."""
-    return queue & 0xFFFF if -0x8000 <= queue <= 0xFFFF else 0xFFFF
 
 
 def _flags(descriptor: Mapping[str, Any]) -> str:
