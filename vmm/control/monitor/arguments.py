@@ -19,9 +19,9 @@ _FORMATS = "oduxic"
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """`format` is /NFx, `number` an expression, `integer` one of 32 bits without a sign, `mebibytes` one that is no less
-    than 0 and counted in MiB, `word` what ends at a space, `words` all the rest, `flags` any of `letters`, each once and
-    behind a "-"."""
+    """`format` is /NFx, `number` an expression, `integer` one of 32 bits without a sign, `mebibytes` one that is no
+    less than 0 and counted in MiB, `word` what ends at a space, `words` all the rest, `flags` any of `letters`, each
+    once and behind a "-"."""
 
     name: str
     kind: Kind
