@@ -11,7 +11,7 @@ help:
 	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
 	@echo 'make test     lint, then every test'
 	@echo 'make test-long  the fast code against its plain reference, with twenty times as many examples (some minutes)'
-	@echo 'make test-qemu  the profile qemu, and QMP, beside QEMU itself (installs qemu-system-x86)'
+	@echo 'make test-qemu  the profile qemu, QMP and the monitor beside QEMU itself (installs qemu-system-x86)'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    the device beside C loops, and the whole machine, in one table (some minutes)'
 	@echo 'make bench-linux  the same Debian kernel here and in QEMU, side by side (some minutes; needs qemu-system-x86)'

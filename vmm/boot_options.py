@@ -82,9 +82,9 @@ class BootOptions:
     serial: Annotated[
         str,
         _option(
-            metavar="stdio|file:PATH|null",
-            help="Where the guest's console goes, unchanged; stdio is typed from too. By default its lines are shown "
-            "among the others.",
+            metavar="stdio|mon:stdio|file:PATH|null",
+            help="Where the guest's console goes, unchanged; stdio is typed from too, mon:stdio is the monitor's as "
+            "well (Ctrl-A C). By default its lines are shown among the others.",
         ),
     ] = ""
     report: Annotated[str, _option(metavar="FILE.json", help="Also write what --json prints to a file.")] = ""
@@ -178,7 +178,17 @@ class BootOptions:
     @property
     def is_driven(self) -> bool:
         """Whether somebody shall drive the machine while it runs: then its time is the host's, unless it is said."""
-        return bool(self.qmp or self.monitor or self.gdb or self.paused)
+        return bool(self.qmp or self.monitor or self.gdb or self.paused or self.shares_console)
+
+    @property
+    def console(self) -> str:
+        """Where the serial console goes, whoever shares it."""
+        return self.serial.removeprefix("mon:")
+
+    @property
+    def shares_console(self) -> bool:
+        """Whether the serial console's standard input and output is the monitor's too."""
+        return self.serial.startswith("mon:")
 
     @property
     def control(self) -> ControlOptions:

@@ -169,13 +169,13 @@ def boot(options: BootOptions) -> int:
 
     from vmm.runner import Request, run
 
-    return run(
-        Request(
-            *(config, options.serial, options.report, options.json, options.debugcon),
-            control=options.control,
-            snapshots=options.snapshots,
-        )
+    request = Request(
+        *(config, options.console, options.report, options.json, options.debugcon),
+        shares_console=options.shares_console,
+        control=options.control,
+        snapshots=options.snapshots,
     )
+    return run(request)
 
 
 def _demonstration(row: GuestRow) -> list[str]:

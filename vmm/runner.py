@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,10 +29,11 @@ from vmm.display import PlainDisplay, Silent
 from vmm.outputs import LineSink, SerialSink, serial_file, serial_path
 from vmm.report_file import ReportFile
 from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
-from vmm.terminal import ShellDisplay, console_input
+from vmm.terminal import ConsoleInput, ShellDisplay, console_input, is_interactive, raw_mode
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
+    from vmm.control.monitor.sessions import ConsoleMonitor
     from vmm.machine import Machine
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -54,6 +55,7 @@ class Request:
     `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"; with "stdio" the serial
     console has the standard input too.  `shell_ready` makes this terminal the guest's: it is what the guest sends to
     the debug port when it wants input, nothing if it wants it already.  `debug_sinks` get that port's output as well.
+    With `shares_console` the serial console's standard input is the monitor's too.
     `snapshots` are in the order of their times.  `on_display` gets the way to tell the user a line
     while the run is shown."""
 
@@ -63,6 +65,7 @@ class Request:
     json: bool = False
     debugcon: str = ""
     shell_ready: bytes | None = None
+    shares_console: bool = False
     debug_sinks: tuple[Callable[[bytes], None], ...] = ()
     control: ControlOptions = NOT_DRIVEN
     snapshots: tuple[PlannedSnapshot, ...] = ()
@@ -92,7 +95,9 @@ def run(request: Request) -> int:
         machine.debug_sinks += request.debug_sinks
         others: list[Attendant] = []
         if request.serial == "stdio":
-            others.append(stack.enter_context(console_input(machine, request.shell_ready)))
+            others.append(stack.enter_context(_console(request, machine)))
+        elif _edits_lines(request):
+            stack.enter_context(raw_mode(sys.stdin.fileno(), signals=True))  # the monitor edits its lines itself
         with attended(machine, request.control, *others) as attendants:
             _run_to_the_end(machine, display, debug_sink, attendants, request.snapshots)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
@@ -106,6 +111,25 @@ def run(request: Request) -> int:
         except OutputGone:
             forget_stdout()
         return int(report["exit_code"])
+
+
+def _console(request: Request, machine: Machine) -> AbstractContextManager[ConsoleInput]:
+    """The guest's console with the standard input, and behind Ctrl-A C the monitor."""
+    shown = GuardedText(sys.stderr if request.json else sys.stdout)
+
+    def make_monitor() -> ConsoleMonitor:
+        from vmm.control.monitor import Monitor
+        from vmm.control.monitor.sessions import ConsoleMonitor
+
+        monitor = Monitor(machine, request.control.name or machine.config.name)
+        return ConsoleMonitor(monitor, shown.write, echoes=is_interactive())
+
+    return console_input(machine, request.shell_ready, make_monitor, is_shared=request.shares_console)
+
+
+def _edits_lines(request: Request) -> bool:
+    """Whether this terminal is the monitor's."""
+    return any(address.kind == "stdio" for address in request.control.monitor) and is_interactive()
 
 
 def _check_stdio(request: Request) -> None:
@@ -212,8 +236,8 @@ def _display(request: Request, machine: Machine) -> Silent:
     """The display that fits where the output goes.  Raw console bytes and a display never share a stream."""
     if request.json:
         return Silent()
-    if request.shell_ready is not None:
-        return ShellDisplay()
+    if request.shell_ready is not None or request.shares_console or _edits_lines(request):
+        return ShellDisplay()  # lines of ours would stand in the middle of what is typed
     if request.control.on_stdio or "stdio" in (request.serial, request.debugcon):
         return PlainDisplay(machine, GuardedText(sys.stderr), show_console=not request.serial)
     show_console = not request.serial

@@ -21,7 +21,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm.display import Silent
 
@@ -36,18 +36,33 @@ END_AGAIN_NS = 1_000_000_000  # guest time until the end of input is typed again
 HELP = """
 Ctrl-A H  this help
 Ctrl-A X  end the machine and leave
-Ctrl-A C  the monitor (this version has none)
-Ctrl-A A  send Ctrl-A to the guest
+Ctrl-A C  from the guest's console to the monitor, and back
+Ctrl-A A  send Ctrl-A
 """
-NO_MONITOR = "\nThere is no monitor in this version; Ctrl-A H lists what there is.\n"
+
+
+class OtherEnd(Protocol):
+    """Who else may have the keys than the guest: the monitor (`vmm.control.monitor.sessions.ConsoleMonitor`)."""
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def feed(self, typed: bytes) -> None: ...
 
 
 class Keys:
-    """Takes the escapes out of what is typed.  `leave` is called for Ctrl-A X, `say` with what shall be shown."""
+    """Takes the escapes out of what is typed.  `leave` is called for Ctrl-A X, `say` with what shall be shown; Ctrl-A C
+    gives the keys to what `make_monitor` makes when it is typed first, and back to the guest."""
 
-    def __init__(self, leave: Callable[[], None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, leave: Callable[[], None], say: Callable[[str], None], make_monitor: Callable[[], OtherEnd]
+    ) -> None:
         self._leave = leave
         self._say = say
+        self._make_monitor = make_monitor
+        self._monitor: OtherEnd | None = None
+        self._has_monitor_keys = False
         self._escaped = False
 
     def feed(self, typed: bytes) -> bytes:
@@ -56,24 +71,39 @@ class Keys:
         for byte in typed:
             if self._escaped:
                 self._escaped = False
-                passed += self._command(byte)
+                self._command(byte, passed)
             elif byte == ESCAPE:
                 self._escaped = True
             else:
-                passed.append(byte)
+                self._pass_on(byte, passed)
         return bytes(passed)
 
-    def _command(self, byte: int) -> bytes:
+    def _pass_on(self, byte: int, passed: bytearray) -> None:
+        """To whoever has the keys now."""
+        if self._has_monitor_keys and self._monitor is not None:
+            self._monitor.feed(bytes([byte]))
+        else:
+            passed.append(byte)
+
+    def _command(self, byte: int, passed: bytearray) -> None:
         match chr(byte).lower():
             case "a" | "\x01":
-                return bytes([ESCAPE])
+                self._pass_on(ESCAPE, passed)
             case "x":
                 self._leave()
             case "c":
-                self._say(NO_MONITOR)
+                self._toggle()
             case _:
                 self._say(HELP)
-        return b""
+
+    def _toggle(self) -> None:
+        if self._monitor is None:
+            self._monitor = self._make_monitor()
+        self._has_monitor_keys = not self._has_monitor_keys
+        if self._has_monitor_keys:
+            self._monitor.open()
+        else:
+            self._monitor.close()
 
 
 class ConsoleInput:
@@ -177,22 +207,25 @@ def raw_mode(fd: int, *, signals: bool) -> Iterator[None]:
 
 
 @contextmanager
-def console_input(machine: Machine, ready: bytes | None) -> Iterator[ConsoleInput]:
+def console_input(
+    machine: Machine, ready: bytes | None, make_monitor: Callable[[], OtherEnd], *, is_shared: bool = False
+) -> Iterator[ConsoleInput]:
     """What connects the standard input with the console of `machine`; in raw mode if it is a terminal that shows it
-    too.
+    too.  Then Ctrl-A is the escape, and `make_monitor` makes the other end of Ctrl-A C.
 
-    `ready` is for a shell: what the guest sends to the debug port when it wants input, nothing where it wants it
-    already.  Then Ctrl-A is the escape, all
-    other keys are the guest's, and the end of a pipe is typed as Ctrl-D."""
+    `ready` is for a shell: what the guest sends to the debug port when it wants input, nothing
+    where it wants it already.  Then all other keys are the
+    guest's, Ctrl-C too, and the end of a pipe is typed as Ctrl-D.  `is_shared` is QEMU's mon:stdio: all other keys are
+    the guest's, and Ctrl-A is the escape in a pipe too."""
     is_terminal, is_shell = is_interactive(), ready is not None
     with ExitStack() as stack:
         fd = stack.enter_context(_standard_input())
         if is_terminal:
-            stack.enter_context(raw_mode(fd, signals=not is_shell))
+            stack.enter_context(raw_mode(fd, signals=not is_shell and not is_shared))
         yield ConsoleInput(
             machine,
             fd,
-            Keys(machine.interrupt, say) if is_terminal and is_shell else None,
+            Keys(machine.interrupt, say, make_monitor) if is_terminal or is_shared else None,
             is_ready=_heard(machine, ready) if ready else lambda: True,
             types_end=is_shell and not is_terminal,
         )
@@ -261,5 +294,5 @@ class ShellDisplay(Silent):
     """Nothing but the guest's console; at the end a sentence, if it is not what the user brought about."""
 
     def end(self, report: Mapping[str, Any]) -> None:
-        if report["outcome"] not in ("powered-off", "quit", "interrupted"):
+        if report["outcome"] not in ("powered-off", "quit", "host-quit", "interrupted"):
             say(f"vmm: {report['detail']}\n")

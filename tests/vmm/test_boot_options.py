@@ -6,6 +6,8 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from tests.vmm.kernels import bzimage, vmlinux
 from vmm.boot_options import WORDS, BootOptions
 from vmm.options import QEMU_WORDS
@@ -71,3 +73,13 @@ def test_linux_gets_more_ram_where_nothing_is_said(tmp_path: Path) -> None:
 def test_a_pipe_is_not_read_to_find_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert BootOptions(guest=str(tmp_path / "pipe")).config().memory_bytes == 64 * MIB  # opening it would wait for ever
+
+
+@pytest.mark.parametrize(
+    ("serial", "console", "shares", "clock"),
+    [("stdio", "stdio", False, "virtual"), ("mon:stdio", "stdio", True, "realtime"), ("", "", False, "virtual")],
+)
+def test_a_console_that_is_shared_with_the_monitor(serial: str, console: str, shares: bool, clock: str) -> None:
+    options = BootOptions(serial=serial)
+    assert (options.console, options.shares_console) == (console, shares)
+    assert options.config().clock == clock, "who can drive the machine lives in the host's time"

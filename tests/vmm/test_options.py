@@ -32,6 +32,7 @@ def translate(words: list[str]) -> list[str]:
         (["-device", "virtio-rng-pci,id=r"], ["--device=virtio-rng-pci,id=r"]),
         (["-serial", "stdio"], ["--serial=stdio"]),
         (["-serial", "null"], ["--serial=file:/dev/null"]),
+        (["-serial", "mon:stdio"], ["--serial=mon:stdio"]),
         (["--serial=none"], ["--serial=file:/dev/null"]),
         (["--param", "none"], ["--param=none"]),
         (["--target=32M@1s", "--json"], ["--target=32M@1s", "--json"]),
@@ -69,8 +70,8 @@ def test_a_value_that_looks_like_an_option_stays_a_value() -> None:
         (["-object", "rng-random,id=r"], "The option -object is QEMU's and not supported: no device here needs a back"),
         (["-chardev", "x"], "The option -chardev is QEMU's and not supported: the serial console is the only "),
         (
-            ["-serial", "mon:stdio"],
-            "The serial console cannot be 'mon:stdio': there is no monitor to share it with; write '-serial stdio'.",
+            ["-serial", "mon:pty"],
+            "The serial console can be shared with the monitor on mon:stdio only, not on 'mon:pty'",
         ),
         (["-m6M"], "There is no option '-m6M'; did you mean '-m 6M'?"),
         (["-smpp"], "There is no option '-smpp'; did you mean '-smp'?"),

@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
 from devices.serial import MCR_DTR, MCR_OUT2, MCR_RTS, Serial
 from vmm.control.attendants import Attendants
 from vmm.machine import Machine
-from vmm.terminal import ConsoleInput, Keys, console_input, raw_mode
+from vmm.terminal import HELP, ConsoleInput, Keys, console_input, raw_mode
 
 
 class FakeMachine:
@@ -53,6 +53,10 @@ class FakeMachine:
         return cast(Machine, self)
 
 
+def no_monitor() -> NoReturn:
+    pytest.fail("nobody has asked for the monitor")
+
+
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
@@ -83,9 +87,25 @@ def all_that_comes(machine: FakeMachine, source: Attendants, rounds: int = 1000)
 # -- the escape ----------------------------------------------------------------------------------------------------
 
 
+class Overheard:
+    """A monitor that notes what happens to it."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def open(self) -> None:
+        self._said.append("(opened)")
+
+    def close(self) -> None:
+        self._said.append("(closed)")
+
+    def feed(self, typed: bytes) -> None:
+        self._said.append(typed.decode("latin-1"))
+
+
 def keys() -> tuple[Keys, list[str]]:
     said: list[str] = []
-    return Keys(lambda: said.append("left"), said.append), said
+    return Keys(lambda: said.append("left"), said.append, lambda: Overheard(said)), said
 
 
 @pytest.mark.parametrize(
@@ -96,7 +116,6 @@ def keys() -> tuple[Keys, list[str]]:
         (b"\x01\x01x", b"\x01x", ""),
         (b"\x01x", b"", "left"),
         (b"\x01Xy", b"y", "left"),
-        (b"\x01c", b"", "There is no monitor in this version"),
         (b"\x01h", b"", "Ctrl-A X  end the machine and leave"),
         (b"\x01?z", b"z", "Ctrl-A H  this help"),
     ],
@@ -107,6 +126,23 @@ def test_ctrl_a_is_the_only_escape(typed: bytes, passed: bytes, said: str) -> No
         assert each.feed(typed[:cut]) + each.feed(typed[cut:]) == passed
         assert len(heard) == bool(said)
         assert said in "".join(heard)
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed", "said"),
+    [
+        (b"a\x01cb", b"a", "(opened)b"),
+        (b"a\x01Cb\x01cd", b"ad", "(opened)b(closed)"),
+        (b"\x01c1\x01a\x01\x012\x01c3\x01c4", b"3", "(opened)1\x01\x012(closed)(opened)4"),
+        (b"\x01c\x01xy", b"", "(opened)lefty"),
+        (b"\x01c\x01hz\x01cq", b"q", "(opened)" + HELP + "z(closed)"),
+    ],
+)
+def test_ctrl_a_c_gives_the_keys_to_the_monitor_and_back(typed: bytes, passed: bytes, said: str) -> None:
+    for cut in range(len(typed) + 1):
+        each, heard = keys()
+        assert each.feed(typed[:cut]) + each.feed(typed[cut:]) == passed
+        assert "".join(heard) == said
 
 
 # -- from a pipe ---------------------------------------------------------------------------------------------------
@@ -313,7 +349,7 @@ def test_the_terminals_signals_stay_where_they_are_wanted(terminal: tuple[int, i
 
 def test_leaving_works_before_the_guest_wants_input(terminal: tuple[int, int]) -> None:
     machine = FakeMachine(rts=False)
-    each = Keys(machine.interrupt, lambda text: None)
+    each = Keys(machine.interrupt, lambda text: None, lambda: Overheard([]))
     with (
         raw_mode(terminal[1], signals=False),
         attending(machine, terminal[1], each, is_ready=lambda: False) as source,
@@ -335,7 +371,7 @@ def test_a_machine_has_its_attendants_only_while_they_are_there(pipe: tuple[int,
 def test_a_closed_standard_input_is_one_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     monkeypatch.setattr("sys.stdin", None)
-    with console_input(machine.as_machine(), None) as source:
+    with console_input(machine.as_machine(), None, no_monitor) as source:
         source.serve()
         assert not source.can_wake
 
@@ -343,7 +379,7 @@ def test_a_closed_standard_input_is_one_that_has_ended(monkeypatch: pytest.Monke
 def test_a_shell_hears_that_the_standard_input_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     monkeypatch.setattr("sys.stdin", None)
-    with console_input(machine.as_machine(), b"ready") as source:
+    with console_input(machine.as_machine(), b"ready", no_monitor) as source:
         (listen,) = machine.debug_sinks
         assert callable(listen)
         listen(b"ready")
@@ -357,7 +393,7 @@ def test_a_shell_gets_input_when_it_has_said_its_words(pipe: tuple[int, int], mo
     os.write(pipe[1], b"ls\n")
     with open(pipe[0], closefd=False) as file:
         monkeypatch.setattr("sys.stdin", file)
-        with console_input(machine.as_machine(), b"ready\n") as source:
+        with console_input(machine.as_machine(), b"ready\n", no_monitor) as source:
             source.serve()
             assert machine.guest_reads() == b""
             (listen,) = machine.debug_sinks
@@ -366,3 +402,17 @@ def test_a_shell_gets_input_when_it_has_said_its_words(pipe: tuple[int, int], mo
                 listen(piece)
             source.serve()
             assert machine.guest_reads() == b"ls\n"
+
+
+def test_a_console_that_is_shared_has_its_escapes_in_a_pipe_too(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, said = FakeMachine(), list[str]()
+    os.write(pipe[1], b"a\x01cinfo\x01cb")
+    with open(pipe[0], closefd=False) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        with console_input(machine.as_machine(), None, lambda: Overheard(said), is_shared=True) as source:
+            source.serve()
+            source.serve()
+            assert machine.guest_reads() == b"ab"
+            assert "".join(said) == "(opened)info(closed)"

@@ -20,6 +20,7 @@ from vmm.control.sockets import Connection, MakeSession, Server, Session
 
 if TYPE_CHECKING:
     from vmm.control.gdb.server import GdbServer
+    from vmm.control.monitor import Monitor
     from vmm.control.qmp.context import Context
     from vmm.machine import Machine
 
@@ -32,9 +33,9 @@ def attended(machine: Machine, options: ControlOptions, *others: Attendant) -> I
     server.keeps_alive = bool(options.addresses)
     protocols = Protocols(machine, server, options.name or machine.config.name)
     try:
-        for address, make_session, what in protocols.table(options):
-            _say_if_it_waits(server.listen(address, make_session, what), what)
         with Attendants(machine, *others, server) as attendants, registry.registered(server, protocols):
+            for address, make_session, what in protocols.table(options):  # now, since the run has its name by now
+                _say_if_it_waits(server.listen(address, make_session, what), what)
             if options.paused:
                 machine.pause()
             while server.is_waiting:
@@ -58,17 +59,19 @@ class Protocols:
         self.name = name
         self._machine = machine
         self._server = server
-        self._context: Context | None = None
+        self._monitor: Monitor | None = None
         self._gdb: GdbServer | None = None
 
     def table(self, options: ControlOptions) -> Iterator[tuple[Address, MakeSession, str]]:
         """What is served where."""
         for address in options.qmp:
             yield address, self.qmp, "QMP"
+        for address in options.monitor:
+            yield address, self.monitor_on_stdio if address.kind == "stdio" else self.monitor, "The monitor"
         if options.gdb:
             from vmm.control.gdb.server import GdbServer
 
-            self._gdb = GdbServer(self._machine, self.context().monitor)
+            self._gdb = GdbServer(self._machine, self._made_monitor())
             yield from ((address, self._gdb.make_session, "gdb") for address in options.gdb)
         for address in options.metrics:
             yield address, self.metrics, "The metrics"
@@ -79,6 +82,19 @@ class Protocols:
 
         return QmpSession(connection, self.context())
 
+    def monitor(self, connection: Connection) -> Session:
+        """Somebody has come to the monitor."""
+        from vmm.control.monitor.sessions import MonitorSession
+
+        return MonitorSession(connection, self._made_monitor())
+
+    def monitor_on_stdio(self, connection: Connection) -> Session:
+        """The monitor's place is the standard input and output; where that is a terminal it is in raw mode."""
+        from vmm.control.monitor.sessions import MonitorSession
+
+        edits = sys.stdin.isatty() and sys.stdout.isatty()
+        return MonitorSession(connection, self._made_monitor(), newline=b"\n", edits=edits)
+
     def metrics(self, connection: Connection) -> Session:
         """Somebody asks for the metrics."""
         from vmm.control.metrics import MetricsSession
@@ -87,20 +103,23 @@ class Protocols:
 
     def context(self) -> Context:
         """What the commands of QMP work on; from the first call on its events are made."""
-        if self._context is None:
+        return self._made_monitor().context
+
+    def _made_monitor(self) -> Monitor:
+        """The one monitor of the run, with what it shares with QMP."""
+        if self._monitor is None:
             from vmm.control.monitor import Monitor
-            from vmm.control.qmp.context import Context
             from vmm.control.qmp.events import Events
 
             events = Events(self._machine)
             self._machine.observers.append(events)
             self._server.timers.append(events)
-            self._context = Context(self._machine, self.name, events, Monitor(self._machine))
-        return self._context
+            self._monitor = Monitor(self._machine, self.name, events)
+        return self._monitor
 
     def end(self) -> None:
         """The run is over: whoever listens hears how."""
         if self._gdb is not None:
             self._gdb.end()
-        if self._context is not None:
-            self._context.events.end(self._machine.outcome)
+        if self._monitor is not None:
+            self._monitor.context.events.end(self._machine.outcome)

@@ -110,6 +110,11 @@ class Cpu(Protocol):
         """The guest-physical address behind one of the program's, or None."""
         ...
 
+    def peek(self, gpa: int, length: int) -> bytes | None:
+        """Bytes of memory at a guest-physical address, within one page and without any effect: no device is read, and
+        a page that the host took back stays away.  None where there is no memory."""
+        ...
+
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that somebody else than the guest has changed."""
         ...

@@ -34,7 +34,7 @@ from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
 from vmm.cpu.layout import CS, EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
 from vmm.cpu.native import STOPPED_BEFORE_BLOCK, Clock, NativeCallbacks, PythonCallbacks, interrupts_open
-from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
+from vmm.cpu.paging import PHYSICAL_BITS
 from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
 from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.string_output import StringOutput
@@ -80,7 +80,8 @@ class UnicornCpu:
         self._running = self._requested = self._halted = False
         self._refused_at: int | None = None
         self._debugger: Debugger | None = None
-        self._debug_memory = DebugMemory(self._state, PeekedMemory(memory, rom, self._shadow))
+        self._peeked = PeekedMemory(memory, rom, self._shadow)
+        self._debug_memory = DebugMemory(self._state, self._peeked)
         self._map(memory, rom)
         self._hook(NativeCallbacks.of_this_host() if native else None)
         self.reset()
@@ -187,10 +188,11 @@ class UnicornCpu:
     def translate(self, gva: int) -> int | None:
         """The guest-physical address behind a linear one as the page tables stand, or None.  Changes nothing."""
         self._engine.save()
-        try:
-            return walk(self._state, self._physical, gva, touch=False)
-        except PageFault:
-            return None
+        return self._debug_memory.translate(gva)
+
+    def peek(self, gpa: int, length: int) -> bytes | None:
+        """Bytes of RAM, ROM or shadow RAM within one page, without any effect; None where there is no memory."""
+        return self._peeked.peek(gpa, length)
 
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that the host has changed.

@@ -148,6 +148,10 @@ class PpcCpu:
         self._engine.save()
         return translate(self._state, self._memory, gva)
 
+    def peek(self, gpa: int, length: int) -> bytes | None:
+        """Bytes of RAM within one page, without any effect; None where there is no memory."""
+        return self._memory.peek(gpa, length) if self._memory.contains(gpa, length) else None
+
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that the host has changed.
 
