@@ -36,7 +36,9 @@ def runtime() -> Iterator[Path]:
 
 
 def environment(runtime: Path, **more: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    # a test runner that works in parallel gives its workers a width of its own
+    others = ("NO_COLOR", "COLUMNS", "LINES")
+    inherited = {name: value for name, value in os.environ.items() if name not in others}
     return inherited | {"XDG_RUNTIME_DIR": str(runtime), "TERM": "xterm-256color"} | more
 
 
