@@ -11,7 +11,7 @@ help:
 	@echo 'make boot     boot a bundled guest and watch its balloon (GUEST=stats, ARGS=more options)'
 	@echo 'make test     lint, then every test'
 	@echo 'make test-long  the fast code against its plain reference, with twenty times as many examples (some minutes)'
-	@echo 'make test-qemu  the profile qemu beside QEMU itself, mistake by mistake (installs qemu-system-x86)'
+	@echo 'make test-qemu  the profile qemu, QMP and the monitor beside QEMU itself (installs qemu-system-x86)'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    the device beside C loops, and the whole machine, in one table (some minutes)'
 	@echo 'make bench-linux  the same Debian kernel here and in QEMU, side by side (some minutes; needs qemu-system-x86)'
@@ -30,14 +30,15 @@ test-long: test-environment
 
 test-qemu: test-environment
 	@tools/debian-install qemu-system-x86 qemu-system-x86_64
-	$(PYTHON_IN_VENV) -m pytest -n 2 -m beside_qemu $(ARGS) tests/hostile
+	$(PYTHON_IN_VENV) -m pytest -n 2 -m beside_qemu $(ARGS) tests/hostile tests/vmm/control
 
-# Other people's firmware and kernel, for the tests that boot them, and other people's reading of ACPI tables.
+# Other people's firmware and kernel, for the tests that boot them, other people's reading of ACPI tables, and a debugger.
 test-packages: test-environment
 	@tools/debian-package seabios
 	@tools/debian-package acpica-tools
 	@tools/debian-package busybox-static
 	@tools/debian-package linux-image-cloud-amd64 linux-image-
+	@tools/debian-package gdb --needs
 
 lint: test-environment
 	$(PYTHON_IN_VENV) -m ruff check .

@@ -44,6 +44,7 @@ CODE_OPTIONS = (
     "-fno-sanitize=all",
     "-fno-stack-protector",
     "-fno-asynchronous-unwind-tables",
+    "-fforce-dwarf-frame",  # how to find a caller, for the debugger alone
     "-fomit-frame-pointer",
     "-Wall",
     "-Wextra",

@@ -75,7 +75,7 @@ def imports_of(module: str) -> tuple[Import, ...]:
 def layer_table(text: str) -> dict[str, int]:
     """Dotted prefix -> layer, from the rows `| L3 | `a/b.py`, `c/{d,e}.py`, `f/` … |` of the document."""
     table: dict[str, int] = {}
-    for row in re.finditer(r"^\| L(\d) \| (.*) \|$", text, re.MULTILINE):
+    for row in re.finditer(r"^\| L(\d+) \| (.*) \|$", text, re.MULTILINE):
         for entry in re.findall(r"`([^`]+)`", row[2]):
             for path in _expanded(entry):
                 name = path.removesuffix(".py").strip("/").replace("/", ".")

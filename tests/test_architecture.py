@@ -121,11 +121,12 @@ def test_what_the_guest_sees_never_imports_vmm(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_only_the_cpu_imports_unicorn_and_only_inspect_python_ptrace(module: str) -> None:
+def test_only_the_cpu_imports_unicorn_only_inspect_python_ptrace_and_only_the_view_textual(module: str) -> None:
     for each in imports_of(module):
         sentence = f"{module} imports {each.name} in line {each.line}"
         assert not is_in(each.name, "unicorn") or is_in(module, "vmm.cpu"), sentence
         assert not is_in(each.name, "ptrace") or is_in(module, "vmm.inspect"), sentence
+        assert not is_in(each.name, "textual") or module == "vmm.top.view", sentence
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if is_in(name, "vmm.testing")])

@@ -35,7 +35,7 @@ def check_options(options: BootOptions) -> None:
             raise ConfigError(f"The guest {NAME!r} is for x86_64 only, not for {options.arch!r}.")
         if options.debugcon:
             raise ConfigError(f"There is no debug port on the board of {options.arch!r}.")
-    if options.shell and options.serial not in ("", "stdio"):
+    if options.shell and options.console not in ("", "stdio"):
         raise ConfigError(f"A shell is typed to, so its console can only be 'stdio', not {options.serial!r}.")
 
 
@@ -61,12 +61,14 @@ def boot_debian(options: BootOptions) -> int:
         linux = stack.enter_context(debian_guest(task, _tell, options.param or ""))
         request = Request(
             _config(options, linux),
-            "stdio" if typed else options.serial,
+            "stdio" if typed else options.console,
             options.report,
             options.json,
             options.debugcon,
             shell_ready=READY if typed else None,
+            shares_console=options.shares_console,
             debug_sinks=() if returned is None else (returned.receive,),
+            control=options.control,
             snapshots=options.snapshots,
             on_display=None if returned is None else returned.tell_with,
         )
@@ -77,7 +79,7 @@ def boot_debian(options: BootOptions) -> int:
 
 def _takes_input(options: BootOptions) -> bool:
     """Whether what is typed here reaches the guest's program: a shell's always, a script's where the user says so."""
-    return (options.shell and options.serial in ("", "stdio")) or (bool(options.run) and options.serial == "stdio")
+    return (options.shell and options.console in ("", "stdio")) or (bool(options.run) and options.console == "stdio")
 
 
 def _config(options: BootOptions, linux: LinuxGuest) -> MachineConfig:

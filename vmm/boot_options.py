@@ -24,6 +24,8 @@ from vmm.config import (
     parse_size,
     parse_targets,
 )
+from vmm.control.address import parse_address
+from vmm.control.options import ControlOptions
 from vmm.options import Word
 
 if TYPE_CHECKING:
@@ -80,9 +82,9 @@ class BootOptions:
     serial: Annotated[
         str,
         _option(
-            metavar="stdio|file:PATH|null",
-            help="Where the guest's console goes, unchanged; stdio is typed from too. By default its lines are shown "
-            "among the others.",
+            metavar="stdio|mon:stdio|file:PATH|null",
+            help="Where the guest's console goes, unchanged; stdio is typed from too, mon:stdio is the monitor's as "
+            "well (Ctrl-A C). By default its lines are shown among the others.",
         ),
     ] = ""
     report: Annotated[str, _option(metavar="FILE.json", help="Also write what --json prints to a file.")] = ""
@@ -142,6 +144,20 @@ class BootOptions:
             help="Write a snapshot of the whole machine then; may be given again.",
         ),
     ] = None
+    name: Annotated[
+        str, _option("--name", metavar="NAME", help="What other commands call this run (the guest's name).")
+    ] = ""
+    qmp: Annotated[
+        list[str] | None,
+        _option(metavar="unix:PATH|tcp:HOST:PORT|stdio", help="Serve QEMU's QMP there; may be given again."),
+    ] = None
+    monitor: Annotated[
+        list[str] | None,
+        _option(metavar="stdio|unix:PATH|tcp:HOST:PORT", help="Serve the monitor there; may be given again."),
+    ] = None
+    gdb: Annotated[str, _option(metavar="tcp:HOST:PORT|unix:PATH", help="Serve gdb there; -s is tcp::1234.")] = ""
+    metrics: Annotated[str, _option(metavar="HOST:PORT", help="Serve metrics for Prometheus over HTTP there.")] = ""
+    paused: Annotated[bool, _option("--paused", "-S", help="Begin paused, until somebody lets it go on.")] = False
     shell: Annotated[
         bool, _option("--shell", help="debian: an interactive shell on this terminal; Ctrl-A X leaves it.")
     ] = False
@@ -160,6 +176,34 @@ class BootOptions:
         return self.device or [default_device(self.arch) + (",free-page-hint=on" if self.hint else "")]
 
     @property
+    def is_driven(self) -> bool:
+        """Whether somebody shall drive the machine while it runs: then its time is the host's, unless it is said."""
+        return bool(self.qmp or self.monitor or self.gdb or self.paused or self.shares_console)
+
+    @property
+    def console(self) -> str:
+        """Where the serial console goes, whoever shares it."""
+        return self.serial.removeprefix("mon:")
+
+    @property
+    def shares_console(self) -> bool:
+        """Whether the serial console's standard input and output is the monitor's too."""
+        return self.serial.startswith("mon:")
+
+    @property
+    def control(self) -> ControlOptions:
+        """The places where it can be driven.  ConfigError for one that is none."""
+        metrics = f"tcp:{self.metrics}" if self.metrics else ""
+        return ControlOptions(
+            name=self.name,
+            qmp=tuple(parse_address(text, "--qmp") for text in self.qmp or ()),
+            monitor=tuple(parse_address(text, "--monitor") for text in self.monitor or ()),
+            gdb=tuple(parse_address(text, "--gdb") for text in [self.gdb] if text),
+            metrics=tuple(parse_address(text, "--metrics") for text in [metrics] if text),
+            paused=self.paused,
+        )
+
+    @property
     def snapshots(self) -> tuple[PlannedSnapshot, ...]:
         """The snapshots to be taken, in the order of their times.  ConfigError for one that cannot be."""
         return parse_snapshots(self.snapshot_at or ())
@@ -174,7 +218,7 @@ class BootOptions:
         config = make_config(
             guest,
             memory=self.memory or (row.memory if row else _default_memory(guest)),
-            clock=self.clock or "virtual",
+            clock=self.clock or ("realtime" if self.is_driven else "virtual"),
             targets=self.target or "",
             hints=self.hint,
             poll=self.poll or 0,

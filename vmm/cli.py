@@ -27,14 +27,20 @@ from vmm.initramfs.command import INITRAMFS_EPILOG, INITRAMFS_HELP, initramfs_co
 from vmm.inspect.command import INSPECT_EPILOG, INSPECT_HELP, WATCH_EPILOG, WATCH_HELP, inspect_command, watch_command
 from vmm.models import MODELS, did_you_mean, find_model
 from vmm.options import translate
+from vmm.running.control import CTL_EPILOG, CTL_HELP, ctl_command
+from vmm.running.listing import PS_HELP, ps_command
+from vmm.running.sizing import BALLOON_EPILOG, BALLOON_HELP, balloon_command
+from vmm.running.statistics import STATS_EPILOG, STATS_HELP, stats_command
 from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
+from vmm.top.command import TOP_EPILOG, TOP_HELP, top_command
 
 if TYPE_CHECKING:
     from guests import GuestRow
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 NARROWEST_COLUMN = 32  # of text beside names, for the longest feature; on a narrower terminal it goes on below them
-COMMANDS = ("boot", "guests", "devices", "initramfs", "conformance", "inspect", "watch")
+RUNNING = ("ps", "balloon", "stats", "ctl", "top")  # about machines that run
+COMMANDS = ("boot", *RUNNING, "guests", "devices", "initramfs", "conformance", "inspect", "watch")
 NOT_COMMANDS = {  # what other programs call them
     "run": "boot",
     "start": "boot",
@@ -43,7 +49,7 @@ NOT_COMMANDS = {  # what other programs call them
 }
 
 EXIT_STATUSES = (
-    ("0", "the guest powered off, halted or reset the machine, or the time of --for is over"),
+    ("0", "the guest powered off, halted or reset the machine, the time of --for is over, or somebody said quit"),
     ("N", "the guest ended with its own exit code N"),
     ("2", "a wrong option, size, guest or file, told in one sentence"),
     ("3", "the guest panicked, or reset the machine before the script of --run had ended"),
@@ -51,7 +57,7 @@ EXIT_STATUSES = (
     ("5", "a device was left needing a reset when the guest ended"),
     ("6", "the host had no huge page left for what the balloon gave back (--ram-backing hugepages)"),
     ("70", "a mistake in vmm itself (VMM_TRACEBACK=1 shows where)"),
-    ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, or nobody reads the output any more"),
+    ("130", "interrupted by Ctrl-C, SIGTERM or SIGHUP, killed from gdb, or nobody reads the output any more"),
 )
 
 BOOT_HELP = """Boot a guest and watch its balloon.
@@ -136,6 +142,11 @@ def devices_command() -> None:
         _print("\n" * bool(index) + _fold(describe_device(model.driver), 31))
 
 
+app.command("ps", help=PS_HELP)(ps_command)
+app.command("balloon", help=BALLOON_HELP, epilog=BALLOON_EPILOG)(balloon_command)
+app.command("stats", help=STATS_HELP, epilog=STATS_EPILOG)(stats_command)
+app.command("ctl", help=CTL_HELP, epilog=CTL_EPILOG)(ctl_command)
+app.command("top", help=TOP_HELP, epilog=TOP_EPILOG)(top_command)
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
 app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)
 app.command("inspect", help=INSPECT_HELP, epilog=INSPECT_EPILOG)(inspect_command)
@@ -158,9 +169,13 @@ def boot(options: BootOptions) -> int:
 
     from vmm.runner import Request, run
 
-    return run(
-        Request(config, options.serial, options.report, options.json, options.debugcon, snapshots=options.snapshots)
+    request = Request(
+        *(config, options.console, options.report, options.json, options.debugcon),
+        shares_console=options.shares_console,
+        control=options.control,
+        snapshots=options.snapshots,
     )
+    return run(request)
 
 
 def _demonstration(row: GuestRow) -> list[str]:

@@ -51,6 +51,14 @@ class Clock(Protocol):
         """The CPU sleeps: let the time come nearer to the deadline.  None: only what `wait` waits for can wake it."""
         ...
 
+    def pause(self) -> None:
+        """Stand still from now on, although nothing runs."""
+        ...
+
+    def resume(self) -> None:
+        """Go on from where it stood."""
+        ...
+
 
 class VirtualClock(Stateful):
     """BLOCK_NS a block, plus what idle guests skipped."""
@@ -81,6 +89,12 @@ class VirtualClock(Stateful):
         else:
             self.skipped_ns += max(deadline_ns - self.now_ns(blocks), 0)
 
+    def pause(self) -> None:
+        """Nothing to do: it stands still whenever the CPU does."""
+
+    def resume(self) -> None:
+        """The same."""
+
 
 class RealtimeClock(Stateful):
     """The host's monotonic clock, zero at power-on."""
@@ -98,7 +112,17 @@ class RealtimeClock(Stateful):
 
     @elapsed_ns.setter
     def elapsed_ns(self, elapsed_ns: int) -> None:
+        if self._standing_ns is not None:
+            self._standing_ns = elapsed_ns
         self._start_ns = time.monotonic_ns() - elapsed_ns
+
+    def pause(self) -> None:
+        self._standing_ns = self.elapsed_ns
+
+    def resume(self) -> None:
+        if self._standing_ns is not None:
+            standing_ns, self._standing_ns = self._standing_ns, None
+            self.elapsed_ns = standing_ns
 
     def now_ns(self, blocks: int) -> int:
         return self.elapsed_ns
@@ -108,12 +132,11 @@ class RealtimeClock(Stateful):
         if self._standing_ns is not None:  # whoever stopped it lets it go on
             yield
             return
-        standing_ns = self._standing_ns = self.elapsed_ns
+        self.pause()
         try:
             yield
         finally:
-            self._standing_ns = None
-            self.elapsed_ns = standing_ns
+            self.resume()
 
     def ns_of_blocks(self) -> tuple[int, int] | None:
         return None

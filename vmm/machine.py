@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-from devices.effects import Event, Stop, StopKind
+from devices.effects import Effects, Event, Stop, StopKind
 from devices.memory import GuestMemory
 from devices.memory_state import MemoryState
 from devices.state import COUNTER, PART, TEXT, TIME_NS, HasState, Int, Maybe, Record, Stateful, Table
@@ -23,6 +23,7 @@ from vmm.clock import Clock, RealtimeClock, VirtualClock
 from vmm.config import NO_FIRMWARE, MachineConfig, TargetStep, format_size, parse_duration
 from vmm.controls import BalloonControl, StatsView
 from vmm.cpu import Exit, ExitReason
+from vmm.cpu.debug import DebugStop
 from vmm.keyboard import KeyboardGuard
 from vmm.outcome import Outcome, describe_triple_fault, panic_before_reset, panic_that_stays, with_doubt
 from vmm.pc_platform import PcPlatform
@@ -49,8 +50,9 @@ class Observer(Protocol):
     def on_target(self, now_ns: int) -> None: ...
 
 
-class Typist(Protocol):
-    """Somebody who types on the serial console.  A guest that sleeps is slept with, and woken."""
+class Attending(Protocol):
+    """Whoever types on the serial console or gives commands: `vmm.control.Attendants`.  A guest that sleeps is slept
+    with, and woken."""
 
     @property
     def can_wake(self) -> bool: ...
@@ -60,6 +62,8 @@ class Typist(Protocol):
     def wait(self, seconds: float) -> None: ...
 
 
+LONGEST_PAUSE_S = 1.0  # between two looks at what ends a pause
+SOURCE = "machine"  # of the events that are the machine's own
 Condition = Callable[["Machine"], bool]
 
 
@@ -69,6 +73,11 @@ class Machine(Stateful):
     Use it as a context manager, or call `close()`.  ConfigError when the guest cannot be loaded or the host cannot
     give the RAM.  With `saved` no file is read: a state is to be put into it.  After `run` has
     returned an `Outcome` the machine is over; it can still be looked at.
+
+    `attendants` are called between two runs of the CPU and waited with while nothing runs; `paused_s` is how many
+    seconds of the host's time the machine has spent paused, `stats_unix_s` when the last statistics came, in the host's
+    seconds of the epoch (None: none came here), `debug_stop` why the processor's debugger has
+    paused it.
     """
 
     STATE: ClassVar[Table] = {
@@ -87,14 +96,18 @@ class Machine(Stateful):
         self.config = config
         self.observers: list[Observer] = []
         self.debug_sinks: list[Callable[[bytes], None]] = []
-        self.typist: Typist | None = None
+        self.attendants: Attending | None = None
+        self.is_paused = False
+        self.debug_stop: DebugStop | None = None
+        self.paused_s = 0.0
+        self.stats_unix_s: float | None = None
         self._console, self._debug_output = Transcript(), Transcript()
         self.outcome: Outcome | None = None
         self._clock: Clock = VirtualClock() if config.clock == "virtual" else RealtimeClock()
         self._steps = sorted(config.targets, key=lambda step: step.time_ns)
         self._hints_ns = sorted(config.hints_ns)
         self._powerdown_ns = config.powerdown_ns
-        self._interrupted = False
+        self._interrupted = self._quitting = False
         self._stats_seen = 0
         self.board = make_board(config, saved)
         self.memory: GuestMemory = self.board.memory
@@ -203,7 +216,7 @@ class Machine(Stateful):
         nothing changed, if the state does not fit this machine."""
         restore(self, state)
         self.platform.table.update()
-        self._interrupted = False
+        self._interrupted = self._quitting = False
 
     def standing_still(self) -> AbstractContextManager[None]:
         """Guest time stands still meanwhile, real time too: for what takes the host time between two steps."""
@@ -251,7 +264,8 @@ class Machine(Stateful):
     ) -> Outcome | None:
         """Run until the guest ends, or `until` holds: a predicate of the machine, or a guest time from now ("2s", 0.5).
 
-        Returns the `Outcome` when the run is over, None when `until` was met first.  `pace` is called with the guest
+        Returns the `Outcome` when the run is over, None when `until` was met first, or when the machine is paused and
+        has no attendants who could let it go on.  `pace` is called with the guest
         time every few milliseconds; what it does with the time does not change the run.  Ctrl-C raises
         KeyboardInterrupt between two steps of the machine, and the run can go on afterwards.
         """
@@ -261,11 +275,16 @@ class Machine(Stateful):
         with KeyboardGuard() as keyboard:
             while self.outcome is None:
                 keyboard.check()
-                if pace is not None:
+                if pace is not None and not self.is_paused:
                     pace(self.now_ns)  # first, so that nothing is shown before its time has come
                 self._settle()
                 if self._is_over():
                     break
+                if self.is_paused:
+                    if self.attendants is None:
+                        return None  # nobody is there who could end it
+                    self._stay_paused(self.attendants)
+                    continue
                 if (stop_ns is not None and self.now_ns >= stop_ns) or (met is not None and met(self)):
                     return None
                 self._step(self._next_deadline_ns(stop_ns))
@@ -280,10 +299,58 @@ class Machine(Stateful):
             self._sleep(exit_, deadline_ns)
         elif exit_.reason is ExitReason.TRIPLE_FAULT and self.platform.stop is None:  # else a reset came first
             self._finish("triple-fault", 4, describe_triple_fault(exit_, self._doubt))
+        elif exit_.reason is ExitReason.DEBUGGER:
+            self.debug_stop = exit_.stop
+            self.pause()
+
+    def _stay_paused(self, attendants: Attending) -> None:
+        """Wait for whoever ends the pause, or the run."""
+        start_s = time.monotonic()
+        attendants.wait(LONGEST_PAUSE_S)
+        self.paused_s += time.monotonic() - start_s
+
+    def pause(self) -> None:
+        """Let the guest stand still, and its time with it; also from inside a callback of the CPU, which then leaves
+        before its next block."""
+        if not self.is_paused and self.outcome is None:
+            self.is_paused = True
+            self._clock.pause()
+            self._tell("paused", "the machine is paused")
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self.is_paused:
+            self.is_paused = False
+            self.debug_stop = None
+            self._clock.resume()
+            self._tell("resumed", "the machine goes on")
+
+    def reset(self) -> None:
+        """What the reset button of a PC does: every device and the processor begin anew, and the guest's image is in
+        RAM as at the start.  Its time goes on, the balloon keeps its target, and what was counted stays counted.
+
+        Between two runs of the CPU.  ConfigError, and nothing done, when the image cannot be read again."""
+        self.platform.carry_out(self.board.reset())
+        self.platform.stop = None
+        self.platform.cpu.reset()
+        if self.config.bios == NO_FIRMWARE and isinstance(self.board, PcBoard):
+            from vmm import direct
+
+            direct.start(self.board, cast(PcPlatform, self.platform))
+        self.platform.table.update()
+        self._tell("reset", "the machine was reset")
+
+    def _tell(self, kind: str, text: str) -> None:
+        """One event of the machine's own."""
+        self.platform.carry_out(Effects(events=(Event(SOURCE, kind, text),)))
 
     def interrupt(self) -> None:
         """End the run at the next opportunity, as interrupted; may be called from a signal handler."""
         self._interrupted = True
+
+    def quit(self) -> None:
+        """End the run at the next opportunity, as somebody who drives it wishes: nothing has gone wrong."""
+        self._quitting = True
 
     def _is_over(self) -> bool:
         """Turn a reason to stop into the outcome."""
@@ -297,6 +364,8 @@ class Machine(Stateful):
             self._finish_stopped(self.platform.stop)
         elif self._interrupted:
             self._finish("interrupted", 130, "the run was interrupted from outside")
+        elif self._quitting:
+            self._finish("host-quit", 0, "the run was ended from outside by quit")
         elif self.config.for_ns is not None and self.now_ns >= self.config.for_ns:
             self._finish_unless_broken("deadline", f"{self.config.for_ns / 1e9:g} s of guest time are over")
         return self.outcome is not None
@@ -307,11 +376,11 @@ class Machine(Stateful):
             return
         if not exit_.interrupts_enabled:
             self._finish_unless_broken("halted", "the guest halted with interrupts off")
-        elif deadline_ns is None and (self.typist is None or not self.typist.can_wake):
+        elif deadline_ns is None and (self.attendants is None or not self.attendants.can_wake):
             self._finish_unless_broken("halted", "the guest halted and nothing is left that could wake it")
         else:
             self._settle_output()  # what happened until now is told with the time before the jump
-            wait = time.sleep if self.typist is None else self.typist.wait
+            wait = time.sleep if self.attendants is None else self.attendants.wait
             self._clock.idle_until(self.platform.cpu.blocks, deadline_ns, wait)
 
     def _finish_stopped(self, stop: Stop) -> None:
@@ -370,8 +439,8 @@ class Machine(Stateful):
             self._powerdown_ns = None
             self.press_power_button()
         self.platform.advance(now_ns)
-        if self.typist is not None:
-            self.typist.serve()
+        if self.attendants is not None:
+            self.attendants.serve()
         self.platform.drop_overwritten_code()
         self.platform.refresh_irq()
         self._look_at_driver()
@@ -383,6 +452,10 @@ class Machine(Stateful):
         if watched is not None:
             transport, device = watched
             self.platform.carry_out(transport.signal(device.look(self.now_ns, at_the_end=at_the_end)))
+
+    def tell(self) -> None:
+        """Hand what has happened to the observers now; between two runs of the CPU they hear of it by themselves."""
+        self._settle_output()
 
     def _settle_output(self) -> None:
         """Hand events and console output to the observers.
@@ -403,6 +476,7 @@ class Machine(Stateful):
             reports = self.board.balloon[1].stats_reports
             if reports != self._stats_seen:
                 self._stats_seen = reports
+                self.stats_unix_s = time.time()
                 for observer in self.observers:
                     observer.on_stats(self.now_ns)
 

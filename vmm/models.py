@@ -159,11 +159,12 @@ _SLOT = re.compile(r"(?:0x)?([0-9a-f]{1,2})(?:\.0)?", re.IGNORECASE)
 class DeviceConfig:
     """One device: `properties` are (name, value) in the order of their names: every flag of the model as "on" or "off",
     every choice and size, and where it is: "addr", its PCI device number in hexadecimal, or "slot", the number of a
-    virtio-mmio device."""
+    virtio-mmio device.  `is_named` says that the user chose the id."""
 
     driver: str
     id: str
     properties: tuple[tuple[str, str], ...] = ()
+    is_named: bool = True
 
     @property
     def words(self) -> str:
@@ -308,8 +309,9 @@ def parse_device(text: str, *, taken: Iterable[str] = ()) -> DeviceConfig:
             f"guest-errors={values['guest-errors']} must not stand beside it."
         )
     _fit_to_interface(model, values, given)
-    name = values.pop("id", "") or _free_name(model.stem, set(taken))
-    return DeviceConfig(model.driver, name, tuple(sorted(values.items())))
+    chosen = values.pop("id", "")
+    name = chosen or _free_name(model.stem, set(taken))
+    return DeviceConfig(model.driver, name, tuple(sorted(values.items())), bool(chosen))
 
 
 def _fit_to_interface(model: Model, values: dict[str, str], given: Mapping[str, str]) -> None:

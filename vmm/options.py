@@ -41,6 +41,11 @@ QEMU_WORDS: dict[str, Word] = {
     "--firmware": Word("--bios"),
     "-initrd": Word("--initrd"),
     "-debugcon": Word("--debugcon"),
+    "-name": Word("--name"),
+    "-qmp": Word("--qmp"),
+    "-monitor": Word("--monitor"),
+    "-gdb": Word("--gdb"),
+    "-s": Word("--gdb=tcp::1234", has_value=False),
     "-h": Word("--help", has_value=False),
     "-help": Word("--help", has_value=False),
     # What a QEMU user adds out of habit, and what is so here anyway.
@@ -57,7 +62,7 @@ QEMU_WORDS: dict[str, Word] = {
 }
 
 _NO_DISKS = "this machine has no disks; the guest is a Linux or Multiboot kernel, an ELF file or a flat image"
-_NO_MONITOR = "this version has no monitor, debugger or trace; use the Python interface"
+_NO_TRACE = "this version has no trace; use the Python interface"
 _ONE_BOARD = "the board and its one CPU model follow from --arch"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("-machine", "-M", "-cpu", "-global"), _ONE_BOARD),
@@ -72,9 +77,10 @@ REFUSED: dict[str, str] = {
     "-object": "no device here needs a back end, and what the host has behind RAM is said by --ram-backing",
     "-chardev": "the serial console is the only character device; see -serial",
     "-balloon": "write -device virtio-balloon-pci instead",
-    **dict.fromkeys(("-qmp", "-mon", "-monitor", "-gdb", "-s", "-S", "-trace", "-d", "-D"), _NO_MONITOR),
+    **dict.fromkeys(("-trace", "-d", "-D"), _NO_TRACE),
+    "-mon": "name the place itself, as in -monitor stdio or -qmp unix:PATH",
     **dict.fromkeys(("-daemonize", "-pidfile", "-sandbox", "-runas"), "vmm runs in the foreground, as who starts it"),
-    **dict.fromkeys(("-name", "-uuid"), "a run is called after its guest and has no name of its own"),
+    "-uuid": "a run has a name only; see --name",
     "-rtc": "the guest's date is fixed with the virtual clock and the host's with the realtime clock",
 }
 
@@ -134,11 +140,8 @@ def _serial_place(value: str) -> str:
     """QEMU's words for the serial console, as this program's; any other word is judged where the console is opened."""
     if value in ("null", "none"):
         return f"file:{os.devnull}"
-    if value.startswith("mon:"):
-        raise ConfigError(
-            f"The serial console cannot be {value!r}: there is no monitor to share it with; "
-            f"write '-serial {value.removeprefix('mon:') or 'stdio'}'."
-        )
+    if value.startswith("mon:") and value != "mon:stdio":
+        raise ConfigError(f"The serial console can be shared with the monitor on mon:stdio only, not on {value!r}.")
     return value
 
 

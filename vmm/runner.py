@@ -13,22 +13,27 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from devices.effects import Event
+from devices.errors import ConfigError
 from vmm.config import format_size
+from vmm.control.attendants import Attendant, Attendants
+from vmm.control.options import NOT_DRIVEN, ControlOptions
+from vmm.control.serving import attended
 from vmm.display import PlainDisplay, Silent
 from vmm.outputs import LineSink, SerialSink, serial_file, serial_path
 from vmm.report_file import ReportFile
 from vmm.streams import OUTPUT, GuardedText, OutputGone, forget_stdout
-from vmm.terminal import ShellDisplay, console_input
+from vmm.terminal import ConsoleInput, ShellDisplay, console_input, is_interactive, raw_mode
 
 if TYPE_CHECKING:
     from vmm.config import MachineConfig
+    from vmm.control.monitor.sessions import ConsoleMonitor
     from vmm.machine import Machine
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -50,6 +55,7 @@ class Request:
     `serial` and `debugcon` (the output of the debug port) are "", "stdio" or "file:PATH"; with "stdio" the serial
     console has the standard input too.  `shell_ready` makes this terminal the guest's: it is what the guest sends to
     the debug port when it wants input, nothing if it wants it already.  `debug_sinks` get that port's output as well.
+    With `shares_console` the serial console's standard input is the monitor's too.
     `snapshots` are in the order of their times.  `on_display` gets the way to tell the user a line
     while the run is shown."""
 
@@ -59,7 +65,9 @@ class Request:
     json: bool = False
     debugcon: str = ""
     shell_ready: bytes | None = None
+    shares_console: bool = False
     debug_sinks: tuple[Callable[[bytes], None], ...] = ()
+    control: ControlOptions = NOT_DRIVEN
     snapshots: tuple[PlannedSnapshot, ...] = ()
     make: Callable[[], Machine] | None = None
     on_display: Callable[[Callable[[str], None]], None] | None = None
@@ -68,6 +76,7 @@ class Request:
 def run(request: Request) -> int:
     """Carry out `request` on this process's terminal and signals; returns the exit status."""
     start_s = time.perf_counter()
+    _check_stdio(request)
     with ExitStack() as stack:
         report_file = ReportFile(Path(request.report)) if request.report else None
         if report_file is not None:
@@ -84,8 +93,13 @@ def run(request: Request) -> int:
         if debug_sink is not None:
             machine.debug_sinks.append(debug_sink.on_console)
         machine.debug_sinks += request.debug_sinks
-        with console_input(machine, request.shell_ready) if request.serial == "stdio" else nullcontext():
-            _run_to_the_end(machine, display, debug_sink, request.snapshots)
+        others: list[Attendant] = []
+        if request.serial == "stdio":
+            others.append(stack.enter_context(_console(request, machine)))
+        elif _edits_lines(request):
+            stack.enter_context(raw_mode(sys.stdin.fileno(), signals=True))  # the monitor edits its lines itself
+        with attended(machine, request.control, *others) as attendants:
+            _run_to_the_end(machine, display, debug_sink, attendants, request.snapshots)
         report = _with_wall_time(machine.report(), time.perf_counter() - start_s)
         text = json.dumps(report) + "\n"
         if report_file is not None:
@@ -97,6 +111,32 @@ def run(request: Request) -> int:
         except OutputGone:
             forget_stdout()
         return int(report["exit_code"])
+
+
+def _console(request: Request, machine: Machine) -> AbstractContextManager[ConsoleInput]:
+    """The guest's console with the standard input, and behind Ctrl-A C the monitor."""
+    shown = GuardedText(sys.stderr if request.json else sys.stdout)
+
+    def make_monitor() -> ConsoleMonitor:
+        from vmm.control.monitor import Monitor
+        from vmm.control.monitor.sessions import ConsoleMonitor
+
+        monitor = Monitor(machine, request.control.name or machine.config.name)
+        return ConsoleMonitor(monitor, shown.write, echoes=is_interactive())
+
+    return console_input(machine, request.shell_ready, make_monitor, is_shared=request.shares_console)
+
+
+def _edits_lines(request: Request) -> bool:
+    """Whether this terminal is the monitor's."""
+    return any(address.kind == "stdio" for address in request.control.monitor) and is_interactive()
+
+
+def _check_stdio(request: Request) -> None:
+    """ConfigError when two want the standard input and output."""
+    wanted = request.control.on_stdio + ("stdio" in (request.serial, request.debugcon)) + request.json
+    if request.control.on_stdio and wanted > 1:
+        raise ConfigError("The standard input and output can serve one only: a protocol, the console, or --json.")
 
 
 def _make_machine(request: Request) -> Machine:
@@ -118,10 +158,22 @@ def _check_places(snapshots: Sequence[PlannedSnapshot]) -> None:
 
 
 def _run_to_the_end(
-    machine: Machine, display: Silent, debug_sink: SerialSink | None, snapshots: Sequence[PlannedSnapshot]
+    machine: Machine,
+    display: Silent,
+    debug_sink: SerialSink | None,
+    attendants: Attendants,
+    snapshots: Sequence[PlannedSnapshot],
 ) -> None:
     """Until there is an outcome; a reader that went away interrupts the run as Ctrl-C does."""
-    pacer = Pacer(display.waiting, hold=machine.config.clock == "virtual") if sys.stdout.isatty() else None
+
+    def sleep(seconds: float) -> bool:
+        attendants.wait(seconds)
+        attendants.serve()
+        return machine.is_paused
+
+    hold = machine.config.clock == "virtual"
+    is_watched = sys.stdout.isatty() or attendants.can_wake
+    pacer = Pacer(display.waiting, hold=hold, sleep=sleep, paused_s=lambda: machine.paused_s) if is_watched else None
     with _interrupting(machine, pacer):
         try:
             display.begin()
@@ -184,9 +236,9 @@ def _display(request: Request, machine: Machine) -> Silent:
     """The display that fits where the output goes.  Raw console bytes and a display never share a stream."""
     if request.json:
         return Silent()
-    if request.shell_ready is not None:
-        return ShellDisplay()
-    if "stdio" in (request.serial, request.debugcon):
+    if request.shell_ready is not None or request.shares_console or _edits_lines(request):
+        return ShellDisplay()  # lines of ours would stand in the middle of what is typed
+    if request.control.on_stdio or "stdio" in (request.serial, request.debugcon):
         return PlainDisplay(machine, GuardedText(sys.stderr), show_console=not request.serial)
     show_console = not request.serial
     if can_draw(sys.stdout):
@@ -251,7 +303,7 @@ class Pacer:
     """Holds a run back to one guest second per second, and lets a display draw meanwhile.
 
     `waiting(now_ns)` is called with the guest time to show: it grows smoothly while the guest sleeps, although the
-    machine jumps.  With `hold` false only that is done.
+    machine jumps.  With `hold` false only that is done.  A `sleep` that returns true ends the hold.
     """
 
     def __init__(
@@ -260,21 +312,28 @@ class Pacer:
         *,
         hold: bool = True,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], bool | None] = time.sleep,
+        paused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._waiting = waiting
         self._hold = hold
         self._clock = clock
         self._sleep = sleep
+        self._paused_s = paused_s
         self._start_s: float | None = None
 
     def __call__(self, now_ns: int) -> None:
         if self._start_s is None:
-            self._start_s = self._clock() - now_ns / 1e9
-        while self._hold and (ahead_s := now_ns / 1e9 - (self._clock() - self._start_s)) > 0:
+            self._start_s = self._now_s() - now_ns / 1e9
+        while self._hold and (ahead_s := now_ns / 1e9 - (self._now_s() - self._start_s)) > 0:
             self._waiting(now_ns - int(ahead_s * 1e9))
-            self._sleep(min(ahead_s, LONGEST_WAIT_S))
+            if self._sleep(min(ahead_s, LONGEST_WAIT_S)):
+                break
         self._waiting(now_ns)
+
+    def _now_s(self) -> float:
+        """The host's time without the pauses: what was not run then is not to be caught up with."""
+        return self._clock() - self._paused_s()
 
     def stop(self) -> None:
         """Hold no more; may be called from a signal handler."""

@@ -1,7 +1,7 @@
 """The input side of the serial console: what is typed on a terminal, or comes out of a pipe, reaches the 16550.
 
-`ConsoleInput` is what a machine asks for input between two runs of its CPU, and waits with while its guest sleeps, so
-an idle guest costs no CPU time and a key wakes it at once.  Nothing is lost: what the port does not take stays here,
+`ConsoleInput` is the attendant (`vmm.control.attendants`) that a machine asks for input between two runs of its CPU and
+that wakes it while its guest sleeps.  Nothing is lost: what the port does not take stays here,
 and nothing is read beyond that, so a pipe's writer waits.  A byte is offered only while the guest raises RTS, as a
 terminal with a handshake does.  RTS alone says too little: firmware raises it for whoever comes next, and Linux, which
 then finds up to a FIFO of input, clears it when it starts its driver and again when the port is opened.  So what a
@@ -17,12 +17,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm.display import Silent
 
@@ -32,24 +31,38 @@ if TYPE_CHECKING:
 ESCAPE = 0x01  # Ctrl-A
 END_OF_INPUT = b"\x04"  # Ctrl-D, which a terminal's line discipline takes for the end
 READ_BYTES = 4096
-LONGEST_WAIT_S = 1.0
 END_AGAIN_NS = 1_000_000_000  # guest time until the end of input is typed again: a program may have taken the first
 
 HELP = """
 Ctrl-A H  this help
 Ctrl-A X  end the machine and leave
-Ctrl-A C  the monitor (this version has none)
-Ctrl-A A  send Ctrl-A to the guest
+Ctrl-A C  from the guest's console to the monitor, and back
+Ctrl-A A  send Ctrl-A
 """
-NO_MONITOR = "\nThere is no monitor in this version; Ctrl-A H lists what there is.\n"
+
+
+class OtherEnd(Protocol):
+    """Who else may have the keys than the guest: the monitor (`vmm.control.monitor.sessions.ConsoleMonitor`)."""
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def feed(self, typed: bytes) -> None: ...
 
 
 class Keys:
-    """Takes the escapes out of what is typed.  `leave` is called for Ctrl-A X, `say` with what shall be shown."""
+    """Takes the escapes out of what is typed.  `leave` is called for Ctrl-A X, `say` with what shall be shown; Ctrl-A C
+    gives the keys to what `make_monitor` makes when it is typed first, and back to the guest."""
 
-    def __init__(self, leave: Callable[[], None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, leave: Callable[[], None], say: Callable[[str], None], make_monitor: Callable[[], OtherEnd]
+    ) -> None:
         self._leave = leave
         self._say = say
+        self._make_monitor = make_monitor
+        self._monitor: OtherEnd | None = None
+        self._has_monitor_keys = False
         self._escaped = False
 
     def feed(self, typed: bytes) -> bytes:
@@ -58,30 +71,45 @@ class Keys:
         for byte in typed:
             if self._escaped:
                 self._escaped = False
-                passed += self._command(byte)
+                self._command(byte, passed)
             elif byte == ESCAPE:
                 self._escaped = True
             else:
-                passed.append(byte)
+                self._pass_on(byte, passed)
         return bytes(passed)
 
-    def _command(self, byte: int) -> bytes:
+    def _pass_on(self, byte: int, passed: bytearray) -> None:
+        """To whoever has the keys now."""
+        if self._has_monitor_keys and self._monitor is not None:
+            self._monitor.feed(bytes([byte]))
+        else:
+            passed.append(byte)
+
+    def _command(self, byte: int, passed: bytearray) -> None:
         match chr(byte).lower():
             case "a" | "\x01":
-                return bytes([ESCAPE])
+                self._pass_on(ESCAPE, passed)
             case "x":
                 self._leave()
             case "c":
-                self._say(NO_MONITOR)
+                self._toggle()
             case _:
                 self._say(HELP)
-        return b""
+
+    def _toggle(self) -> None:
+        if self._monitor is None:
+            self._monitor = self._make_monitor()
+        self._has_monitor_keys = not self._has_monitor_keys
+        if self._has_monitor_keys:
+            self._monitor.open()
+        else:
+            self._monitor.close()
 
 
 class ConsoleInput:
     """Types on the console of `machine` what comes from the file descriptor `fd`, through `keys` if there are any.
 
-    A context manager.  `is_ready` tells whether the guest wants input yet; until then everything waits, but escapes
+    `is_ready` tells whether the guest wants input yet; until then everything waits, but escapes
     among the keys work at any time.  With `types_end` the end of the input is typed too, as Ctrl-D, until the guest has
     ended; without, it just gets no more."""
 
@@ -108,11 +136,13 @@ class ConsoleInput:
         """Whether something may still come, so that a guest that sleeps without a deadline is not over."""
         return not self._at_end or bool(self._waiting) or self._types_end
 
+    due_s: None = None
+
     def serve(self) -> None:
         """Offer the port what is there; called between two runs of the CPU."""
         self._waiting = self._machine.board.serial.take_unread() + self._waiting
         wanted = self._is_wanted()
-        if self._is_watched(wanted) and self._select([self._fd], 0):
+        if self._is_watched(wanted) and select.select([self._fd], [], [], 0)[0]:
             self._read()
         if not wanted:
             return
@@ -121,15 +151,12 @@ class ConsoleInput:
         elif self._at_end and self._types_end:
             self._type_end()
 
-    def wait(self, seconds: float) -> None:
-        """Sleep that long at most, less when there is input that the guest can have or a signal has come."""
+    def awaited(self) -> list[tuple[int, int]] | None:
+        """The input, when the guest can have it; None when there is some already."""
         wanted = self._is_wanted()
         if self._waiting and wanted:
-            return
-        watched = [self._fd] if self._is_watched(wanted) else []
-        self._select([*watched, self._woken], min(seconds, LONGEST_WAIT_S))
-        with suppress(BlockingIOError):
-            self._woken.recv(READ_BYTES)
+            return None
+        return [(self._fd, select.POLLIN)] if self._is_watched(wanted) else []
 
     def _is_wanted(self) -> bool:
         """Whether the port has room, and the guest asks for more."""
@@ -157,25 +184,6 @@ class ConsoleInput:
             self._machine.send_console(END_OF_INPUT)
             self._end_typed_ns = now_ns
 
-    @staticmethod
-    def _select(readable: list[int | socket.socket], seconds: float) -> bool:
-        return bool(select.select(readable, [], [], seconds)[0])
-
-    def __enter__(self) -> ConsoleInput:
-        """From now on a signal ends `wait`: the interpreter writes a byte for each."""
-        self._wakeup, self._woken = socket.socketpair()
-        self._wakeup.setblocking(False)
-        self._woken.setblocking(False)
-        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        self._machine.typist = self
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._machine.typist = None
-        signal.set_wakeup_fd(self._wakeup_before)
-        self._wakeup.close()
-        self._woken.close()
-
 
 @contextmanager
 def raw_mode(fd: int, *, signals: bool) -> Iterator[None]:
@@ -199,27 +207,28 @@ def raw_mode(fd: int, *, signals: bool) -> Iterator[None]:
 
 
 @contextmanager
-def console_input(machine: Machine, ready: bytes | None) -> Iterator[None]:
-    """Connect the standard input with the console of `machine`; in raw mode if it is a terminal that shows it too.
+def console_input(
+    machine: Machine, ready: bytes | None, make_monitor: Callable[[], OtherEnd], *, is_shared: bool = False
+) -> Iterator[ConsoleInput]:
+    """What connects the standard input with the console of `machine`; in raw mode if it is a terminal that shows it
+    too.  Then Ctrl-A is the escape, and `make_monitor` makes the other end of Ctrl-A C.
 
-    `ready` is for a shell: what the guest sends to the debug port when it wants input, nothing where it wants it
-    already.  Then Ctrl-A is the escape, all
-    other keys are the guest's, and the end of a pipe is typed as Ctrl-D."""
+    `ready` is for a shell: what the guest sends to the debug port when it wants input, nothing
+    where it wants it already.  Then all other keys are the
+    guest's, Ctrl-C too, and the end of a pipe is typed as Ctrl-D.  `is_shared` is QEMU's mon:stdio: all other keys are
+    the guest's, and Ctrl-A is the escape in a pipe too."""
     is_terminal, is_shell = is_interactive(), ready is not None
     with ExitStack() as stack:
         fd = stack.enter_context(_standard_input())
-        stack.enter_context(
-            ConsoleInput(
-                machine,
-                fd,
-                Keys(machine.interrupt, say) if is_terminal and is_shell else None,
-                is_ready=_heard(machine, ready) if ready else lambda: True,
-                types_end=is_shell and not is_terminal,
-            )
-        )
         if is_terminal:
-            stack.enter_context(raw_mode(fd, signals=not is_shell))
-        yield
+            stack.enter_context(raw_mode(fd, signals=not is_shell and not is_shared))
+        yield ConsoleInput(
+            machine,
+            fd,
+            Keys(machine.interrupt, say, make_monitor) if is_terminal or is_shared else None,
+            is_ready=_heard(machine, ready) if ready else lambda: True,
+            types_end=is_shell and not is_terminal,
+        )
 
 
 def _heard(machine: Machine, words: bytes) -> Callable[[], bool]:
@@ -285,5 +294,5 @@ class ShellDisplay(Silent):
     """Nothing but the guest's console; at the end a sentence, if it is not what the user brought about."""
 
     def end(self, report: Mapping[str, Any]) -> None:
-        if report["outcome"] not in ("powered-off", "quit", "interrupted"):
+        if report["outcome"] not in ("powered-off", "quit", "host-quit", "interrupted"):
             say(f"vmm: {report['detail']}\n")

@@ -141,7 +141,10 @@ def test_a_shell_on_a_terminal_is_left_with_its_key_and_leaves_the_terminal_as_i
             (b"\nstarted\r", b"\x03"),
             (b"# ", b"echo $((6*7))\r"),
             (b"\n42\r", b""),
-            (b"# ", b"\x01x"),
+            (b"# ", b"echo he\x01cinfo balloon\r"),  # a word is begun, and ended behind the monitor's back
+            (b"balloon: actual=512\r", b"x /4i $rip\r"),
+            (b"(qemu) ", b"\x01cllo\r"),
+            (b"\nhello\r", b"\x01x"),
         ):
             shown = _read_until(ours, until, shown)
             os.write(ours, keys)

@@ -158,7 +158,8 @@ BUILT: dict[type, str] = {
     PpcPlatform: "attentive cpu table _board _clock _memory",
     PcPlatform: "attentive cpu table _board _clock _memory _pc collectors",
     Transcript: "",
-    Machine: "config observers debug_sinks typist _interrupted board memory _shortage",
+    Machine: "config observers debug_sinks attendants is_paused paused_s debug_stop stats_unix_s _interrupted "
+    "_quitting board memory _shortage",
 }
 """The attributes that are not in the table: fixed when the object is built, made from others, or saved by code beside
 the table (`queues`, `ring`, `functions`, `_mapped`, what `BalloonPages`, `SlicedBatch` and `ShadowMemory` hold,

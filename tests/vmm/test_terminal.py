@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
 from devices.serial import MCR_DTR, MCR_OUT2, MCR_RTS, Serial
+from vmm.control.attendants import Attendants
 from vmm.machine import Machine
-from vmm.terminal import ConsoleInput, Keys, console_input, raw_mode
+from vmm.terminal import HELP, ConsoleInput, Keys, console_input, raw_mode
 
 
 class FakeMachine:
@@ -28,7 +29,7 @@ class FakeMachine:
         self.serial.write(2, 1, 1, 0)  # FIFOs on
         self.serial.write(4, 1, MCR_DTR | MCR_OUT2 | (MCR_RTS if rts else 0), 0)
         self.board = SimpleNamespace(serial=self.serial)
-        self.typist: ConsoleInput | None = None
+        self.attendants: Attendants | None = None
         self.now_ns = 0
         self.interrupted = False
         self.debug_sinks: list[object] = []
@@ -52,6 +53,10 @@ class FakeMachine:
         return cast(Machine, self)
 
 
+def no_monitor() -> NoReturn:
+    pytest.fail("nobody has asked for the monitor")
+
+
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
@@ -62,7 +67,12 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(fd)
 
 
-def all_that_comes(machine: FakeMachine, source: ConsoleInput, rounds: int = 1000) -> bytes:
+def attending(machine: FakeMachine, fd: int, *keys: Keys, **how: Any) -> Attendants:
+    """The console's input from `fd`, and nobody else."""
+    return Attendants(machine.as_machine(), ConsoleInput(machine.as_machine(), fd, *keys, **how))
+
+
+def all_that_comes(machine: FakeMachine, source: Attendants, rounds: int = 1000) -> bytes:
     """What the guest reads if it reads after each round, until nothing more comes."""
     got = bytearray()
     for _ in range(rounds):
@@ -77,9 +87,25 @@ def all_that_comes(machine: FakeMachine, source: ConsoleInput, rounds: int = 100
 # -- the escape ----------------------------------------------------------------------------------------------------
 
 
+class Overheard:
+    """A monitor that notes what happens to it."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def open(self) -> None:
+        self._said.append("(opened)")
+
+    def close(self) -> None:
+        self._said.append("(closed)")
+
+    def feed(self, typed: bytes) -> None:
+        self._said.append(typed.decode("latin-1"))
+
+
 def keys() -> tuple[Keys, list[str]]:
     said: list[str] = []
-    return Keys(lambda: said.append("left"), said.append), said
+    return Keys(lambda: said.append("left"), said.append, lambda: Overheard(said)), said
 
 
 @pytest.mark.parametrize(
@@ -90,7 +116,6 @@ def keys() -> tuple[Keys, list[str]]:
         (b"\x01\x01x", b"\x01x", ""),
         (b"\x01x", b"", "left"),
         (b"\x01Xy", b"y", "left"),
-        (b"\x01c", b"", "There is no monitor in this version"),
         (b"\x01h", b"", "Ctrl-A X  end the machine and leave"),
         (b"\x01?z", b"z", "Ctrl-A H  this help"),
     ],
@@ -103,6 +128,23 @@ def test_ctrl_a_is_the_only_escape(typed: bytes, passed: bytes, said: str) -> No
         assert said in "".join(heard)
 
 
+@pytest.mark.parametrize(
+    ("typed", "passed", "said"),
+    [
+        (b"a\x01cb", b"a", "(opened)b"),
+        (b"a\x01Cb\x01cd", b"ad", "(opened)b(closed)"),
+        (b"\x01c1\x01a\x01\x012\x01c3\x01c4", b"3", "(opened)1\x01\x012(closed)(opened)4"),
+        (b"\x01c\x01xy", b"", "(opened)lefty"),
+        (b"\x01c\x01hz\x01cq", b"q", "(opened)" + HELP + "z(closed)"),
+    ],
+)
+def test_ctrl_a_c_gives_the_keys_to_the_monitor_and_back(typed: bytes, passed: bytes, said: str) -> None:
+    for cut in range(len(typed) + 1):
+        each, heard = keys()
+        assert each.feed(typed[:cut]) + each.feed(typed[cut:]) == passed
+        assert "".join(heard) == said
+
+
 # -- from a pipe ---------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +153,7 @@ def test_everything_arrives_in_order_however_much_it_is(pipe: tuple[int, int]) -
     sent = bytes(number * 7 % 251 for number in range(30_000))
     os.write(writer, sent)
     machine = FakeMachine()
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         assert all_that_comes(machine, source, 5000) == sent
 
 
@@ -119,7 +161,7 @@ def test_what_the_port_does_not_take_is_kept_for_later(pipe: tuple[int, int]) ->
     reader, writer = pipe
     os.write(writer, b"0123456789abcdefghij")
     machine = FakeMachine()
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         for _ in range(5):
             source.serve()  # the guest reads nothing meanwhile
         assert machine.guest_reads() == b"0123456789abcdef"
@@ -131,7 +173,7 @@ def test_what_the_guest_clears_before_it_has_read_it_is_typed_again(pipe: tuple[
     reader, writer = pipe
     os.write(writer, b"0123456789abcdefghij")
     machine = FakeMachine()
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         source.serve()
         machine.serial.write(2, 1, 0, 0)  # a driver that starts switches the FIFOs off and on,
         source.serve()
@@ -147,7 +189,7 @@ def test_a_writer_waits_while_the_guest_does_not_read(pipe: tuple[int, int]) -> 
     reader, writer = pipe
     machine = FakeMachine()
     written = 0
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         for _ in range(100):
             try:
                 written += os.write(writer, b"x" * 4096)
@@ -162,7 +204,7 @@ def test_nothing_is_sent_while_rts_is_off(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.write(writer, b"hello")
     machine = FakeMachine(rts=False)
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         source.serve()
         assert machine.guest_reads() == b""
         machine.serial.write(4, 1, MCR_DTR | MCR_RTS | MCR_OUT2, 0)
@@ -174,7 +216,7 @@ def test_nothing_is_sent_before_the_guest_is_ready(pipe: tuple[int, int]) -> Non
     reader, writer = pipe
     os.write(writer, b"hello")
     machine, ready = FakeMachine(), False
-    with ConsoleInput(machine.as_machine(), reader, is_ready=lambda: ready) as source:
+    with attending(machine, reader, is_ready=lambda: ready) as source:
         source.serve()
         assert machine.guest_reads() == b""
         ready = True
@@ -187,7 +229,7 @@ def test_the_end_is_typed_after_everything_else_and_again_each_second(pipe: tupl
     os.write(writer, b"x" * 20)
     os.close(writer)
     machine = FakeMachine()
-    with ConsoleInput(machine.as_machine(), reader, types_end=True) as source:
+    with attending(machine, reader, types_end=True) as source:
         assert source.can_wake
         assert all_that_comes(machine, source) == b"x" * 20 + b"\x04"
         machine.now_ns += 999_999_999
@@ -204,7 +246,7 @@ def test_without_being_asked_the_end_is_not_typed_and_nothing_can_wake_the_guest
     os.write(writer, b"x")
     os.close(writer)
     machine = FakeMachine()
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         assert source.can_wake
         assert all_that_comes(machine, source) == b"x"
         source.serve()
@@ -217,14 +259,14 @@ def test_a_file_of_the_disk_is_read_like_a_pipe(tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("input") / "file"
     path.write_bytes(b"y" * 100)
     machine = FakeMachine()
-    with open(path, "rb") as file, ConsoleInput(machine.as_machine(), file.fileno()) as source:
+    with open(path, "rb") as file, attending(machine, file.fileno()) as source:
         assert all_that_comes(machine, source) == b"y" * 100
 
 
 # -- sleeping ------------------------------------------------------------------------------------------------------
 
 
-def elapsed(source: ConsoleInput, seconds: float) -> float:
+def elapsed(source: Attendants, seconds: float) -> float:
     start = time.monotonic()
     source.wait(seconds)
     return time.monotonic() - start
@@ -233,7 +275,7 @@ def elapsed(source: ConsoleInput, seconds: float) -> float:
 def test_input_ends_a_wait_and_no_input_does_not(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     machine = FakeMachine()
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         assert elapsed(source, 0.05) >= 0.04
         later = threading.Timer(0.05, os.write, (writer, b"k"))
         later.start()
@@ -247,7 +289,7 @@ def test_input_that_the_guest_cannot_have_yet_does_not_end_a_wait(pipe: tuple[in
     reader, writer = pipe
     os.write(writer, b"typed too early")
     machine = FakeMachine(rts=False)
-    with ConsoleInput(machine.as_machine(), reader) as source:
+    with attending(machine, reader) as source:
         source.serve()
         assert elapsed(source, 0.05) >= 0.04
 
@@ -256,7 +298,7 @@ def test_a_signal_ends_a_wait_at_once(pipe: tuple[int, int]) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
     try:
-        with ConsoleInput(FakeMachine().as_machine(), pipe[0]) as source:
+        with attending(FakeMachine(), pipe[0]) as source:
             later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
             later.start()
             source.wait(60)
@@ -307,10 +349,10 @@ def test_the_terminals_signals_stay_where_they_are_wanted(terminal: tuple[int, i
 
 def test_leaving_works_before_the_guest_wants_input(terminal: tuple[int, int]) -> None:
     machine = FakeMachine(rts=False)
-    each = Keys(machine.interrupt, lambda text: None)
+    each = Keys(machine.interrupt, lambda text: None, lambda: Overheard([]))
     with (
         raw_mode(terminal[1], signals=False),
-        ConsoleInput(machine.as_machine(), terminal[1], each, is_ready=lambda: False) as source,
+        attending(machine, terminal[1], each, is_ready=lambda: False) as source,
     ):
         os.write(terminal[0], b"typed ahead\x01x")
         source.wait(1)
@@ -319,36 +361,30 @@ def test_leaving_works_before_the_guest_wants_input(terminal: tuple[int, int]) -
         assert machine.guest_reads() == b""
 
 
-def test_a_machine_has_its_typist_only_while_it_is_connected(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_has_its_attendants_only_while_they_are_there(pipe: tuple[int, int]) -> None:
     machine = FakeMachine()
-    with open(pipe[0], closefd=False) as file:
-        monkeypatch.setattr("sys.stdin", file)
-        with console_input(machine.as_machine(), None):
-            assert machine.typist is not None
-        assert machine.typist is None
+    with attending(machine, pipe[0]) as source:
+        assert machine.attendants is source
+    assert machine.attendants is None
 
 
 def test_a_closed_standard_input_is_one_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     monkeypatch.setattr("sys.stdin", None)
-    with console_input(machine.as_machine(), None):
-        assert machine.typist is not None
-        machine.typist.serve()
-        assert not machine.typist.can_wake
+    with console_input(machine.as_machine(), None, no_monitor) as source:
+        source.serve()
+        assert not source.can_wake
 
 
 def test_a_shell_hears_that_the_standard_input_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     monkeypatch.setattr("sys.stdin", None)
-    with console_input(machine.as_machine(), b"ready"):
-        assert machine.typist is not None
+    with console_input(machine.as_machine(), b"ready", no_monitor) as source:
         (listen,) = machine.debug_sinks
         assert callable(listen)
         listen(b"ready")
-        machine.typist.serve()
-        machine.typist.serve()
+        source.serve()
+        source.serve()
         assert machine.guest_reads() == b"\x04"
 
 
@@ -357,13 +393,26 @@ def test_a_shell_gets_input_when_it_has_said_its_words(pipe: tuple[int, int], mo
     os.write(pipe[1], b"ls\n")
     with open(pipe[0], closefd=False) as file:
         monkeypatch.setattr("sys.stdin", file)
-        with console_input(machine.as_machine(), b"ready\n"):
-            assert machine.typist is not None
-            machine.typist.serve()
+        with console_input(machine.as_machine(), b"ready\n", no_monitor) as source:
+            source.serve()
             assert machine.guest_reads() == b""
             (listen,) = machine.debug_sinks
             assert callable(listen)
             for piece in (b"not yet, re", b"ad", b"y", b"\n"):
                 listen(piece)
-            machine.typist.serve()
+            source.serve()
             assert machine.guest_reads() == b"ls\n"
+
+
+def test_a_console_that_is_shared_has_its_escapes_in_a_pipe_too(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, said = FakeMachine(), list[str]()
+    os.write(pipe[1], b"a\x01cinfo\x01cb")
+    with open(pipe[0], closefd=False) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        with console_input(machine.as_machine(), None, lambda: Overheard(said), is_shared=True) as source:
+            source.serve()
+            source.serve()
+            assert machine.guest_reads() == b"ab"
+            assert "".join(said) == "(opened)info(closed)"

@@ -37,6 +37,12 @@ class Timed(Protocol):
     def advance(self, now_ns: int) -> Effects: ...
 
 
+class Resettable(Protocol):
+    """Something that can begin anew."""
+
+    def reset(self) -> Effects: ...
+
+
 class Interrupts(Protocol):
     """The lines of a board, and whether one of them asks for the processor."""
 
@@ -121,6 +127,11 @@ class Board(Stateful, ABC):
     @abstractmethod
     def press_power_button(self, now_ns: int) -> Effects:
         """ConfigError where there is none."""
+
+    @abstractmethod
+    def reset(self) -> Effects:
+        """Every device as at power-on, and the guest's image in RAM again; what the host set, and counters, stay.
+        ConfigError, and nothing done, when the image cannot be read."""
 
     def take_debug_output(self) -> bytes:
         """What came out of the debug port since the last call; nothing where there is no such port."""

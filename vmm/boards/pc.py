@@ -47,7 +47,7 @@ from devices.virtio.transport.pci_modern import VirtioPciModern
 from devices.virtio.transport.pci_transitional import VirtioPciTransitional
 from firmware import acpi
 from vmm import loader
-from vmm.boards.board import Board, Saved, SeededEntropy, make_memory
+from vmm.boards.board import Board, Resettable, Saved, SeededEntropy, make_memory
 from vmm.config import NO_FIRMWARE, DeviceConfig, MachineConfig
 from vmm.watch import WatchedBalloon
 
@@ -301,6 +301,15 @@ class PcBoard(Board):
         return ports
 
     # -- what the machine asks -----------------------------------------------------------------------------------------
+
+    def reset(self) -> Effects:
+        self.payload = self._load(self.config)
+        effects = self.host_bridge.reset() | self.interrupts.reset()
+        devices: list[Resettable] = [self.timer, self.rtc, self.serial, self.keyboard, self.port_92, self.debug_port]
+        devices += [self.pm1a, self.pm_events, self.fw_cfg, self.fw_cfg_dma, *self.mmio_transports]
+        for device in devices:
+            effects |= device.reset()
+        return effects
 
     def press_power_button(self, now_ns: int) -> Effects:
         return self.pm_events.press_power_button(now_ns)

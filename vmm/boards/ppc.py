@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from devices import interval_timer
 from devices.bus import AddressSpace, Handler
+from devices.effects import Effects
 from devices.errors import ConfigError
 from devices.interval_timer import IntervalTimer
 from devices.irq import lines
@@ -22,7 +23,7 @@ from devices.state import PART, Many, Table
 from devices.virtio.transport.mmio import BLOCK_BYTES, VirtioMmio
 from devices.virtio.transport.mmio_legacy import VirtioMmioLegacy
 from vmm import loader
-from vmm.boards.board import Board, Saved, make_memory
+from vmm.boards.board import Board, Resettable, Saved, make_memory
 from vmm.boards.pc import make_device
 from vmm.config import PPC, MachineConfig
 from vmm.models import MMIO_PLACES
@@ -120,6 +121,14 @@ class PpcBoard(Board):
         for base, length, handler, owner in table:
             self.mmio.add(base, length, handler, owner)
         self.timed = (self.timer, *self.transports)
+
+    def reset(self) -> Effects:
+        self._load(self.config)
+        effects = self.interrupts.reset()
+        devices: tuple[Resettable, ...] = (self.timer, self.serial, *self.transports)
+        for device in devices:
+            effects |= device.reset()
+        return effects
 
     def press_power_button(self, now_ns: int) -> NoReturn:
         raise ConfigError("The PowerPC board has no power button.")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from devices.errors import ConfigError
 from devices.state import State
+from vmm.cpu.debug import CpuDebugger, DebugStop
 
 
 class Platform(Protocol):
@@ -30,6 +31,7 @@ class ExitReason(enum.Enum):
     REQUESTED = "requested"  # `request_exit` was called
     HALTED = "halted"  # HLT, and no interrupt that it could take
     TRIPLE_FAULT = "triple fault"
+    DEBUGGER = "debugger"  # something that the debugger wanted to stop at
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,14 @@ class Exit:
     """Why `run` came back.
 
     `interrupts_enabled` (with HALTED) tells whether an interrupt can wake it.  `vector` (with TRIPLE_FAULT) is the
-    exception that could not be delivered first, `registers` are then the CPU's at that exception."""
+    exception that could not be delivered first, `registers` are then the CPU's at that exception.  `stop` (with
+    DEBUGGER) is what was stopped at."""
 
     reason: ExitReason
     interrupts_enabled: bool = False
     vector: int = -1
     registers: dict[str, int] = field(default_factory=dict)
+    stop: DebugStop | None = None
 
     def describe(self) -> str:
         """One sentence with vector, CS:RIP and the general registers, for a triple fault."""
@@ -106,8 +110,19 @@ class Cpu(Protocol):
         """The guest-physical address behind one of the program's, or None."""
         ...
 
+    def peek(self, gpa: int, length: int) -> bytes | None:
+        """Bytes of memory at a guest-physical address, within one page and without any effect: no device is read, and
+        a page that the host took back stays away.  None where there is no memory."""
+        ...
+
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that somebody else than the guest has changed."""
+        ...
+
+    @property
+    def debugger(self) -> CpuDebugger | None:
+        """What a debugger can do with it; None if this processor has nothing of the kind.  It costs nothing as long as
+        nobody asks for it."""
         ...
 
     def close(self) -> None: ...

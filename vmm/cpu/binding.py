@@ -46,6 +46,8 @@ HOOK_INSTRUCTION = const.UC_HOOK_INSN
 HOOK_BLOCK = const.UC_HOOK_BLOCK
 HOOK_INVALID_INSTRUCTION = const.UC_HOOK_INSN_INVALID
 HOOK_LOAD = const.UC_HOOK_MEM_READ
+HOOK_STORE = const.UC_HOOK_MEM_WRITE
+HOOK_CODE = const.UC_HOOK_CODE
 HOOK_WRITE_PROTECTED = const.UC_HOOK_MEM_WRITE_PROT
 HOOK_TRANSLATED = const.UC_HOOK_EDGE_GENERATED
 
@@ -107,6 +109,7 @@ def _load() -> ctypes.CDLL:
         "uc_reg_write": (handle, number, c_void_p),
         "uc_vmem_translate": (handle, size, number, POINTER(c_uint64)),
         "uc_hook_add": (handle, POINTER(c_size_t), number, c_void_p, c_void_p, size, size),  # and ...
+        "uc_hook_del": (handle, c_size_t),
         "uc_ctl": (handle, number),  # and ...
     }
     for name, arguments in prototypes.items():
@@ -207,14 +210,21 @@ class Engine:
 
     def hook(
         self, kind: int, callback: Any, user_data: int = 0, instruction: int = 0, bounds: tuple[int, int] = ANYWHERE
-    ) -> None:
-        """Call `callback` (a C function pointer) for every event of this kind at first ≤ address ≤ last."""
-        self.callbacks.append(callback)
+    ) -> int:
+        """Call `callback` (a C function pointer) for every event of this kind at first ≤ address ≤ last.  What comes
+        back is for `unhook`."""
+        if not any(known is callback for known in self.callbacks):
+            self.callbacks.append(callback)
         pointer, handle = ctypes.cast(callback, c_void_p), c_size_t()
         error = LIBRARY.uc_hook_add(
             self.handle, byref(handle), kind, pointer, c_void_p(user_data), *bounds, c_int(instruction)
         )
         self._check(error, "add a hook")
+        return handle.value or 0
+
+    def unhook(self, handle: int) -> None:
+        """Call it no more; between runs."""
+        self._check(LIBRARY.uc_hook_del(self.handle, handle), "remove a hook")
 
     def take_protected_writes(self, first: int, last: int, write: Callable[[int, int, int], None]) -> None:
         """Make memory read-only and let `write(gpa, size, value)`, which must not raise, have the guest's stores to it.

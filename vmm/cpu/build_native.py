@@ -14,7 +14,8 @@ from elftools.elf.elffile import ELFFile
 
 HERE = Path(__file__).parent
 TARGETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
-SECTIONS = {name: f".text.{name}" for name in ("block", "translated", "rdtsc", "rdtscp")}
+SECTIONS = {name: f".text.{name}" for name in ("block", "translated", "rdtsc", "rdtscp", "instruction")}
+SHORT_DIGITS = 80  # so much goes on one line
 FLAGS = (
     *("-Os", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fomit-frame-pointer"),
     *("-fno-stack-protector", "-fno-sanitize=all", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
@@ -64,8 +65,11 @@ def render() -> str:
     for machine, target in TARGETS.items():
         lines.append(f'    "{machine}": {{')
         for key, code in compile_callbacks(target).items():
-            lines.append(f'        "{key}": (')
             text = code.hex()
+            if len(text) <= SHORT_DIGITS:
+                lines.append(f'        "{key}": ("{text}"),')
+                continue
+            lines.append(f'        "{key}": (')
             lines += [f'            "{text[i : i + 96]}"' for i in range(0, len(text), 96)]
             lines.append("        ),")
         lines.append("    },")

@@ -40,11 +40,11 @@ _PROBE_CODE = bytes.fromhex(
 _CODE_GPA, _DATA_GPA = 0x1000, 0x5000
 
 
-def leave_out(engine: binding.Engine) -> None:
-    """No more checks in what `engine` translates from now on, if this Unicorn can do without."""
+def leave_out(engine: binding.Engine, left_out: bool = True) -> None:
+    """No more checks in what `engine` translates from now on, if this Unicorn can do without; False: checks again."""
     offset = find_flag()
     if offset:
-        ctypes.c_uint8.from_address((engine.handle.value or 0) + offset).value = 1
+        ctypes.c_uint8.from_address((engine.handle.value or 0) + offset).value = int(left_out)
 
 
 @functools.cache

@@ -26,7 +26,8 @@ struct clock {
     u32 irq;            /* an interrupt waits: stop as soon as the guest can take it */
     u32 eflags_offset;  /* where Unicorn's CPU state keeps them */
     u32 hflags_offset;
-    u64 stopped;        /* set by the stop below, cleared by Python */
+    u32 stopped;        /* 1: set by the stop before a block, 2: before another instruction; cleared by Python */
+    u32 stopped_size;   /* with 1: how long that block is */
     int (*stop)(void *uc);
     int (*translate)(void *uc, u64 gva, int prot, u64 *gpa);
     u8 *code_pages;     /* one byte per page of guest-physical memory: 1 = code of this page was translated */
@@ -41,6 +42,8 @@ struct clock {
     u64 tsc_offset;
     int (*rdtsc)(void *uc, void *data); /* the callbacks in Python, for that case */
     int (*rdtscp)(void *uc, void *data);
+    u64 stopped_pc;     /* with `stopped` 2: before which instruction */
+    u64 wants_stop;     /* a debugger watches, and has seen something: stop before the next instruction */
 };
 
 struct translation {
@@ -87,8 +90,9 @@ static void repeat_block(void *uc, u64 pc, u32 size, struct clock *clock, u8 *st
 __attribute__((section(".text.block"))) void block_callback(void *uc, u64 pc, u32 size, struct clock *clock)
 {
     int stop = clock->executed >= clock->limit || (clock->irq && can_take_interrupt(clock));
-    if (stop && !must_not_stop(clock, pc, size)) {
+    if (__builtin_expect(stop && !must_not_stop(clock, pc, size), 0)) {
         clock->stopped = 1;
+        clock->stopped_size = size;
         clock->stop(uc);
         return;
     }
@@ -119,6 +123,18 @@ __attribute__((noinline, section(".text.block"))) static void repeat_block(void 
     }
     clock->executed++;
     clock->previous_size = size;
+}
+
+/* UC_HOOK_CODE: before each instruction, and only while a debugger watches memory. */
+__attribute__((section(".text.instruction"))) void instruction_callback(void *uc, u64 pc, u32 size,
+                                                                        struct clock *clock)
+{
+    (void)size;
+    if (clock->wants_stop) {
+        clock->stopped = 2;
+        clock->stopped_pc = pc;
+        clock->stop(uc);
+    }
 }
 
 static inline void note_page(void *uc, u64 gva, struct clock *clock)

@@ -19,6 +19,7 @@ from vmm.cpu.native_code import NATIVE_CODE
 
 NO_LIMIT = 2**64 - 1
 LONGEST_INSTRUCTION = 15
+STOPPED_BEFORE_BLOCK, STOPPED_BEFORE_INSTRUCTION = 1, 2
 _INHIBIT_INTERRUPTS = 0x08
 _INTERRUPT_FLAG = 0x200
 _PAGE_SHIFT = 12
@@ -36,7 +37,8 @@ class Clock(ctypes.Structure):
         ("irq", c_uint32),
         ("eflags_offset", c_uint32),
         ("hflags_offset", c_uint32),
-        ("stopped", c_uint64),
+        ("stopped", c_uint32),
+        ("stopped_size", c_uint32),
         ("stop", c_void_p),
         ("translate", c_void_p),
         ("code_pages", c_void_p),
@@ -51,6 +53,8 @@ class Clock(ctypes.Structure):
         ("tsc_offset", c_uint64),
         ("rdtsc", c_void_p),
         ("rdtscp", c_void_p),
+        ("stopped_pc", c_uint64),
+        ("wants_stop", c_uint64),
     )
 
 
@@ -80,6 +84,7 @@ class NativeCallbacks:
             raise OSError(ctypes.get_errno(), "the host does not let memory be made executable")
         self.block, self.translated = places["block"], places["translated"]
         self.rdtsc, self.rdtscp = places["rdtsc"], places["rdtscp"]
+        self.instruction = places["instruction"]
 
     @classmethod
     def of_this_host(cls) -> NativeCallbacks | None:
@@ -89,7 +94,7 @@ class NativeCallbacks:
 
 
 class PythonCallbacks:
-    """The two callbacks that tell blocks, in Python, for hosts without machine code.
+    """The callbacks that tell blocks and instructions, in Python, for hosts without machine code.
 
     `can_take_interrupt` tells whether IF is set and no interrupt shadow is in force."""
 
@@ -99,17 +104,25 @@ class PythonCallbacks:
         self._can_take_interrupt = can_take_interrupt
         self.block = binding.BlockCallback(self._on_block)
         self.translated = binding.TranslatedCallback(self._on_translated)
+        self.instruction = binding.BlockCallback(self._on_instruction)
 
     def _on_block(self, _engine: int, pc: int, size: int, _data: int) -> None:
         clock = self._clock
         stop = clock.executed >= clock.limit or (clock.irq and self._can_take_interrupt())
         if stop and not self._must_not_stop(pc, size):
-            clock.stopped = 1
+            clock.stopped = STOPPED_BEFORE_BLOCK
+            clock.stopped_size = size
             self._engine.stop()
             return
         clock.executed += 1
         clock.previous_pc = pc
         clock.previous_size = size
+
+    def _on_instruction(self, _engine: int, pc: int, _size: int, _data: int) -> None:
+        if self._clock.wants_stop:
+            self._clock.stopped = STOPPED_BEFORE_INSTRUCTION
+            self._clock.stopped_pc = pc
+            self._engine.stop()
 
     def _must_not_stop(self, pc: int, size: int) -> bool:
         clock = self._clock

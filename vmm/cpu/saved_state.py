@@ -16,6 +16,7 @@ and relies on entries that it did not flush may see the change earlier.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from unicorn import x86_const
@@ -58,8 +59,20 @@ FIELDS: dict[str, Kind] = {
 
 def read(engine: binding.Engine, state: CpuState, clock: Clock, halted: bool) -> State:
     """The state of a processor that does not run."""
+    return {
+        "registers": {**read_registers(engine, state)},
+        "halted": halted,
+        "interrupt_shadow": bool(state.hflags & HF_INHIBIT_IRQ),
+        "blocks": int(clock.executed),
+        "last_block_address": int(clock.previous_pc),
+        "last_block_bytes": int(clock.previous_size),
+    }
+
+
+def read_registers(engine: binding.Engine, state: CpuState) -> dict[str, int]:
+    """All registers of a processor that does not run."""
     engine.save()
-    values: State = {**registers.read(state, engine.read_register(x86_const.UC_X86_REG_RFLAGS))}
+    values = registers.read(state, engine.read_register(x86_const.UC_X86_REG_RFLAGS))
     for name, (offset, size) in _PLACES.items():
         values[name] = int.from_bytes(state.memory[offset : offset + size], "little")
     values["fpu_tags"] = sum((state.memory[_TAGS + number] & 1) << number for number in range(8))
@@ -67,14 +80,7 @@ def read(engine: binding.Engine, state: CpuState, clock: Clock, halted: bool) ->
         values[name] = engine.read_register(number) & (1 << bits) - 1
     for name, number in _FAR_MSRS.items():
         values[name] = engine.read_msr(number)
-    return {
-        "registers": values,
-        "halted": halted,
-        "interrupt_shadow": bool(state.hflags & HF_INHIBIT_IRQ),
-        "blocks": int(clock.executed),
-        "last_block_address": int(clock.previous_pc),
-        "last_block_bytes": int(clock.previous_size),
-    }
+    return values
 
 
 def check(present: State, saved: Any, where: str) -> None:
@@ -90,23 +96,38 @@ def check(present: State, saved: Any, where: str) -> None:
 
 def write(engine: binding.Engine, state: CpuState, clock: Clock, saved: Any) -> None:
     """Make a processor that does not run what `check` has accepted; the caller forgets translations and the TLB."""
-    values = saved["registers"]
+    write_registers(engine, state, saved["registers"])
     engine.save()
-    for name, (offset, size) in _PLACES.items():
-        state.memory[offset : offset + size] = values[name].to_bytes(size, "little")
-    for number in range(8):
-        state.memory[_TAGS + number] = values["fpu_tags"] >> number & 1
-    registers.write(state, {name: value for name, value in values.items() if name in _basic(state)})
     state.hflags = state.hflags & ~HF_INHIBIT_IRQ | (HF_INHIBIT_IRQ if saved["interrupt_shadow"] else 0)
     state.old_exception = -1
     engine.restore()
-    for name, (number, _bits_of) in _CONTROLS.items():
-        engine.write_register(number, values[name])  # these two also set the rounding of Unicorn's arithmetic
-    for name, number in _FAR_MSRS.items():
-        engine.write_msr(number, values[name])
     clock.executed = saved["blocks"]
     clock.previous_pc = saved["last_block_address"]
     clock.previous_size = saved["last_block_bytes"]
+
+
+def write_registers(engine: binding.Engine, state: CpuState, values: Mapping[str, int]) -> None:
+    """Change those that `values` names, of a processor that does not run.  KeyError for an unknown name."""
+    engine.save()
+    basic = _basic(state)
+    others = (*_PLACES, *_CONTROLS, *_FAR_MSRS, "fpu_tags")
+    for name in values:
+        if name not in basic and name not in others:
+            raise KeyError(name)
+    for name, (offset, size) in _PLACES.items():
+        if name in values:
+            state.memory[offset : offset + size] = values[name].to_bytes(size, "little")
+    if "fpu_tags" in values:
+        for number in range(8):
+            state.memory[_TAGS + number] = values["fpu_tags"] >> number & 1
+    registers.write(state, {name: value for name, value in values.items() if name in basic})
+    engine.restore()
+    for name, (number, _bits_of) in _CONTROLS.items():
+        if name in values:
+            engine.write_register(number, values[name])  # these two also set the rounding of Unicorn's arithmetic
+    for name, number in _FAR_MSRS.items():
+        if name in values:
+            engine.write_msr(number, values[name])
 
 
 def _basic(state: CpuState) -> dict[str, int]:

@@ -28,11 +28,13 @@ from devices.memory import GuestMemory
 from devices.state import State
 from vmm.cpu import Exit, ExitReason, binding, delivery, exit_checks, registers, saved_state, transitions
 from vmm.cpu.code_pages import CodePages
+from vmm.cpu.debug_memory import DebugMemory, PeekedMemory
+from vmm.cpu.debugger import Core, Debugger
 from vmm.cpu.delivery import Event, Source, TripleFault
 from vmm.cpu.instructions import Instructions, host_cpuid
 from vmm.cpu.layout import CS, EFLAGS_OFFSET, HFLAGS_OFFSET, CpuState, verify_layout
-from vmm.cpu.native import Clock, NativeCallbacks, PythonCallbacks, interrupts_open
-from vmm.cpu.paging import PHYSICAL_BITS, PageFault, walk
+from vmm.cpu.native import STOPPED_BEFORE_BLOCK, Clock, NativeCallbacks, PythonCallbacks, interrupts_open
+from vmm.cpu.paging import PHYSICAL_BITS
 from vmm.cpu.physical import LARGEST_ROM_BYTES, ROM_END, ROM_UNIT_BYTES, PhysicalMemory
 from vmm.cpu.shadow import ShadowMemory
 from vmm.cpu.string_output import StringOutput
@@ -77,6 +79,9 @@ class UnicornCpu:
         self._stale: list[tuple[int, int]] = []
         self._running = self._requested = self._halted = False
         self._refused_at: int | None = None
+        self._debugger: Debugger | None = None
+        self._peeked = PeekedMemory(memory, rom, self._shadow)
+        self._debug_memory = DebugMemory(self._state, self._peeked)
         self._map(memory, rom)
         self._hook(NativeCallbacks.of_this_host() if native else None)
         self.reset()
@@ -97,6 +102,8 @@ class UnicornCpu:
         self._engine.ctl(binding.CTL_FLUSH_TLB)
         self._clock.irq = 0
         self._halted = False
+        if self._debugger is not None:
+            self._debugger.forget()
 
     def run(self, budget_blocks: int) -> Exit:
         """Execute until `blocks` has grown by `budget_blocks`, or less if something else ends it: see `Exit`.
@@ -104,18 +111,31 @@ class UnicornCpu:
         An exception that a callback of the platform raised is raised here, before the next block."""
         clock = self._clock
         end = clock.executed + budget_blocks
+        debugger = self._debugger
         self._requested = False
         while True:
             if self._requested:
                 return _REQUESTED
-            if self._halted and not self._wake():
-                return Exit(ExitReason.HALTED, interrupts_enabled=self._interrupts_enabled())
-            if clock.executed >= end:
+            stop = None
+            if self._halted:
+                if not self._wake():
+                    return Exit(ExitReason.HALTED, interrupts_enabled=self._interrupts_enabled())
+                stop = debugger.woke() if debugger is not None else None
+            elif debugger is not None and debugger.is_due:
+                stop = debugger.begin()
+            elif clock.executed >= end:
                 return _BUDGET
-            self._start(end)
+            elif debugger is None:
+                self._start(end)
+            else:
+                debugger.arm()
+                self._start(end)
+                stop = debugger.ended()
             if self._triple_fault is not None:
                 exit_, self._triple_fault = self._triple_fault, None
                 return exit_
+            if stop is not None:
+                return Exit(ExitReason.DEBUGGER, stop=stop)
 
     def request_exit(self) -> None:
         """From inside a callback: leave before the next block."""
@@ -162,14 +182,17 @@ class UnicornCpu:
         self._code_pages.clear()
         self._stale.clear()
         self._halted, self._clock.irq = saved["halted"], 0
+        if self._debugger is not None:
+            self._debugger.forget()
 
     def translate(self, gva: int) -> int | None:
         """The guest-physical address behind a linear one as the page tables stand, or None.  Changes nothing."""
         self._engine.save()
-        try:
-            return walk(self._state, self._physical, gva, touch=False)
-        except PageFault:
-            return None
+        return self._debug_memory.translate(gva)
+
+    def peek(self, gpa: int, length: int) -> bytes | None:
+        """Bytes of RAM, ROM or shadow RAM within one page, without any effect; None where there is no memory."""
+        return self._peeked.peek(gpa, length)
 
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that the host has changed.
@@ -192,6 +215,17 @@ class UnicornCpu:
         for shadow in shadows:
             self._shadow.set(shadow.gpa, shadow.length, reads_ram=shadow.reads_ram, writes_ram=shadow.writes_ram)
 
+    @property
+    def debugger(self) -> Debugger:
+        """What a debugger can do with it, from now on."""
+        if self._debugger is None:
+            core = Core(
+                self._engine, self._state, self._clock, self._debug_memory, self._callbacks.instruction,
+                self._emulate, self._take_interrupt, self._code_pages.drop, self._leave_halt,
+            )  # fmt: skip
+            self._debugger = Debugger(core)
+        return self._debugger
+
     def close(self) -> None:
         """Give the engine back.  Before the memory it runs in is closed."""
         self._physical.close()
@@ -202,6 +236,15 @@ class UnicornCpu:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def _start(self, end: int) -> None:
+        """Let Unicorn run, and deliver what it stopped for."""
+        clock = self._clock
+        is_free = self._emulate(end)
+        at_block = clock.stopped == STOPPED_BEFORE_BLOCK and not clock.wants_stop
+        if is_free and at_block and clock.irq and clock.executed < end and not self._requested:
+            self._interrupt()
+
+    def _emulate(self, end: int) -> bool:
+        """Let Unicorn run.  Whether it ended with nothing that had to be delivered."""
         clock, engine = self._clock, self._engine
         if self._stale:
             self._code_pages.drop(self._stale)
@@ -228,8 +271,9 @@ class UnicornCpu:
             self._deliver_now(lambda eip: Event(delivery.INVALID_OPCODE, Source.EXCEPTION, eip))
         elif error != binding.OK:
             raise binding.UnicornError(f"Unicorn stopped with error {error} at {self.registers()['rip']:#x}")
-        elif clock.stopped and clock.irq and clock.executed < end and not self._requested:
-            self._interrupt()
+        else:
+            return True
+        return False
 
     def _interrupts_enabled(self) -> bool:
         self._engine.save()
@@ -246,6 +290,16 @@ class UnicornCpu:
     def _can_take_interrupt(self) -> bool:
         self._engine.save()
         return interrupts_open(self._state.eflags, self._state.hflags)
+
+    def _leave_halt(self) -> None:
+        self._halted = False
+
+    def _take_interrupt(self) -> bool:
+        """For a step of the debugger: deliver an interrupt that waits, if the guest can take it."""
+        executed = self._clock.executed
+        if self._clock.irq:
+            self._interrupt()
+        return bool(self._clock.executed != executed)
 
     def _interrupt(self) -> None:
         """Deliver the waiting interrupt between two blocks, if the guest can take it."""
@@ -312,6 +366,10 @@ class UnicornCpu:
         try:
             self._engine.save()
             state = self._state
+            if self._debugger is not None and self._debugger.takes(vector):
+                self._clock.stopped = STOPPED_BEFORE_BLOCK
+                self._engine.stop()
+                return
             eflags = self._engine.read_register(x86_const.UC_X86_REG_RFLAGS)
             if self._refused_at is not None:  # came first: what follows it must not have happened
                 event = self._refused_port(state.eip)
@@ -325,7 +383,7 @@ class UnicornCpu:
         except BaseException as error:
             self._fail(error)
         if self._clock.executed >= self._clock.limit or self._triple_fault is not None:
-            self._clock.stopped = 1
+            self._clock.stopped = STOPPED_BEFORE_BLOCK
             self._engine.stop()  # precise here, and needed: a handler that cannot be fetched announces no block
 
     def _on_invalid_instruction(self, _engine: int, _data: int) -> bool:

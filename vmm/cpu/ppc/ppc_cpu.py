@@ -148,6 +148,10 @@ class PpcCpu:
         self._engine.save()
         return translate(self._state, self._memory, gva)
 
+    def peek(self, gpa: int, length: int) -> bytes | None:
+        """Bytes of RAM within one page, without any effect; None where there is no memory."""
+        return self._memory.peek(gpa, length) if self._memory.contains(gpa, length) else None
+
     def drop_translations(self, writes: Sequence[tuple[int, int]]) -> None:
         """Forget translated code at (gpa, length) ranges that the host has changed.
 
@@ -161,6 +165,11 @@ class PpcCpu:
     def holds_code(self, gpa: int, length: int) -> bool:
         """Whether translated code comes from a page that the range touches."""
         return length > 0 and self._marks.find(b"\1", gpa >> PAGE_SHIFT, (gpa + length - 1 >> PAGE_SHIFT) + 1) >= 0
+
+    @property
+    def debugger(self) -> None:
+        """There is none for this processor."""
+        return None
 
     def close(self) -> None:
         """Give the engine back.  Before the memory it runs in is closed."""
