@@ -32,13 +32,14 @@ test-qemu: test-environment
 	@tools/debian-install qemu-system-x86 qemu-system-x86_64
 	$(PYTHON_IN_VENV) -m pytest -n 2 -m beside_qemu $(ARGS) tests/hostile tests/vmm/control
 
-# Other people's firmware and kernel, for the tests that boot them, other people's reading of ACPI tables, and a debugger.
+# Other people's firmware and kernel, for the tests that boot them, other people's reading of ACPI tables, a debugger, and curl.
 test-packages: test-environment
 	@tools/debian-package seabios
 	@tools/debian-package acpica-tools
 	@tools/debian-package busybox-static
 	@tools/debian-package linux-image-cloud-amd64 linux-image-
 	@tools/debian-package gdb --needs
+	@tools/debian-package curl --needs
 
 lint: test-environment
 	$(PYTHON_IN_VENV) -m ruff check .

@@ -1,7 +1,7 @@
 """`vmm boot --restore FILE`: what the other words of the command line mean for a machine that was running before.
 
 The snapshot has the machine and its guest.  Beside it may stand what is still to come, counted from the moment of the
-snapshot, and where the run's output goes; every other word would ask for another machine.
+snapshot, and where the run's output goes and who drives it; every other word would ask for another machine.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ BESIDE = frozenset(
     (
         *("restore", "target", "hint", "poll", "duration", "powerdown"),
         *("serial", "report", "json", "debugcon", "snapshot_at", "shell"),
+        *("name", "qmp", "monitor", "gdb", "metrics", "paused"),
     )
 )
 
@@ -39,11 +40,13 @@ def boot_restored(options: BootOptions) -> int:
         return run(
             Request(
                 snapshot.config,
-                "stdio" if options.shell else options.serial,
+                "stdio" if options.shell else options.console,
                 options.report,
                 options.json,
                 options.debugcon,
                 shell_ready=b"" if options.shell else None,
+                shares_console=options.shares_console,
+                control=options.control,
                 snapshots=options.snapshots,
                 make=partial(_restored, snapshot, options),
             )

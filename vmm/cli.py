@@ -30,6 +30,7 @@ from vmm.options import translate
 from vmm.running.control import CTL_EPILOG, CTL_HELP, ctl_command
 from vmm.running.listing import PS_HELP, ps_command
 from vmm.running.sizing import BALLOON_EPILOG, BALLOON_HELP, balloon_command
+from vmm.running.snapshot import SNAPSHOT_EPILOG, SNAPSHOT_HELP, snapshot_command
 from vmm.running.statistics import STATS_EPILOG, STATS_HELP, stats_command
 from vmm.streams import GuardedText, OutputGone, forget_stdout, guarded
 from vmm.top.command import TOP_EPILOG, TOP_HELP, top_command
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 NARROWEST_COLUMN = 32  # of text beside names, for the longest feature; on a narrower terminal it goes on below them
-RUNNING = ("ps", "balloon", "stats", "ctl", "top")  # about machines that run
+RUNNING = ("ps", "balloon", "stats", "ctl", "snapshot", "top")  # about machines that run
 COMMANDS = ("boot", *RUNNING, "guests", "devices", "initramfs", "conformance", "inspect", "watch")
 NOT_COMMANDS = {  # what other programs call them
     "run": "boot",
@@ -146,6 +147,7 @@ app.command("ps", help=PS_HELP)(ps_command)
 app.command("balloon", help=BALLOON_HELP, epilog=BALLOON_EPILOG)(balloon_command)
 app.command("stats", help=STATS_HELP, epilog=STATS_EPILOG)(stats_command)
 app.command("ctl", help=CTL_HELP, epilog=CTL_EPILOG)(ctl_command)
+app.command("snapshot", help=SNAPSHOT_HELP, epilog=SNAPSHOT_EPILOG)(snapshot_command)
 app.command("top", help=TOP_HELP, epilog=TOP_EPILOG)(top_command)
 app.command("initramfs", help=INITRAMFS_HELP, epilog=INITRAMFS_EPILOG)(initramfs_command)
 app.command("conformance", help=CONFORMANCE_HELP, epilog=CONFORMANCE_EPILOG)(conformance_command)

@@ -56,7 +56,7 @@ class Clock(Protocol):
         ...
 
     def resume(self) -> None:
-        """Go on from where it stood."""
+        """Go on from where it stood; once for each `pause`."""
         ...
 
 
@@ -104,6 +104,7 @@ class RealtimeClock(Stateful):
     def __init__(self) -> None:
         self._start_ns = time.monotonic_ns()
         self._standing_ns: int | None = None
+        self._stops = 0  # of which each must be taken back before it goes on
 
     @property
     def elapsed_ns(self) -> int:
@@ -118,20 +119,19 @@ class RealtimeClock(Stateful):
 
     def pause(self) -> None:
         self._standing_ns = self.elapsed_ns
+        self._stops += 1
 
     def resume(self) -> None:
-        if self._standing_ns is not None:
-            standing_ns, self._standing_ns = self._standing_ns, None
-            self.elapsed_ns = standing_ns
+        self._stops -= 1
+        if not self._stops:
+            self._start_ns = time.monotonic_ns() - self.elapsed_ns
+            self._standing_ns = None
 
     def now_ns(self, blocks: int) -> int:
         return self.elapsed_ns
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
-        if self._standing_ns is not None:  # whoever stopped it lets it go on
-            yield
-            return
         self.pause()
         try:
             yield

@@ -150,7 +150,7 @@ BUILT: dict[type, str] = {
     WriteLog: "",
     SeededEntropy: "seed",
     VirtualClock: "",
-    RealtimeClock: "_start_ns _standing_ns",
+    RealtimeClock: "_start_ns _standing_ns _stops",
     PcBoard: "config memory payload ports mmio rom transports timed isa_bridge memory_map acpi_files collectors",
     PpcBoard: "config memory payload mmio rom timed entry",
     LineController: "_bits",

@@ -30,7 +30,7 @@ from vmm.cli import EXIT_STATUSES, main
 
 ROOT = Path(__file__).resolve().parents[2]
 VMM = [sys.executable, "-m", "vmm"]
-KNOWN = "boot, ps, balloon, stats, ctl, top, guests, devices, initramfs, conformance, inspect, watch"
+KNOWN = "boot, ps, balloon, stats, ctl, snapshot, top, guests, devices, initramfs, conformance, inspect, watch"
 POWER_OFF = bytes.fromhex("66ba0406 66b80020 66ef f4")  # mov dx, 604h; mov ax, 2000h; out dx, ax; hlt
 QUIT_WITH_7 = bytes.fromhex("66baf405 b807000000 ef f4")  # mov dx, 5F4h; mov eax, 7; out dx, eax; hlt
 PANIC = bytes.fromhex("66ba0505 b001 ee f4")  # mov dx, 505h; mov al, 1; out dx, al; hlt

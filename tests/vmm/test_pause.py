@@ -34,6 +34,20 @@ def test_the_hosts_time_does_not_pass_for_a_paused_guest() -> None:
         assert 0 <= machine.now_ns - before_ns < 150_000_000
 
 
+def test_time_goes_on_only_when_everybody_who_stopped_it_lets_it() -> None:
+    with Machine(make_config("stats", clock="realtime", duration="60s")) as machine:
+        with machine.standing_still():
+            machine.pause()
+        before_ns = machine.now_ns
+        time.sleep(0.02)
+        assert machine.now_ns == before_ns
+        with machine.standing_still():
+            machine.resume()
+            assert machine.now_ns == before_ns
+        time.sleep(0.02)
+        assert machine.now_ns > before_ns
+
+
 def test_observers_hear_of_it_once() -> None:
     heard: list[str] = []
 

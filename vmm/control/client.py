@@ -31,7 +31,11 @@ class Refused(Exception):
 
 
 class NoAnswer(ConfigError):
-    """The machine did not answer in time; it may still, and may be asked again."""
+    """The machine, which is the process `pid`, did not answer in time; it may still, and may be asked again."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        super().__init__(f"{name} (process {pid}) does not answer; it may be stopped.")
+        self.pid = pid
 
 
 class Client:
@@ -93,7 +97,7 @@ class Client:
                 self._socket.settimeout(max(left_s, 0.001))
                 data = self._socket.recv(1 << 16)
             except TimeoutError as error:
-                raise NoAnswer(f"{self.name} (process {self.pid}) does not answer; it may be stopped.") from error
+                raise NoAnswer(self.name, self.pid) from error
             except OSError as error:
                 raise self._gone() from error
             if not data:

@@ -38,9 +38,10 @@ def attended(machine: Machine, options: ControlOptions, *others: Attendant) -> I
                 _say_if_it_waits(server.listen(address, make_session, what), what)
             if options.paused:
                 machine.pause()
-            while server.is_waiting:
-                attendants.wait(1.0)
-                attendants.serve()
+            with machine.standing_still():  # the guest has not begun, whatever its clock
+                while server.is_waiting:
+                    attendants.wait(1.0)
+                    attendants.serve()
             yield attendants
     finally:
         protocols.end()

@@ -127,24 +127,24 @@ class ReturnedFiles:
 
     def _take_all(self, archive: tarfile.TarFile, folder: Path) -> tuple[int, int]:
         """How many members were taken into `folder`, and how many were not."""
-        taken, left, behind = 0, 0, -1
+        taken, left, behind, end = 0, 0, -1, 0
         for count, member in enumerate(archive):
             if count >= MOST_MEMBERS:
                 raise ConfigError(f"The guest sent more than {MOST_MEMBERS} files; none of them was kept.")
             if member.offset_data <= behind or member.size < 0:  # a size below 0 would lead back
                 raise tarfile.ReadError("its parts lie upon each other")
-            behind = member.offset_data
+            behind, end = member.offset_data, archive.offset
             done = self._take(archive, member, folder)
             is_place = not PurePosixPath(member.name).parts  # "." itself, which nobody put there
             taken, left = taken + (done and not is_place), left + (not done)
-        if not self._ends_at(archive.offset):
+        if not self._ends_at(end):
             raise tarfile.ReadError("its end is missing")
         return taken, left
 
     def _ends_at(self, offset: int) -> bool:
         """Whether there is the empty block that ends an archive, behind the last part that was read.
 
-        tarfile ends quietly where the rest is missing, and at a header that it refuses."""
+        tarfile ends quietly where the rest is missing, and, having read on, at a header that it refuses."""
         self._file.seek(offset)
         return self._file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 

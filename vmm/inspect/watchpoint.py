@@ -117,7 +117,8 @@ def _spots(pid: int, inode: int, tables: list[TableView], what: str, queue: str,
         named = [(name, ring) for name, ring in rings if not queue or queue in (ring.name, name, str(ring.index))]
         if not named:
             names = ", ".join(name for name, _ in rings) or "none"
-            raise ConfigError(f"there is no queue {queue!r} that is set up, only: {names}")
+            which = f"no queue {queue!r} that is set up, only: {names}" if queue else "no queue that is set up yet"
+            raise ConfigError(f"there is {which}")
         split = [(name, ring) for name, ring in named if not ring.packed]
         if not split:
             raise ConfigError(f"{named[0][0]} is a packed ring, which has no {what}: give an address in it")

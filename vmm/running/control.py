@@ -45,15 +45,24 @@ def ctl_command(
     with Client(*choose(name, found)) as client:
         commands = {each["name"] for each in client.ask("query-commands")}
         try:
-            if command[0] in commands:
+            if command[0] in commands and takes(command[1:]):
                 say(json.dumps(client.ask_with(command[0], parse_arguments(command[1:])), indent=2))
             else:
                 text: str = client.ask("human-monitor-command", command_line=" ".join(command))
                 if text.startswith("unknown command:"):
-                    raise fail(f"{client.name} has neither a QMP command {command[0]!r} nor that line of the monitor.")
+                    if command[0] in commands:
+                        parse_arguments(command[1:])
+                    raise ConfigError(
+                        f"{client.name} has neither a QMP command {command[0]!r} nor that line of the monitor."
+                    )
                 say(text.replace("\r\n", "\n").rstrip("\n"))
         except Refused as error:
             raise fail(f"{client.name}: {error.desc} ({error.class_}).") from error
+
+
+def takes(words: list[str]) -> bool:
+    """Whether the words are arguments of a command of QMP's; "balloon 40" is a line of the monitor."""
+    return all("=" in word for word in words) or (len(words) == 1 and words[0].startswith("{"))
 
 
 def parse_arguments(words: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from devices.errors import ConfigError
 from vmm.config import format_size
-from vmm.control.client import LOOK_S, Client, Refused, living
+from vmm.control.client import LOOK_S, Client, NoAnswer, Refused, living
 from vmm.running.output import say
 
 PS_HELP = """List your running machines.
@@ -30,8 +30,10 @@ def ps_command(
         try:
             with Client(name, path, LOOK_S) as client:
                 found.append(client.ask("x-vmm-status") | {"name": name})
-        except (ConfigError, Refused):  # it ended meanwhile, or it is stopped: that it is there is known all the same
-            found.append({"name": name, "status": "unresponsive"})
+        except NoAnswer as error:  # it is stopped, or hangs
+            found.append({"name": name, "status": "unresponsive", "pid": error.pid})
+        except (ConfigError, Refused):  # it has ended meanwhile
+            continue
     if json:
         say(json_module.dumps(found, indent=2))
     else:
@@ -39,8 +41,8 @@ def ps_command(
 
 
 def _row(status: Mapping[str, Any]) -> tuple[str, ...]:
-    if "pid" not in status:
-        return (status["name"], "-", "-", status["status"], *["-"] * 6)
+    if "time-ns" not in status:
+        return (status["name"], str(status["pid"]), "-", status["status"], *["-"] * 6)
     balloon = status.get("balloon")
     sizes = ("guest-ram", "target-guest-ram", "actual")
     return (

@@ -12,7 +12,7 @@ import typer
 
 from devices.errors import ConfigError
 from vmm.config import TargetStep, format_size, parse_duration, parse_targets
-from vmm.control.client import Client, Refused, choose
+from vmm.control.client import ANSWER_S, Client, Refused, choose
 from vmm.running.output import fail, say
 
 BALLOON_HELP = """Set how much RAM a running machine leaves to its guest.
@@ -46,7 +46,7 @@ def balloon_command(
         raise ConfigError(f"A target for now is one SIZE or balloon=SIZE, not {words[-1]!r}.")
     step = steps[0]
     timeout_s = parse_duration(timeout) / 1e9
-    with Client(*choose(words[0] if len(words) == 2 else "")) as client:
+    with Client(*choose(words[0] if len(words) == 2 else ""), answer_s=min(timeout_s, ANSWER_S)) as client:
         before = client.ask("x-vmm-status")
         if "balloon" not in before:
             raise fail(f"{client.name} has no balloon.")

@@ -62,9 +62,10 @@ class Place:
     def socket(self, name: str) -> Path:
         return self.folder / "balloon-vmm" / f"{name}.sock"
 
-    def vmm(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def vmm(self, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        env = self.env | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [*VMM, *words], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+            [*VMM, *words], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
 
     def status(self, name: str) -> dict[str, Any]:

@@ -150,6 +150,17 @@ def test_over_a_port_of_loopback_and_over_the_standard_streams(place: Place) -> 
     assert run.returncode == 0 and "ended from outside" in run.stderr
 
 
+def test_no_time_passes_while_somebody_is_waited_for(place: Place) -> None:
+    path = place.folder / "q"
+    words = ("--clock", "realtime", "--poll", "0.2", "--target", "", "--for", "1s")
+    process = place.boot("stats", *words, "--qmp", f"unix:{path},server=on,wait=on")
+    time.sleep(1.5)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+        output = place.end(process)
+    assert process.returncode == 0 and "statistics" in output
+
+
 def test_with_wait_the_guest_does_not_begin_before_somebody_is_there(place: Place) -> None:
     path = place.folder / "q"
     process = place.boot("hello", "--qmp", f"unix:{path},server=on,wait=on")

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,9 @@ def test_a_machine_that_stands_still_is_told_so_and_others_are_found(place: Plac
     process.send_signal(signal.SIGSTOP)
     lines = place.vmm("ps").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["NAME", "other", "vm"]
-    assert "unresponsive" in lines[2]
+    assert "unresponsive" in lines[2] and lines[2].split()[1] == str(process.pid)
+    start_s = time.monotonic()
+    assert place.vmm("balloon", "vm", "50M", "--wait", "--timeout", "1s").returncode == 2
+    assert time.monotonic() - start_s < 8
     process.send_signal(signal.SIGCONT)
     assert "running" in place.vmm("ps").stdout.splitlines()[2]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -21,6 +23,17 @@ from vmm.control.status import status
 from vmm.machine import Machine
 
 MIB = 1 << 20
+UNPACKED = Path(__file__).resolve().parents[3] / ".venv/packages"
+
+
+def unpacked_or_installed(name: str) -> tuple[str | None, dict[str, str]]:
+    """The program `name` of Debian's package, as tools/debian-package unpacks it with what it needs, and its
+    environment; or the one that is installed."""
+    program = UNPACKED / name / f"usr/bin/{name}"
+    if not program.is_file():
+        return shutil.which(name), dict(os.environ)
+    libraries = ":".join(str(UNPACKED / name / place / "x86_64-linux-gnu") for place in ("usr/lib", "lib"))
+    return str(program), {**os.environ, "LD_LIBRARY_PATH": libraries}
 
 
 @pytest.fixture
@@ -123,14 +136,16 @@ def test_other_requests(peer: Peer, request_text: bytes, status_code: bytes, sta
 
 
 def test_curl_reads_it_from_a_machine_that_runs(place: Place) -> None:
-    curl = shutil.which("curl")
+    curl, env = unpacked_or_installed("curl")
     if curl is None:
-        pytest.skip("curl is not installed")
+        pytest.skip("Debian's package curl is neither unpacked nor installed; see what tools/debian-package says")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     place.boot("stats", "--for", "10min", "--clock", "realtime", "--metrics", f":{port}")
     url = f"http://127.0.0.1:{port}/metrics"
-    done = subprocess.run([curl, "-sS", "--fail", url, url], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [curl, "-sS", "--fail", url, url], env=env, capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.count("# TYPE vmm_info gauge") == 2
     assert samples(done.stdout[: len(done.stdout) // 2])
 

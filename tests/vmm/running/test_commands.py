@@ -237,6 +237,8 @@ def test_ctl_speaks_qmp_and_otherwise_to_the_monitor(running: Place, tmp_path: P
     saved = running.vmm("ctl", "vm", "pmemsave", "val=0", "size=4096", f"filename={tmp_path / 'x'}")
     assert json.loads(saved.stdout) == {} and (tmp_path / "x").stat().st_size == 4096
     assert running.vmm("ctl", "vm", "balloon", '{"value": 50331648}').returncode == 0
+    assert running.vmm("ctl", "vm", "balloon", "50").stdout.strip() == ""  # a line of the monitor, in MiB
+    assert running.status("vm")["balloon"]["target-guest-ram"] == 50 << 20
     assert running.vmm("ctl", "vm", "info", "status").stdout == "VM status: running\n"
 
 
@@ -245,7 +247,7 @@ def test_ctl_speaks_qmp_and_otherwise_to_the_monitor(running: Place, tmp_path: P
     [
         (["balloon"], 1, "vmm: vm: Parameter 'value' is missing (GenericError).\n"),
         (["qom-get", "path=/x", "property=y"], 1, "vmm: vm: Device '/x' not found (DeviceNotFound).\n"),
-        (["nope"], 1, "vmm: vm has neither a QMP command 'nope' nor that line of the monitor.\n"),
+        (["nope"], 2, "vmm: vm has neither a QMP command 'nope' nor that line of the monitor.\n"),
         (["query-status", "x"], 2, "vmm: An argument must be NAME=VALUE, not 'x'.\n"),
         ([], 2, "vmm: What shall vm do? Try 'vmm ctl vm query-commands'.\n"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm.control.monitor import machine as whole
@@ -137,6 +138,12 @@ INFOS: Final = {
 _NAME = re.compile(r"[^\s/]*")
 
 
+def _write_snapshot(machine: Machine, path: str) -> int:
+    from vmm.snapshots import write_snapshot  # with its decoders, only where one is wanted
+
+    return write_snapshot(machine, path)
+
+
 def find(table: Mapping[str, Command], name: str) -> tuple[str, Command] | None:
     """The row that has `name` among its names."""
     return next(((names, each) for names, each in table.items() if name in names.split("|")), None)
@@ -148,7 +155,7 @@ class Monitor:
     `has_quit` says that the run was asked to end here."""
 
     def __init__(self, machine: Machine, name: str = "", events: Events | None = None) -> None:
-        self.context = Context(machine, name, events or Events(machine), self)
+        self.context = Context(machine, name, events or Events(machine), self, partial(_write_snapshot, machine))
         self.has_quit = False
         self._reader = Reader(lambda: registers.named(machine))
 

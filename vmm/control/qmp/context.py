@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,9 +21,11 @@ class LineMonitor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One run, called `name`, and those who hear of it; `monitor` has its own commands."""
+    """One run, called `name`, and those who hear of it; `monitor` has its own commands, `write_snapshot` writes the
+    whole machine to the file that it is given and returns its bytes (ConfigError where it cannot)."""
 
     machine: Machine
     name: str
     events: Events
     monitor: LineMonitor
+    write_snapshot: Callable[[str], int]

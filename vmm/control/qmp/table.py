@@ -84,6 +84,7 @@ COMMANDS: Final = {
         virtio.x_query_virtio_queue_element, "ElementArguments", "VirtioQueueElement", UNSTABLE
     ),
     "x-vmm-status": Command(machine.x_vmm_status, returns="VmmStatus", features=UNSTABLE),
+    "x-vmm-snapshot": Command(machine.x_vmm_snapshot, "SnapshotArguments", "SnapshotInfo", UNSTABLE),
     "x-vmm-request-stats": Command(machine.x_vmm_request_stats, features=UNSTABLE),
 }
 

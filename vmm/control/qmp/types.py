@@ -44,6 +44,8 @@ TYPES: Final[dict[str, ObjectType | EnumType]] = {
     },
     "MonitorArguments": {"command-line": "str", "*cpu-index": "int"},
     "PmemsaveArguments": {"val": "int", "size": "int", "filename": "str"},
+    "SnapshotArguments": {"filename": "str"},
+    "SnapshotInfo": {"size": "int", "time-ns": "int"},
     # -- the object tree
     "PathArguments": {"path": "str"},
     "TypenameArguments": {"typename": "str"},

@@ -28,7 +28,10 @@ def _find() -> tuple[list[str], dict[str, str]]:
     if program.is_file():
         libraries = ":".join(str(UNPACKED / place / "x86_64-linux-gnu") for place in ("usr/lib", "lib"))
         data = f"--data-directory={UNPACKED / 'usr/share/gdb'}"
-        return [str(program), data], {"LD_LIBRARY_PATH": libraries, "PYTHONHOME": str(UNPACKED / "usr")}
+        # where Debian's Python is installed, its modules are not among what gdb needs besides
+        has_modules = any((UNPACKED / "usr/lib").glob("python3*/encodings"))
+        home = str(UNPACKED / "usr") if has_modules else "/usr"
+        return [str(program), data], {"LD_LIBRARY_PATH": libraries, "PYTHONHOME": home}
     installed = shutil.which("gdb")
     return ([installed] if installed else []), {}
 

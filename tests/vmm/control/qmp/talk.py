@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from vmm.control.monitor import Monitor
-from vmm.control.qmp.context import Context
 from vmm.control.qmp.events import Events
 from vmm.control.qmp.session import QmpSession
 from vmm.control.sockets import Connection
@@ -42,7 +41,7 @@ class Talk:
         self.events = Events(machine) if events is None else events
         if self.events not in machine.observers:
             machine.observers.append(self.events)
-        context = Context(machine, "fred", self.events, Monitor(machine))
+        context = Monitor(machine, "fred", self.events).context
         self.session = QmpSession(cast(Connection, self.wire), context)
         (self.greeting,) = self.wire.take()
         if negotiate:
