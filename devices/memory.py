@@ -184,15 +184,15 @@ class GuestMemory:
             return region.mapping[start : start + length]
         return b"".join(piece.tobytes() for piece in self._pieces(gpa, length))
 
-    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """`read` of each (gpa, length_bytes), which is quicker together where one region holds them all."""
+    def read_together(self, ranges: Sequence[tuple[int, int]]) -> bytes:
+        """`read` of each (gpa, length_bytes), one after the other, which is quicker where one region holds them all."""
         region = self.region_of(*ranges[0]) if ranges else None
         if region is not None:
-            mapping, start, end = region.mapping, region.gpa, region.end
-            found = [mapping[gpa - start : gpa - start + size] for gpa, size in ranges if start <= gpa <= end - size]
+            view, start, end = region.array.data, region.gpa, region.end
+            found = [view[gpa - start : gpa - start + size] for gpa, size in ranges if start <= gpa <= end - size]
             if len(found) == len(ranges):
-                return found
-        return [self.read(gpa, length) for gpa, length in ranges]
+                return b"".join(found)
+        return b"".join([self.read(gpa, length) for gpa, length in ranges])
 
     def write(self, gpa: int, data: Buffer) -> None:
         """Store the bytes of `data` (contiguous) at `gpa`: all of them, or OutsideRam and nothing."""

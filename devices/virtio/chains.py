@@ -292,7 +292,7 @@ class FewChains(_WithoutArrays):
     def gather_entries(self, memory: GuestMemory, entry_bytes: int, limit_bytes: int) -> tuple[bytes, int]:
         sizes = self._length
         if self.are_readable() and sum(sizes) <= limit_bytes and not any(size % entry_bytes for size in sizes):
-            return b"".join(memory.read_each(list(zip(self._addr, sizes, strict=True)))), 0
+            return memory.read_together(list(zip(self._addr, sizes, strict=True))), 0
         return super().gather_entries(memory, entry_bytes, limit_bytes)
 
     def gather_readable(self, memory: GuestMemory, limit_bytes: int) -> bytes:

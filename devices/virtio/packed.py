@@ -308,18 +308,19 @@ class PackedQueue(Stateful):
         """Put in a loop; returns the position behind, not yet brought back below the end of the round.
 
         The driver looks at the first descriptor and then at the ones behind it: those may be written in any way."""
-        ring, size, in_flight = self._bytes, self.size, self._in_flight
+        ring, size, in_flight, round_ = self._bytes, self.size, self._in_flight, self._round
+        store = _WHOLE_USED.pack_into
         lengths = [written] * chains.count if isinstance(written, int) else written
         places = zip(chains.names_and_slots(), lengths, strict=True)
         (first, slots), length = next(places)
         at = position + slots
         for (buffer_id, slots), other in places:
             flags = _WRITE if other else 0
-            where = at if at < self._round else at - self._round
+            where = at if at < round_ else at - round_
             if where < size:
-                _WHOLE_USED.pack_into(ring, _DESC_BYTES * where + 8, other, buffer_id, flags | _BOTH)
+                store(ring, _DESC_BYTES * where + 8, other, buffer_id, flags | _BOTH)
             else:
-                _WHOLE_USED.pack_into(ring, _DESC_BYTES * (where - size) + 8, other, buffer_id, flags)
+                store(ring, _DESC_BYTES * (where - size) + 8, other, buffer_id, flags)
             in_flight[buffer_id] = 0
             at += slots
         in_flight[first] = 0

@@ -8,8 +8,8 @@ to its last: nothing is followed by number, and no loop is longer than the ring.
 Two ways lead to the same `Chains`.  *One by one* is plain Python and quick for few chains.  *In bulk* cuts a copy of
 the ring into chains with a few numpy operations; it accepts only what breaks no rule, and otherwise says None and
 throws away what it saw, so that the first way finds the error and names it.  The flags that decide that a chain is
-available are read before everything else of it; each descriptor's body is read once, and all decisions are made on that
-copy.
+available are read before everything else of it; all decisions about a descriptor are made on one copy of its body; a
+first look may choose the way.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _DESC_BYTES = spec.pvirtq_desc.itemsize
 _WORDS, _FLAGS_WORD = _DESC_BYTES // 2, 7
 _NEXT, _WRITE, _INDIRECT = spec.VIRTQ_DESC_F_NEXT, spec.VIRTQ_DESC_F_WRITE, spec.VIRTQ_DESC_F_INDIRECT
 EITHER = spec.VIRTQ_DESC_F_AVAIL | spec.VIRTQ_DESC_F_USED
+_PLAIN = EITHER | _NEXT | _INDIRECT
 AVAILABLE = (spec.VIRTQ_DESC_F_USED, spec.VIRTQ_DESC_F_AVAIL)
 """How an available descriptor is marked where the driver's wrap counter is 0, and where it is 1 (§2.8.1)."""
 
@@ -80,11 +81,11 @@ class PackedWalker:
         addr: list[int] = []
         length: list[int] = []
         writable: list[bool] = []
-        slots: list[int] = []
-        heads: list[int] = []
         ids: list[int] = []
-        first, total, usual = [0], 0, self._usual
-        place, flags, expected = self._at(position)
+        place, _, expected = self._at(position)
+        total = self._plain_ones(place, expected, room, in_flight, addr, length, writable, ids)
+        heads, slots, first, usual = list(range(place, place + total)), [1] * total, list(range(total + 1)), self._usual
+        place, flags, expected = self._at(position + total)
         try:
             while flags & EITHER == expected:
                 self._memory.fence()
@@ -127,6 +128,37 @@ class PackedWalker:
             raise
         end = first[-1]
         return FewChains(heads, slots, first, addr[:end], length[:end], writable[:end], ids), total
+
+    def _plain_ones(
+        self,
+        place: int,
+        expected: int,
+        room: int,
+        in_flight: bytearray,
+        addr: list[int],
+        length: list[int],
+        writable: list[bool],
+        ids: list[int],
+    ) -> int:
+        """Append what is available from `place` up to the ring's end as long as each chain is one buffer in the usual
+        region and breaks no rule, which most are; returns how many chains.  The rest is `one_by_one`'s."""
+        words, ring, usual, fence = self._words, self._bytes, self._usual, self._memory.fence
+        start, end = place, min(place + room, self._size)
+        while place < end:
+            flags = words[_WORDS * place + _FLAGS_WORD]
+            if flags & _PLAIN != expected:
+                break
+            fence()
+            gpa, size, name = _BODY.unpack_from(ring, _DESC_BYTES * place)
+            if not size or not usual.gpa <= gpa <= usual.end - size or in_flight[name]:
+                break
+            in_flight[name] = 1
+            addr.append(gpa)
+            length.append(size)
+            writable.append(flags & _WRITE != 0)
+            ids.append(name)
+            place += 1
+        return place - start
 
     def extent(self, position: int, room: int) -> tuple[int, int]:
         """How many descriptors the list at `position` has, at least one and at most `room`, and the id in the last of

@@ -246,17 +246,17 @@ def test_gather_reads_the_pieces_one_after_the_other(places: list[tuple[int, int
 
 
 @given(places=st.one_of(PLACES, SAME_LENGTH))
-def test_reading_each_of_many_is_reading_them_one_by_one(places: list[tuple[int, int]]) -> None:
+def test_reading_many_together_is_reading_them_one_by_one(places: list[tuple[int, int]]) -> None:
     with GuestMemory(LAYOUT) as memory:
         numbered(memory)
         bad = [place for place in places if not is_ram(*place)]
         if bad:
             with pytest.raises(OutsideRam) as caught:
-                memory.read_each(places)
+                memory.read_together(places)
             assert (caught.value.gpa, caught.value.length) == bad[0]
         else:
             expected = [bytes(at * 7 % 251 for at in range(gpa, gpa + length)) for gpa, length in places]
-            assert memory.read_each(places) == expected
+            assert memory.read_together(places) == b"".join(expected)
 
 
 @given(places=st.one_of(PLACES, SAME_LENGTH))

@@ -47,8 +47,8 @@ class ForeignMemory(GuestMemory):
     def read(self, gpa: int, length: int) -> bytes:
         return self.peek(gpa, length)
 
-    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self.peek(gpa, length) for gpa, length in ranges]
+    def read_together(self, ranges: Sequence[tuple[int, int]]) -> bytes:
+        return b"".join(self.peek(gpa, length) for gpa, length in ranges)
 
     def gather(self, gpas: Integers, lengths: Integers) -> Bytes:
         places = zip(map(int, gpas), map(int, lengths), strict=True)

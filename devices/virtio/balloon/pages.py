@@ -185,7 +185,8 @@ class BalloonPages:
         """Put pages in, or take them out; returns how many were not already where they shall be."""
         total, first = pages.pages, pages.first
         if first is not None:
-            before = self._bytes[first : first + total].count(_INSIDE)
+            some = self._bytes.find(_INSIDE, first, first + total) >= 0
+            before = self._bytes[first : first + total].count(_INSIDE) if some else 0
             self._bytes[first : first + total] = (_INSIDE if inside else _OUTSIDE) * total
         else:
             places = pages.pfns.astype(np.intp)

@@ -133,7 +133,8 @@ def test_a_second_gdb_is_turned_away_and_the_next_is_not(tmp_path: Path) -> None
     with vmm_for_gdb(tmp_path, GUEST, *VIRTUAL) as vmm:
         shell = f"shell {' '.join(_second(vmm.socket))}"
         said = vmm.gdb("print/x $rip", shell, "print/x $rip", "detach")
-        check(said, "$1 = 0xfff0", "refused", "$2 = 0xfff0")
+        check(said, "$1 = 0xfff0", "$2 = 0xfff0")
+        assert "refused" in said.splitlines()  # gdb keeps its own lines back when they go to a pipe
         assert "detached]" in vmm.gdb("detach")
 
 
