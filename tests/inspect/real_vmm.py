@@ -90,6 +90,11 @@ class Vmm:
         out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out.decode(), err.decode()
 
+    def end_of_run(self) -> str:
+        """What it wrote when it had ended by itself."""
+        out, _ = self.process.communicate(timeout=60)
+        return out.decode()
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()

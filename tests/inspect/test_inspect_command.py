@@ -89,7 +89,7 @@ def test_it_runs_on_exactly_as_if_nobody_had_looked() -> None:
             while True:
                 freeze_and_look(looked_at.pid)
                 times += 1
-        reports = [json.loads(vmm.end()[1]) for vmm in (alone, looked_at)]
+        reports = [json.loads(vmm.end_of_run()) for vmm in (alone, looked_at)]
     finally:
         alone.close()
         looked_at.close()
